@@ -1,0 +1,38 @@
+"""Everything reprune raises on purpose, under one base class.
+
+A message says what was wrong, where (layer path, file and byte offset, source line) and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RepruneError(Exception):
+    """Base class of all errors that reprune raises on purpose."""
+
+
+class UnsupportedModelError(RepruneError):
+    """The model has nothing that can be pruned, or holds a construct that cannot be handled."""
+
+
+class BudgetError(RepruneError, ValueError):
+    """No plan meets the budget under the given bounds. The message names the nearest possible one."""
+
+
+class PlanError(RepruneError, ValueError):
+    """A plan is malformed, or does not belong to the model it is applied to."""
+
+
+class StatisticsError(RepruneError, ValueError):
+    """The calibration responses cannot be used: none at all, NaN or infinite values, or wrong sizes."""
+
+
+class VerificationError(RepruneError):
+    """The pruned model would not compute what the masked one does. Nothing is returned rather than a wrong model."""
+
+
+class RecordError(RepruneError, ValueError):
+    """A record file is damaged or does not hold what was asked for. The message names file, record and byte offset."""
+
+
+class RecipeError(RepruneError, ValueError):
+    """A training run cannot start or resume with the options it was given."""

@@ -1,0 +1,1 @@
+"""Whole jobs, top to bottom: train, prune, fine-tune, evaluate."""

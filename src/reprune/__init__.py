@@ -1,0 +1,1 @@
+"""reprune: structured pruning for recurrent networks."""

@@ -1,0 +1,14 @@
+"""Allocations: how many units go where. One file each; adding one takes its file and its line in `ALLOCATIONS`."""
+
+from __future__ import annotations
+
+from reprune.core.allocation.base import Allocation
+from reprune.core.allocation.energy import Energy
+from reprune.core.allocation.uniform import Uniform
+
+ALLOCATIONS: dict[str, type[Allocation]] = {
+    "energy": Energy,
+    "uniform": Uniform,
+}
+
+__all__ = ["ALLOCATIONS", "Allocation", "Energy", "Uniform"]

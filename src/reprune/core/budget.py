@@ -1,0 +1,108 @@
+"""Meeting a budget: one search over the thresholds of all layers."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprune.core.cost import MEASURES, CostModel, Measure
+from reprune.core.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to remove, and the bounds that every layer keeps.
+
+    Attributes:
+        ratio: Fraction to remove, at least 0 and under 1.
+        of: What is counted: `units` of the prunable layers, or `parameters` or `macs` of the whole model.
+        min_units: Units that every layer keeps at least.
+        round_to: Units kept are a multiple of this (a layer that loses none keeps its size).
+    """
+
+    ratio: float
+    of: Measure = "units"
+    min_units: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise BudgetError(
+                f"ratio={self.ratio} is not a fraction to remove: give a number from 0 (nothing) to under 1."
+            )
+        if self.of not in MEASURES:
+            raise BudgetError(f"of={self.of!r} is not a measure: give one of {', '.join(MEASURES)}.")
+        for name in ("min_units", "round_to"):
+            if getattr(self, name) < 1:
+                raise BudgetError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that lose units together, with the thresholds at which they lose their first, second, … unit."""
+
+    layers: tuple[str, ...]
+    thresholds: NDArray[np.float64]
+
+
+def allocate(budget: Budget, blocks: Sequence[Block], cost: CostModel, before: Mapping[str, int]) -> dict[str, int]:
+    """Units that every layer keeps, so that the budget is met to within one step of one block.
+
+    Lowering the common threshold takes units away in one fixed order; the removed cost grows with every step, so the
+    threshold is found by bisection over the steps. Of the two steps around the budget the nearer one is taken.
+
+    Raises:
+        BudgetError: When even the smallest permitted sizes miss the budget. The nearest possible ratio is named.
+    """
+    steps = _steps(budget, blocks)
+    total = cost(budget.of, before)
+    target = budget.ratio * total
+
+    def removed(taken: int) -> float:
+        return total - cost(budget.of, _after(before, blocks, steps[:taken]))
+
+    # 1e-9: a budget met exactly counts as met in spite of rounding in ratio · total.
+    taken = bisect_left(range(len(steps) + 1), target - 1e-9 * total, key=removed)
+    if taken > len(steps):
+        taken = len(steps)
+        _check_reachable(budget, blocks, removed(taken), target, total)
+    elif taken > 0 and target - removed(taken - 1) <= removed(taken) - target:
+        taken -= 1
+    return _after(before, blocks, steps[:taken])
+
+
+def _steps(budget: Budget, blocks: Sequence[Block]) -> list[tuple[float, int, int]]:
+    """All permitted shrinkings as (threshold, block, units kept after it), in the order in which they happen."""
+    steps = []
+    for index, block in enumerate(blocks):
+        units = len(block.thresholds)
+        for kept in range(units - 1, budget.min_units - 1, -1):
+            if kept % budget.round_to == 0:
+                steps.append((float(block.thresholds[units - kept - 1]), index, kept))
+    # Equal thresholds: larger sizes first, so that every block's steps stay in order.
+    return sorted(steps, key=lambda step: (step[0], -step[2], step[1]))
+
+
+def _after(
+    before: Mapping[str, int], blocks: Sequence[Block], steps: Sequence[tuple[float, int, int]]
+) -> dict[str, int]:
+    counts = dict(before)
+    last = {index: kept for _, index, kept in steps}
+    for index, kept in last.items():
+        counts.update(dict.fromkeys(blocks[index].layers, kept))
+    return counts
+
+
+def _check_reachable(budget: Budget, blocks: Sequence[Block], removed: float, target: float, total: float) -> None:
+    # With the default bounds every layer keeps one unit: a unit budget is met to within that one unit per layer.
+    slack = float(sum(len(block.layers) for block in blocks)) if budget.of == "units" and budget.min_units == 1 else 0.0
+    if target - removed > slack + 1e-9 * total:
+        raise BudgetError(
+            f"ratio={budget.ratio} of={budget.of!r} cannot be met: with min_units={budget.min_units}, "
+            f"round_to={budget.round_to} and the layers left out, at most {removed / total:.4g} can be removed. "
+            f"Ask for ratio={np.floor(removed / total * 1e4) / 1e4:.4g} or less, or loosen the bounds."
+        )

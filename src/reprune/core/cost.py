@@ -1,0 +1,70 @@
+"""The cost model: parameters and multiply-accumulates (MACs) of a model as functions of the units kept.
+
+Both are exact polynomials in the counts: a tensor has the product of its axes' lengths many parameters, and a matrix
+product costs its rows times the product of its matrix's axes.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+from reprune.core.layers import Counts, Extent, Structure
+
+Measure = Literal["units", "parameters", "macs"]
+MEASURES: tuple[Measure, ...] = ("units", "parameters", "macs")
+
+
+def tensor_extents(structure: Structure) -> dict[str, tuple[Extent, ...]]:
+    """Length of every axis of every tensor that knows units, as functions of the units kept."""
+    extents = {name: [Extent(size) for size in shape] for name, shape in structure.shapes.items()}
+    for slot in structure.slots:
+        extents[slot.tensor][slot.axis] = slot.extent()
+    return {name: tuple(axes) for name, axes in extents.items()}
+
+
+class CostModel:
+    """Units, parameters and MACs per time step of a pruned model, before any surgery.
+
+    Example:
+        >>> cost = CostModel(structure)                                     # doctest: +SKIP
+        >>> cost("macs", structure.counts()), cost("macs", plan.counts())   # doctest: +SKIP
+        (1053696.0, 398336.0)
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+        self._tensors = tensor_extents(structure)
+
+    def __call__(self, of: Measure, counts: Counts) -> float:
+        """Cost of the model that keeps `counts` units per layer.
+
+        Args:
+            of: `units` (prunable hidden units), `parameters` (of the whole model) or `macs` (of the whole model, per
+                time step: the products of one traced example divided by its number of time steps).
+            counts: Units kept, for every layer of the structure.
+        """
+        if of == "units":
+            return float(sum(counts[name] for name in self._structure.prunable))
+        if of == "parameters":
+            return float(
+                self._structure.other_parameters + sum(self._size(axes, counts) for axes in self._tensors.values())
+            )
+        return self._macs(counts) / self._structure.steps
+
+    def layer_parameters(self, layer: str, counts: Counts) -> int:
+        """Parameters that belong to the layer itself: its gates' weights and biases."""
+        own = {slot.tensor for slot in self._structure.slots_of(layer, "own")}
+        return sum(self._size(self._tensors[name], counts) for name in own)
+
+    def layer_macs(self, layer: str, counts: Counts) -> int:
+        """MACs that one time step of the layer takes: each of its gate weights once."""
+        own = {slot.tensor for slot in self._structure.slots_of(layer, "own")}
+        return sum(self._size(self._tensors[name], counts) for name in own if len(self._tensors[name]) > 1)
+
+    def _macs(self, counts: Counts) -> float:
+        return sum(term.rows * self._size(term.extents, counts) for term in self._structure.contractions)
+
+    @staticmethod
+    def _size(axes: tuple[Extent, ...], counts: Counts) -> int:
+        return prod(axis(counts) for axis in axes)

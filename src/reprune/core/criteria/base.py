@@ -1,0 +1,51 @@
+"""What every criterion answers: in which order the units of a group go, and at what price."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprune.core.evidence import LayerEvidence
+
+
+class Ranking(NamedTuple):
+    """Order of removal of the units of one group.
+
+    Attributes:
+        order: Unit indices, first to go first (units).
+        scores: Score of every unit by its index (units); units with small scores go first.
+    """
+
+    order: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+class Criterion(ABC):
+    """Scores the units of a group of index-coupled layers, which go together.
+
+    A criterion is a small immutable object; its fields are its options.
+    """
+
+    needs_statistics: bool = False
+
+    @abstractmethod
+    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+        """Rank the units of a group.
+
+        Args:
+            group: Evidence about the index-coupled layers, all with the same number of units.
+            rng: Source of randomness, seeded by the caller.
+        """
+
+
+def rank_by(scores: Sequence[NDArray[np.float64]]) -> Ranking:
+    """Ranking by the sum of each layer's scores; ties go by index, so plans are the same everywhere.
+
+    Layers of one group may live on different scales: each is divided by its own mean before the sum.
+    """
+    total = scores[0] if len(scores) == 1 else np.sum([score / (score.mean() or 1.0) for score in scores], axis=0)
+    return Ranking(np.argsort(total, kind="stable"), total)

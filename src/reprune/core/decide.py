@@ -1,0 +1,109 @@
+"""From evidence to a plan: allocation, criterion and budget put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from reprune.core.budget import Block, Budget, allocate
+from reprune.core.cost import CostModel
+from reprune.core.criteria import Ranking
+from reprune.core.errors import PlanError, UnsupportedModelError
+from reprune.core.evidence import Evidence
+from reprune.core.layers import Structure
+from reprune.core.methods import Method, get_method
+from reprune.core.plan import Diagnostics, Plan
+
+
+def decide(
+    evidence: Evidence, budget: Budget, method: str | Method, *, exclude: Sequence[str] = (), seed: int = 0
+) -> Plan:
+    """Decide which units of which layer stay.
+
+    Args:
+        evidence: Weights and response statistics.
+        budget: How much to remove.
+        method: A name in `METHODS`, or a `Method`.
+        exclude: Globs of layer names to leave alone.
+        seed: Seed of the criterion's randomness.
+
+    Raises:
+        UnsupportedModelError: When no layer is left that can be pruned.
+        BudgetError: When the budget cannot be met.
+    """
+    structure = evidence.structure
+    allocation, criterion = get_method(method).resolve()
+    rng = np.random.default_rng(seed)
+    free = _free_groups(structure, exclude)
+    groups = [group for group in structure.index_coupled if group in free]
+    rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
+    blocks = []
+    for together in _together(structure, groups):
+        layers = tuple(name for group in together for name in group)
+        ranking = _joint([rankings[group] for group in together])
+        thresholds = allocation.thresholds([evidence.layers[name] for name in layers], ranking)
+        blocks.append(Block(layers, thresholds))
+
+    before = structure.counts()
+    counts = allocate(budget, blocks, CostModel(structure), before)
+    kept = {name: list(range(units)) for name, units in before.items()}
+    for group, ranking in rankings.items():
+        stay = sorted(ranking.order[before[group[0]] - counts[group[0]] :].tolist())
+        kept.update({name: list(stay) for name in group})
+    scores = {name: ranking.scores.tolist() for group, ranking in rankings.items() for name in group}
+    return Plan(
+        structure=structure,
+        kept=kept,
+        method=method if isinstance(method, str) else repr(method),
+        ratio=budget.ratio,
+        of=budget.of,
+        diagnostics=Diagnostics(scores, _spectra(evidence, scores) if allocation.needs_statistics else {}),
+    )
+
+
+def _free_groups(structure: Structure, exclude: Sequence[str]) -> set[tuple[str, ...]]:
+    """Index-coupled groups that may lose units: none of their layers pinned or excluded, nor count-coupled to such."""
+    for glob in exclude:
+        if not any(fnmatchcase(name, glob) for name in structure.layers):
+            raise PlanError(f"exclude={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
+    held = {
+        name
+        for name, layer in structure.layers.items()
+        if layer.pin is not None or any(fnmatchcase(name, glob) for glob in exclude)
+    }
+    bonds = [*structure.index_coupled, *structure.count_coupled]
+    while True:
+        more = {name for bond in bonds if held & set(bond) for name in bond} - held
+        if not more:
+            break
+        held |= more
+    free = {group for group in structure.index_coupled if not held & set(group)}
+    if not free:
+        pins = [f"{name}: {layer.pin}" for name, layer in structure.layers.items() if layer.pin is not None]
+        why = ("\n  " + "\n  ".join(pins)) if pins else " all layers are excluded."
+        raise UnsupportedModelError(f"No recurrent layer is left that can be pruned:{why}")
+    return free
+
+
+def _together(structure: Structure, groups: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """Groups merged along count-coupling: each list loses units at the same thresholds."""
+    sets: list[list[tuple[str, ...]]] = [[group] for group in groups]
+    for bond in structure.count_coupled:
+        bound = [entry for entry in sets if any(name in bond for group in entry for name in group)]
+        if len(bound) > 1:
+            sets = [entry for entry in sets if entry not in bound] + [[group for entry in bound for group in entry]]
+    return sets
+
+
+def _joint(rankings: Sequence[Ranking]) -> Ranking:
+    """Ranking that stands for count-coupled groups, whose j-th removals happen at once: their sorted scores, added."""
+    if len(rankings) == 1:
+        return rankings[0]
+    total = np.sum([ranking.scores[ranking.order] for ranking in rankings], axis=0)
+    return Ranking(np.arange(len(total)), total)
+
+
+def _spectra(evidence: Evidence, names: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: evidence.layers[name].spectrum.tolist() for name in names}

@@ -1,0 +1,215 @@
+"""Where the units of a model live: layers, the tensor axes that know them, and what ties them together.
+
+This is all that planning and surgery need to know of a model, and it holds no framework object: an adapter's tracer
+writes it, everything after reads it, and a `Plan` carries it as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = Mapping[str, int]
+Role = Literal["own", "reads", "follows"]
+
+
+class Span(NamedTuple):
+    """A run of positions on an axis: position `start + i` holds unit `unit + i // each` of `layer`.
+
+    `each > 1` is a flattened axis on which neighbouring positions belong to one unit.
+    """
+
+    start: int
+    layer: str
+    unit: int
+    units: int
+    each: int = 1
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The length of an axis as a function of the units kept: `fixed + sum(times * kept(layer))`."""
+
+    fixed: int
+    layers: tuple[tuple[str, int], ...] = ()
+
+    def __call__(self, counts: Counts) -> int:
+        """Length of the axis when `counts` units are kept."""
+        return self.fixed + sum(times * counts[layer] for layer, times in self.layers)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of one tensor that knows units.
+
+    Attributes:
+        tensor: Name of the parameter or buffer, as in the model's state dict.
+        axis: The axis.
+        size: Length of the axis before pruning.
+        role: `own`: the units' own incoming weights and biases. `reads`: a consumer's columns.
+            `follows`: per-unit values on the way (an affine gain, a running mean, a learned initial state).
+        spans: Which positions belong to which units; positions outside every span belong to none and always stay.
+    """
+
+    tensor: str
+    axis: int
+    size: int
+    role: Role
+    spans: tuple[Span, ...]
+
+    def positions(self, units: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+        """Sorted positions that hold one of `units` (`{layer: unit indices}`).
+
+        Example:
+            >>> slot = Slot("fc.weight", 1, 5, "reads", (Span(1, "lstm:l0", 0, 4),))
+            >>> slot.positions({"lstm:l0": [0, 3]}).tolist()
+            [1, 4]
+        """
+        marked = np.zeros(self.size, dtype=bool)
+        for span in self.spans:
+            chosen = np.asarray(units.get(span.layer, ()), dtype=np.int64) - span.unit
+            chosen = chosen[(chosen >= 0) & (chosen < span.units)]
+            marked[(span.start + chosen[:, None] * span.each + np.arange(span.each)).ravel()] = True
+        return np.flatnonzero(marked)
+
+    def extent(self) -> Extent:
+        """Length of the axis as a function of the units kept."""
+        times: dict[str, dict[int, int]] = {}
+        for span in self.spans:
+            held = times.setdefault(span.layer, {})
+            for unit in range(span.unit, span.unit + span.units):
+                held[unit] = held.get(unit, 0) + span.each
+        labelled = sum(span.units * span.each for span in self.spans)
+        return Extent(self.size - labelled, tuple((layer, max(held.values())) for layer, held in times.items()))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in somebody's code: the operation, and `file:line` where the user's code called it."""
+
+    operation: str
+    location: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.location}" if self.location else self.operation
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why a layer is left alone."""
+
+    site: Site
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.site})"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One direction of one recurrent layer (or its projection).
+
+    Attributes:
+        name: Its address, such as `encoder.lstm:l0_reverse`.
+        cell: Kind of cell, such as `lstm`, `gru` or `rnn`.
+        units: Number of hidden units.
+        pin: Why it is left alone, or None when it can be pruned.
+        approximate: Why removing units changes more than what they carried (a `LayerNorm` over them), or None.
+    """
+
+    name: str
+    cell: str
+    units: int
+    pin: Pin | None = None
+    approximate: Site | None = None
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A matrix product: `rows` vectors through a matrix whose axes have the given extents."""
+
+    rows: float
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A weight that reads units.
+
+    Attributes:
+        tensor: Name of the weight.
+        axis: The axis that is contracted with the units.
+        bias: Name of the bias added to the product, or None.
+    """
+
+    tensor: str
+    axis: int
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A number on a module that the model's own code uses as a size: `value = extent // divisor`."""
+
+    owner: str
+    path: tuple[str | int, ...]
+    extent: Extent
+    divisor: int = 1
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a trace found.
+
+    Attributes:
+        layers: By name, in the order in which the model runs them.
+        slots: Every tensor axis that knows units.
+        shapes: Shape of every tensor named by a slot.
+        index_coupled: Groups of layers whose units go together, index by index. Every layer is in exactly one.
+        count_coupled: Sets of layers that must keep equal numbers of units.
+        consumers: The weights that read units, with their biases.
+        contractions: Matrix products of one traced example.
+        steps: Time steps of that example, summed over its sequences: the unit in which MACs are counted.
+        other_parameters: Number of parameters in tensors that no slot names.
+        sizes: Attributes that the model's own code uses as sizes.
+        outside_states: Layers that are given initial states which the trace cannot size (from the caller, or zeros
+            of a written-out size): they keep accepting states of the original width.
+    """
+
+    layers: Mapping[str, Layer]
+    slots: tuple[Slot, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    index_coupled: tuple[tuple[str, ...], ...]
+    count_coupled: tuple[tuple[str, ...], ...] = ()
+    consumers: tuple[Consumer, ...] = ()
+    contractions: tuple[Contraction, ...] = ()
+    steps: float = 1.0
+    other_parameters: int = 0
+    sizes: tuple[SizeAttribute, ...] = ()
+    outside_states: tuple[str, ...] = ()
+
+    @cached_property
+    def _by_layer(self) -> dict[str, list[Slot]]:
+        index: dict[str, list[Slot]] = {}
+        for slot in self.slots:
+            for layer in dict.fromkeys(span.layer for span in slot.spans):
+                index.setdefault(layer, []).append(slot)
+        return index
+
+    def slots_of(self, layer: str, *roles: Role) -> Iterable[Slot]:
+        """Slots that know units of `layer`, those with one of `roles` (all roles when none is given)."""
+        return (slot for slot in self._by_layer.get(layer, ()) if not roles or slot.role in roles)
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the layers that can be pruned."""
+        return tuple(name for name, layer in self.layers.items() if layer.pin is None)
+
+    def counts(self) -> dict[str, int]:
+        """Units of every layer before pruning."""
+        return {name: layer.units for name, layer in self.layers.items()}

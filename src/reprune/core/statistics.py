@@ -1,0 +1,108 @@
+"""Streaming mean and covariance of responses.
+
+Batches are centred on themselves and merged pairwise (Chan, Golub and LeVeque, "Updating formulae and a pairwise
+algorithm for computing sample variances", 1979), so a large mean costs no digits, and any split of the data into
+batches or processes gives the same result to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from reprune.core.errors import StatisticsError
+
+Array = Any
+
+
+class Moments:
+    """Mean and covariance of `size` features over any number of rows, on the rows' own device, in double precision.
+
+    Args:
+        name: What the rows are, for error messages (a layer's name).
+        size: Number of features.
+
+    Example:
+        >>> moments = Moments("lstm:l0", 2)
+        >>> moments.update(np.array([[1.0, 2.0], [3.0, 2.0]]))
+        >>> moments.mean, moments.covariance
+        (array([2., 2.]), array([[1., 0.],
+               [0., 0.]]))
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self.count = 0
+        self._mean: Array = None
+        self._scatter: Array = None
+
+    def update(self, rows: Array) -> None:
+        """Add rows (n × size) that are valid: padding must have been left out by the caller."""
+        if rows.ndim != 2 or rows.shape[1] != self.size:
+            raise StatisticsError(
+                f"{self.name}: got responses of shape {tuple(rows.shape)}, expected (rows, {self.size}). "
+                "Give one row per valid time step."
+            )
+        if rows.shape[0] == 0:
+            return
+        xp = array_namespace(rows)
+        rows = xp.astype(rows, _widest(xp, rows))
+        mean = xp.mean(rows, axis=0)
+        centred = rows - mean
+        self._merge(rows.shape[0], mean, centred.T @ centred)
+
+    def merge(self, other: Moments) -> None:
+        """Add all that `other` has seen. The order of merging does not matter beyond rounding."""
+        if other.size != self.size:
+            raise StatisticsError(f"{self.name}: cannot merge moments of {other.size} features into {self.size}.")
+        if other.count:
+            self._merge(other.count, other._mean, other._scatter)
+
+    def _merge(self, count: int, mean: Array, scatter: Array) -> None:
+        if self.count == 0:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return
+        total = self.count + count
+        delta = mean - self._mean
+        self._scatter = self._scatter + scatter + delta[:, None] * delta[None, :] * (self.count * count / total)
+        self._mean = self._mean + delta * (count / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Array:
+        """Mean response (size)."""
+        self._check()
+        return self._mean
+
+    @property
+    def covariance(self) -> Array:
+        """Population covariance (size × size): divided by the number of rows."""
+        self._check()
+        return self._scatter / self.count
+
+    def _check(self) -> None:
+        if self.count == 0:
+            raise StatisticsError(
+                f"{self.name}: no responses were seen. The calibration batches are empty, or it never ran on them."
+            )
+        xp = array_namespace(self._mean)
+        if not bool(xp.all(xp.isfinite(self._mean))) or not bool(xp.all(xp.isfinite(self._scatter))):
+            raise StatisticsError(
+                f"{self.name}: its responses hold NaN or infinite values. Check the calibration batches and the "
+                "model's weights: the model itself gives NaN on this data."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """The accumulated sums, for checkpoints and for reduction across processes: count, mean, scatter."""
+        return {"count": self.count, "mean": self._mean, "scatter": self._scatter}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replace the accumulated sums by those of `state()`."""
+        self.count, self._mean, self._scatter = int(state["count"]), state["mean"], state["scatter"]
+
+
+def _widest(xp: Any, rows: Array) -> Any:
+    # Apple's GPU backend is the one device without doubles.
+    return xp.float32 if getattr(device(rows), "type", "") == "mps" else xp.float64

@@ -1,0 +1,109 @@
+"""`report.html`: one file that shows what was pruned, why, and what it cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reprune.core.errors import RepruneError
+from reprune.core.plan import Plan
+from reprune.report import figures, metrics, numbers
+from reprune.report.overview import overview
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TITLE = "What was pruned, and what it cost"
+
+# How the known methods decide, for somebody who meets them for the first time.
+METHODS = {
+    "iss-gm": (
+        "How many units each layer loses follows from the spectrum of its responses. Which ones follows from the "
+        "geometric median: units whose weights lie closest to those of all the others go first, because the others can "
+        "stand in for them best."
+    ),
+    "magnitude": (
+        "Every layer loses the same share of its units. Those that weigh least go first: the ones whose weights, "
+        "incoming and outgoing together, are the shortest."
+    ),
+    "random": "Every layer loses the same share of its units, chosen at random: a baseline that others have to beat.",
+}
+SCORES = {
+    "iss-gm": "The score is the sum of the distances between the unit's weights and those of every other unit.",
+    "magnitude": "The score is the length of all weights that belong to the unit.",
+    "random": "The score is a random number.",
+}
+
+
+def write_report(
+    path: str | os.PathLike[str], plan: Plan, summary: Mapping[str, Any] | None = None, *, title: str = TITLE
+) -> None:
+    """Write a report of a plan as one HTML file that needs nothing else: no network, no scripts.
+
+    Args:
+        path: The file, replaced as a whole or not at all.
+        plan: The plan.
+        summary: What a run measured: `dense` and `pruned` map metrics to numbers, `seconds` the parts of the run to
+            their durations. Everything in it is optional.
+        title: Heading of the page.
+
+    Raises:
+        RepruneError: When jinja2 is not installed.
+
+    Example:
+        >>> write_report("out/report.html", plan, {"dense": {"gap": 0.98}, "pruned": {"gap": 0.97}})  # doctest: +SKIP
+    """
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=title,
+            plan=plan,
+            overview=overview(plan),
+            how=METHODS.get(plan.method, ""),
+            score_meaning=SCORES.get(plan.method, ""),
+            threshold=figures.energy_threshold(plan),
+            spectra=figures.spectra(plan),
+            scores=figures.scores(plan),
+            metrics=metrics.metric_rows(summary or {}),
+            durations=metrics.duration_rows(summary or {}),
+        )
+    )
+    _replace(Path(path), page)
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise RepruneError("The HTML report needs jinja2: pip install 'reprune[report]'.") from None
+    environment = Environment(
+        loader=PackageLoader("reprune.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        count=numbers.count,
+        short=numbers.short,
+        percent=numbers.percent,
+        measured=numbers.measured,
+        ranges=numbers.ranges,
+        duration=numbers.duration,
+    )
+    return environment
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file, then rename: a reader sees the old page or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

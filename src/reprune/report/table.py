@@ -1,0 +1,154 @@
+"""Tables in plain text: what `print(result)` and `print(reprune.inspect(…))` show."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+from rich.box import Box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from reprune.core.layers import Layer, Structure
+from reprune.core.plan import Plan
+from reprune.report.numbers import count, percent
+from reprune.report.overview import Change, Group, coupled_groups, overview
+
+# Rules under the header and between sections, nothing else: top, head, head row, mid, row, foot row, foot, bottom.
+_RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
+
+
+def render_table(plan: Plan, width: int | None = None) -> str:
+    """A plan as a table: units, parameters and MACs per time step of every layer and of the whole model.
+
+    Args:
+        plan: The plan.
+        width: Width in characters; the terminal's when None.
+
+    Example:
+        >>> print(render_table(plan))  # doctest: +SKIP
+        iss-gm: 50.0% of units removed, 50.0% asked for
+        <BLANKLINE>
+        Layer             Units         Parameters   MACs per time step
+        ──────────────────────────────────────────────────────────────
+        lstm:l0        64 → 32    33,280 → 12,544      32,768 → 12,288
+        ──────────────────────────────────────────────────────────────
+        whole model    64 → 32    34,320 → 13,072      33,792 → 12,800
+        removed          50.0%              61.9%                62.1%
+    """
+    numbers = overview(plan)
+    layers = numbers.layers
+    grouped = bool(numbers.groups)
+    names = [
+        row.name + (" (pinned)" if row.layer.pin else " (approximate)" if row.layer.approximate else "")
+        for row in layers
+    ]
+    totals = (numbers.units, numbers.parameters, numbers.macs)
+    columns = [
+        _arrows([*rows, total])
+        for rows, total in zip(
+            zip(*((row.units, row.parameters, row.macs) for row in layers), strict=True), totals, strict=True
+        )
+    ]
+    headers = ["Layer", *(["Group"] if grouped else []), "Units", "Parameters", "MACs per time step"]
+    table = _table(headers, left=1 + grouped)
+    for index, row in enumerate(layers):
+        marks = [" ".join(row.groups)] if grouped else []
+        table.add_row(*_texts([names[index], *marks, *(column[index] for column in columns)]))
+    table.add_section()
+    blank = [""] * grouped
+    table.add_row(*_texts(["whole model", *blank, *(column[-1] for column in columns)]))
+    table.add_row(*_texts(["removed", *blank, *(percent(total.removed) for total in totals)]))
+    title = f"{plan.method}: {percent(numbers.achieved)} of {_measure(plan)} removed, {percent(plan.ratio)} asked for"
+    return _render(Text(title), table, _notes(plan.structure.layers.values(), numbers.groups), width)
+
+
+def render_structure(structure: Structure, width: int | None = None) -> str:
+    """What a trace found: every layer, what reads it, what it is tied to, and why a layer is left alone.
+
+    Args:
+        structure: The structure.
+        width: Width in characters; the terminal's when None.
+    """
+    groups = coupled_groups(structure)
+    headers = ["Layer", "Cell", "Units", "Can be pruned", *(["Group"] if groups else []), "Read by"]
+    table = _table(headers, left=2)
+    for column in table.columns[3:]:
+        column.justify = "left"
+    for name, layer in structure.layers.items():
+        marks = [" ".join(group.label for group in groups if name in group.layers)] if groups else []
+        able = "no" if layer.pin else "approximately" if layer.approximate else "yes"
+        readers = ", ".join(readers_of(structure, name)) or "nothing"
+        table.add_row(*_texts([name, layer.cell, count(layer.units), able, *marks, readers]))
+    whole, free = len(structure.layers), len(structure.prunable)
+    units = sum(structure.layers[name].units for name in structure.prunable)
+    title = f"{free} of {whole} recurrent layers can be pruned: {count(units)} units"
+    notes = _notes(structure.layers.values(), groups)
+    notes += [
+        ("takes states", f"{name} is given initial states of its original size; it keeps accepting them.")
+        for name in structure.outside_states
+    ]
+    return _render(Text(title), table, notes, width)
+
+
+def readers_of(structure: Structure, layer: str) -> list[str]:
+    """Tensors that read a layer's units, its own recurrent weights aside."""
+    own = {slot.tensor for slot in structure.slots_of(layer, "own")}
+    return list(dict.fromkeys(slot.tensor for slot in structure.slots_of(layer, "reads") if slot.tensor not in own))
+
+
+def _measure(plan: Plan) -> str:
+    return {"units": "units", "parameters": "parameters", "macs": "MACs"}[plan.of]
+
+
+def _arrows(changes: Sequence[Change]) -> list[str]:
+    """`before → after`, with the arrows of a column one below the other."""
+    pairs = [(count(change.before), count(change.after)) for change in changes]
+    wide = max(len(after) for _, after in pairs)
+    return [f"{before} → {after:>{wide}}" for before, after in pairs]
+
+
+def _notes(layers: Iterable[Layer], groups: Sequence[Group]) -> list[tuple[str, str]]:
+    notes = [(f"group {group.label}", f"{group}.") for group in groups]
+    for layer in layers:
+        if layer.pin is not None:
+            notes.append(("pinned", f"{layer.name} is left alone: {layer.pin}."))
+        elif layer.approximate is not None:
+            notes.append(("approximate", f"{layer.name}: units pass {layer.approximate}, which mixes them."))
+    return notes
+
+
+def _table(headers: Sequence[str], left: int) -> Table:
+    table = Table(box=_RULES, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for index, header in enumerate(headers):
+        table.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _texts(cells: Iterable[str]) -> list[Text]:
+    # Text is shown as it is; a str would be searched for markup, which a layer's name may resemble.
+    return [Text(cell) for cell in cells]
+
+
+def _render(title: Text, table: Table, notes: Sequence[tuple[str, str]], width: int | None) -> str:
+    console = Console(
+        file=StringIO(),
+        width=width or shutil.get_terminal_size((100, 24)).columns,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+        _environ={},
+    )
+    with console.capture() as capture:
+        console.print(title)
+        console.print(Padding(table, (1, 0, 0, 0)))
+        if notes:
+            console.print()
+            key = Table.grid(padding=(0, 2, 0, 0))
+            for label, text in notes:
+                key.add_row(Text(label, no_wrap=True), Text(text, overflow="fold"))
+            console.print(key)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

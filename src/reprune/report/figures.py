@@ -36,7 +36,7 @@ class Spectrum:
         energy: Share of the energy in the first `kept` components; None for a layer that never responds.
         half: Components that hold half of the energy.
         asked: Components that the threshold alone asks for, or None without a threshold.
-        shared_with: Layers that lose units together with this one, on the mean of their spectra.
+        groups: Labels of the groups on whose mean spectrum the cut was decided.
         curve: Cumulative energy as a path.
         area: The part of the plane under `curve` up to the cut.
         bars: Eigenvalues on a logarithmic axis as a path.
@@ -50,7 +50,7 @@ class Spectrum:
     energy: float | None
     half: int = 0
     asked: int | None = None
-    shared_with: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     curve: str = ""
     area: str = ""
     bars: str = ""
@@ -105,7 +105,7 @@ def energy_threshold(plan: Plan) -> float | None:
         if "energy" not in plan.method.lower():
             return None
     left = [
-        float(np.sum(shares[: len(plan.kept[name])]))
+        float(_energy(shares)[len(plan.kept[name]) - 1])
         for name, shares in _shares(plan).items()
         if len(plan.kept[name]) < len(shares) and shares.any()
     ]
@@ -116,6 +116,7 @@ def spectra(plan: Plan) -> list[Spectrum]:
     """Every layer's spectrum, in the order of the model."""
     threshold = energy_threshold(plan)
     decided = _shares(plan)
+    groups = coupled_groups(plan.structure)
     figures = []
     for name in plan.structure.layers:
         values = np.clip(np.asarray(plan.diagnostics.spectra.get(name, ()), dtype=float), 0.0, None)
@@ -135,8 +136,8 @@ def spectra(plan: Plan) -> list[Spectrum]:
                 kept=kept,
                 energy=float(energy[kept - 1]) if kept < units else 1.0,
                 half=_components(energy, 0.5),
-                asked=None if threshold is None else _components(np.cumsum(decided[name]), threshold),
-                shared_with=tuple(other for other in _partners(plan, name) if other in decided),
+                asked=None if threshold is None else _components(_energy(decided[name]), threshold),
+                groups=tuple(group.label for group in groups if name in group.layers),
                 curve=_line(energy),
                 area=_line(energy, upto=kept) + f"V{HEIGHT:g}H0Z",
                 bars=_bars(heights),
@@ -201,6 +202,11 @@ def _partners(plan: Plan, name: str) -> list[str]:
     return [other for other in plan.structure.layers if other in together and other != name]
 
 
+def _energy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    # What is not lost: a mean over a group in which some layers never respond sums to less than one.
+    return 1.0 - np.append(np.cumsum(shares[::-1])[::-1][1:], 0.0)
+
+
 def _components(energy: NDArray[np.float64], threshold: float) -> int:
     return min(int(np.searchsorted(energy, threshold - 1e-9)) + 1, len(energy))
 
@@ -215,7 +221,7 @@ def _axis(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     if high <= low:
         return (0.0, high) if high > 0 else (low - 1.0, high)
-    return (0.0 if 0 <= low < 0.5 * high else low, high)
+    return (0.0 if 0 <= low < 0.5 * high else low - 0.25 * (high - low), high)
 
 
 def _line(energy: NDArray[np.float64], upto: int | None = None) -> str:

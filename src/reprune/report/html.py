@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reprune.core.errors import RepruneError
 from reprune.core.plan import Plan
 from reprune.report import figures, metrics, numbers
-from reprune.report.overview import overview
+from reprune.report.overview import Change, Overview, overview
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,23 +55,36 @@ def write_report(
     Example:
         >>> write_report("out/report.html", plan, {"dense": {"gap": 0.98}, "pruned": {"gap": 0.97}})  # doctest: +SKIP
     """
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title=title,
-            plan=plan,
-            overview=overview(plan),
-            how=METHODS.get(plan.method, ""),
-            score_meaning=SCORES.get(plan.method, ""),
-            threshold=figures.energy_threshold(plan),
-            spectra=figures.spectra(plan),
-            scores=figures.scores(plan),
-            metrics=metrics.metric_rows(summary or {}),
-            durations=metrics.duration_rows(summary or {}),
-        )
+    overall, measured = overview(plan), metrics.metric_rows(summary or {})
+    template = _environment().get_template("report.html.jinja")
+    page = template.render(
+        title=title,
+        plan=plan,
+        overview=overall,
+        tiles=_tiles(overall, measured),
+        how=METHODS.get(plan.method, ""),
+        score_meaning=SCORES.get(plan.method, ""),
+        threshold=figures.energy_threshold(plan),
+        spectra=figures.spectra(plan),
+        scores=figures.scores(plan),
+        metrics=measured,
+        quality=next((row for row in measured if row.is_quality), None),
+        durations=metrics.duration_rows(summary or {}),
     )
     _replace(Path(path), page)
+
+
+def _tiles(overall: Overview, rows: Sequence[metrics.MetricRow]) -> list[tuple[str, Change, str]]:
+    """Label, change and meaning of the sizes that open the page."""
+    tiles = [
+        ("Hidden units", overall.units, "the memory of the network"),
+        ("Parameters", overall.parameters, "numbers that the model stores"),
+        ("MACs per time step", overall.macs, "multiplications that one step of the input costs"),
+    ]
+    for row in rows:
+        if row.key == "latency_ms" and row.dense and row.pruned:
+            tiles.append((row.known.name, Change(row.dense, row.pruned), "time for one run of the model"))
+    return tiles
 
 
 def _environment() -> Environment:

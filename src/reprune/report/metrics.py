@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from reprune.report.numbers import measured, percent
@@ -72,14 +73,12 @@ class MetricRow:
     @property
     def texts(self) -> tuple[str, str]:
         """Before and after as text."""
-        return _text(self.dense), _text(self.pruned)
+        return _text(self.dense, self.known), _text(self.pruned, self.known)
 
     @property
-    def left(self) -> float | None:
-        """For sizes and costs, the fraction that is left."""
-        if self.key not in _SIZES or not self.dense or self.pruned is None:
-            return None
-        return self.pruned / self.dense
+    def is_quality(self) -> bool:
+        """Whether it says how good the model is, with a known direction, before and after."""
+        return self.key not in _SIZES and self.known.higher is not None and bool(self.change)
 
 
 def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
@@ -97,15 +96,18 @@ def duration_rows(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _row(key: str, dense: float | None, pruned: float | None) -> MetricRow:
     known = KNOWN.get(key) or Known(_spoken(key), None)
-    if dense is None or pruned is None:
+    if dense is None or pruned is None or not isfinite(pruned - dense):
         return MetricRow(key, known, dense, pruned, "", "")
     delta = pruned - dense
     if delta == 0:
         return MetricRow(key, known, dense, pruned, "unchanged", "same")
-    if known.fraction or not dense or dense < 0:
-        change = f"{'+' if delta > 0 else '−'}{measured(float(f'{abs(delta):.3g}'))}"
+    sign = "+" if delta > 0 else "−"
+    if known.fraction:
+        change = f"{sign}{abs(delta):.4f}"
+    elif dense > 0:
+        change = f"{sign}{percent(abs(delta / dense))}"
     else:
-        change = f"{'+' if delta > 0 else '−'}{percent(abs(delta / dense))}"
+        change = f"{sign}{measured(float(f'{abs(delta):.4g}'))}"
     verdict: Verdict = "" if known.higher is None else "better" if (delta > 0) == known.higher else "worse"
     return MetricRow(key, known, dense, pruned, change, verdict)
 
@@ -123,5 +125,7 @@ def _spoken(key: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _text(value: float | None) -> str:
-    return "not measured" if value is None else measured(value)
+def _text(value: float | None, known: Known) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.4f}" if known.fraction else measured(value)

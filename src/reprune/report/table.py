@@ -81,7 +81,7 @@ def render_structure(structure: Structure, width: int | None = None) -> str:
     for name, layer in structure.layers.items():
         marks = [" ".join(group.label for group in groups if name in group.layers)] if groups else []
         able = "no" if layer.pin else "approximately" if layer.approximate else "yes"
-        readers = ", ".join(readers_of(structure, name)) or "nothing"
+        readers = ", ".join(readers_of(structure, name)) or "no weight"
         table.add_row(*_texts([name, layer.cell, count(layer.units), able, *marks, readers]))
     whole, free = len(structure.layers), len(structure.prunable)
     units = sum(structure.layers[name].units for name in structure.prunable)

@@ -22,7 +22,7 @@ from reprune.report.overview import coupled_groups
 WIDTH, HEIGHT = 1000.0, 100.0
 _DECADES = 6  # what an eigenvalue axis shows at most, below the largest
 _POINTS = 400  # of a curve: more than a screen's pixels per figure
-_CELLS = 240  # of a strip of units
+_CELLS = 256  # of a strip of units
 
 
 @dataclass(frozen=True)

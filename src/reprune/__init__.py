@@ -1,1 +1,97 @@
-"""reprune: structured pruning for recurrent networks."""
+"""reprune: structured pruning for recurrent networks.
+
+    result = reprune.prune(model, batches, ratio=0.5)
+    result.model        # an ordinary, smaller model
+
+The verbs work on PyTorch and Keras models alike; importing reprune imports neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from reprune.core.errors import (
+    BudgetError,
+    PlanError,
+    RecipeError,
+    RecordError,
+    RepruneError,
+    StatisticsError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from reprune.core.methods import Method
+from reprune.core.plan import Plan
+
+__version__ = version("reprune")
+
+__all__ = [
+    "BudgetError",
+    "Method",
+    "Plan",
+    "PlanError",
+    "RecipeError",
+    "RecordError",
+    "RepruneError",
+    "StatisticsError",
+    "UnsupportedModelError",
+    "VerificationError",
+    "apply",
+    "inspect",
+    "load",
+    "mask",
+    "plan",
+    "prune",
+]
+
+
+def prune(model: Any, batches: Any, ratio: float = 0.5, **options: Any) -> Any:
+    """Decide which hidden units go and return a smaller model. See `reprune.torch.prune` for the options.
+
+    Example:
+        >>> result = reprune.prune(model, batches, ratio=0.5)      # doctest: +SKIP
+        >>> print(result)                                          # doctest: +SKIP
+    """
+    return _adapter(model).prune(model, batches, ratio, **options)
+
+
+def plan(model: Any, batches: Any, ratio: float = 0.5, **options: Any) -> Plan:
+    """Decide which hidden units go. See `reprune.torch.plan` for the options."""
+    decided: Plan = _adapter(model).plan(model, batches, ratio, **options)
+    return decided
+
+
+def apply(model: Any, plan: Plan) -> Any:
+    """A new, smaller model without the units that the plan removes; the original is left as it was."""
+    return _adapter(model).apply(model, plan)
+
+
+def mask(model: Any, plan: Plan) -> Any:
+    """A full-size copy in which nothing reads the units that the plan removes."""
+    return _adapter(model).mask(model, plan)
+
+
+def inspect(model: Any, batches: Any, **options: Any) -> Any:
+    """What can be pruned, what must stay and why. See `reprune.torch.inspect` for the options."""
+    return _adapter(model).inspect(model, batches, **options)
+
+
+def load(dense_model: Any, directory: Any) -> Any:
+    """A pruned model from the files of `Result.save` and a freshly built dense one."""
+    return _adapter(dense_model).load(dense_model, directory)
+
+
+def _adapter(model: Any) -> Any:
+    """The module with the verbs of the model's framework, which is already imported if there is a model of it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return importlib.import_module("reprune.torch")
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(model, keras.Model):
+        return importlib.import_module("reprune.keras")
+    raise UnsupportedModelError(
+        f"{type(model).__module__}.{type(model).__name__} is neither a torch.nn.Module nor a keras.Model."
+    )

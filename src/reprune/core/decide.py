@@ -36,11 +36,13 @@ def decide(
     structure = evidence.structure
     allocation, criterion = get_method(method).resolve()
     rng = np.random.default_rng(seed)
-    free = _free_groups(structure, exclude)
-    groups = [group for group in structure.index_coupled if group in free]
+    sets = free_blocks(structure, exclude)
+    if not sets:
+        raise _nothing_left(structure)
+    groups = [group for entry in sets for group in entry]
     rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
     blocks = []
-    for together in _together(structure, groups):
+    for together in sets:
         layers = tuple(name for group in together for name in group)
         ranking = _joint([rankings[group] for group in together])
         thresholds = allocation.thresholds([evidence.layers[name] for name in layers], ranking)
@@ -63,28 +65,35 @@ def decide(
     )
 
 
-def _free_groups(structure: Structure, exclude: Sequence[str]) -> set[tuple[str, ...]]:
-    """Index-coupled groups that may lose units: none of their layers pinned or excluded, nor count-coupled to such."""
+def free_blocks(structure: Structure, exclude: Sequence[str] = ()) -> list[list[tuple[str, ...]]]:
+    """Sets of index-coupled groups that lose units together; what is pinned, excluded or bound to such is left out.
+
+    Raises:
+        PlanError: When a glob of `exclude` matches no layer.
+    """
+    held = {name for name, layer in structure.layers.items() if layer.pin is not None} | excluded(structure, exclude)
+    bonds = [*structure.index_coupled, *structure.count_coupled]
+    while more := {name for bond in bonds if held & set(bond) for name in bond} - held:
+        held |= more
+    return _together(structure, [group for group in structure.index_coupled if not held & set(group)])
+
+
+def excluded(structure: Structure, exclude: Sequence[str]) -> set[str]:
+    """Names of the layers that match one of the globs.
+
+    Raises:
+        PlanError: When a glob matches no layer.
+    """
     for glob in exclude:
         if not any(fnmatchcase(name, glob) for name in structure.layers):
             raise PlanError(f"exclude={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
-    held = {
-        name
-        for name, layer in structure.layers.items()
-        if layer.pin is not None or any(fnmatchcase(name, glob) for glob in exclude)
-    }
-    bonds = [*structure.index_coupled, *structure.count_coupled]
-    while True:
-        more = {name for bond in bonds if held & set(bond) for name in bond} - held
-        if not more:
-            break
-        held |= more
-    free = {group for group in structure.index_coupled if not held & set(group)}
-    if not free:
-        pins = [f"{name}: {layer.pin}" for name, layer in structure.layers.items() if layer.pin is not None]
-        why = ("\n  " + "\n  ".join(pins)) if pins else " all layers are excluded."
-        raise UnsupportedModelError(f"No recurrent layer is left that can be pruned:{why}")
-    return free
+    return {name for name in structure.layers if any(fnmatchcase(name, glob) for glob in exclude)}
+
+
+def _nothing_left(structure: Structure) -> UnsupportedModelError:
+    pins = [f"{name}: {layer.pin}" for name, layer in structure.layers.items() if layer.pin is not None]
+    why = ("\n  " + "\n  ".join(pins)) if pins else " all layers are excluded."
+    return UnsupportedModelError(f"No recurrent layer is left that can be pruned:{why}")
 
 
 def _together(structure: Structure, groups: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:

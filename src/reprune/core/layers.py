@@ -120,6 +120,8 @@ class Layer:
         units: Number of hidden units.
         pin: Why it is left alone, or None when it can be pruned.
         approximate: Why removing units changes more than what they carried (a `LayerNorm` over them), or None.
+        direct: Whether units are also read without a weight (summed over, or multiplied with each other). Zero
+            columns cannot silence such units: masking zeroes their own weights as well.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Layer:
     units: int
     pin: Pin | None = None
     approximate: Site | None = None
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,12 @@ class Consumer:
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """A number on a module that the model's own code uses as a size: `value = extent // divisor`."""
+    """A number on a module that the model's own code uses as a size: `value = extent * times // divisor`."""
 
     owner: str
     path: tuple[str | int, ...]
     extent: Extent
+    times: int = 1
     divisor: int = 1
 
 

@@ -189,45 +189,52 @@ def unroll(module: nn.RNNBase) -> RaggedLSTM | RaggedGRU | RaggedRNN:
     Forward hooks, the training flag and `requires_grad` carry over.
 
     Args:
-        module: An `nn.LSTM`, `nn.GRU` or `nn.RNN`.
+        module: An `nn.LSTM`, `nn.GRU` or `nn.RNN`. Its weights may be sliced already: sizes are read from them.
 
     Raises:
-        UnsupportedModelError: The module computes something else: it overrides `forward`, or its weights are
-            parametrised.
+        UnsupportedModelError: The module computes something else: it overrides `forward`, its weights are
+            parametrised, or they do not fit each other.
 
     Example:
         >>> ragged = unroll(nn.LSTM(10, 20, num_layers=2))
         >>> ragged.hidden_sizes
         ((20,), (20,))
     """
-    directions = 2 if module.bidirectional else 1
-    nested = [[module.hidden_size] * directions] * module.num_layers
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    missing = [name for names in module._all_weights for name in names if name not in own]
+    if missing:
+        raise UnsupportedModelError(
+            f"{', '.join(missing)} of {type(module).__name__} are not plain parameters. Remove the parametrisation "
+            "first (torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
+        )
     options: dict[str, Any] = {
         "bias": module.bias,
         "batch_first": module.batch_first,
         "dropout": module.dropout,
         "device": "meta",
     }
+    # Sizes are those of the weights: surgery slices them first and then asks for the module that fits.
+    inputs = own["weight_ih_l0"].shape[1]
     ragged: RaggedLSTM | RaggedGRU | RaggedRNN
     if type(module).forward is nn.LSTM.forward:
-        projections = [[module.proj_size] * directions] * module.num_layers if module.proj_size else None
-        ragged = RaggedLSTM(module.input_size, nested, proj_sizes=projections, **options)
+        projections = _rows(module, own, "weight_hr", 1) if module.proj_size else None
+        ragged = RaggedLSTM(inputs, _rows(module, own, "weight_ih", 4), proj_sizes=projections, **options)
     elif type(module).forward is nn.GRU.forward:
-        ragged = RaggedGRU(module.input_size, nested, **options)
+        ragged = RaggedGRU(inputs, _rows(module, own, "weight_ih", 3), **options)
     elif type(module).forward is nn.RNN.forward:
-        ragged = RaggedRNN(module.input_size, nested, nonlinearity=module.mode[4:].lower(), **options)
+        nonlinearity = module.mode[4:].lower()
+        ragged = RaggedRNN(inputs, _rows(module, own, "weight_ih", 1), nonlinearity=nonlinearity, **options)
     else:
         raise UnsupportedModelError(
             f"{type(module).__name__} has a forward of its own; only nn.LSTM, nn.GRU and nn.RNN can be unrolled"
         )
-    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    missing = [name for name in ragged._flat_weights_names if name not in own]
-    if missing:
-        raise UnsupportedModelError(
-            f"{', '.join(missing)} of {type(module).__name__} are not plain parameters. Remove the parametrisation "
-            "first (torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
-        )
     for name in ragged._flat_weights_names:
+        # With oneDNN, weights that do not fit each other give a plausible result rather than an error.
+        if own[name].shape != getattr(ragged, name).shape:
+            raise UnsupportedModelError(
+                f"{name} has shape {tuple(own[name].shape)}; beside the other weights of this "
+                f"{type(module).__name__} it must be {tuple(getattr(ragged, name).shape)}"
+            )
         setattr(ragged, name, own[name])
     _carry_over(module, ragged)
     return ragged
@@ -257,6 +264,15 @@ def fold(module: RaggedLSTM | RaggedGRU | RaggedRNN) -> nn.LSTM | nn.GRU | nn.RN
         plain.register_forward_pre_hook(module.state_selector, with_kwargs=True)
     plain.flatten_parameters()
     return plain
+
+
+def _rows(module: nn.RNNBase, own: dict[str, nn.Parameter], weight: str, gates: int) -> list[list[int]]:
+    """Rows of one kind of weight in units, per layer and direction."""
+    suffixes = ("", "_reverse")[: 2 if module.bidirectional else 1]
+    return [
+        [own[f"{weight}_l{layer}{suffix}"].shape[0] // gates for suffix in suffixes]
+        for layer in range(module.num_layers)
+    ]
 
 
 def _carry_over(source: nn.Module, target: nn.Module) -> None:

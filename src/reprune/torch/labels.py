@@ -1,0 +1,127 @@
+"""Labels: integers that name which unit an element came from, and the coupling of units by union-find."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+# Labels: 0 is none; positive ones name units; from TAG on they name sizes (`sizes.py`); negative ones name elements
+# of parameters, so that a weight can still be recognised after it was copied, stacked or masked.
+NONE = 0
+TAG = 1 << 40
+
+
+class Couplings:
+    """Labels, merged into classes of units that must be removed together."""
+
+    def __init__(self) -> None:
+        self._parent: Ids = np.zeros(1, dtype=np.int64)
+        self._space: Ids = np.zeros(1, dtype=np.int64)
+
+    def new(self, count: int) -> Ids:
+        """Fresh labels (count) of one layer or axis, each in a class of its own."""
+        start = len(self._parent)
+        self._space = np.concatenate([self._space, np.full(count, self._space[-1] + 1)])
+        labels = np.arange(start, start + count)
+        self._parent = np.concatenate([self._parent, labels])
+        return labels
+
+    def space(self, labels: Ids) -> Ids:
+        """Which call of `new` made each label: labels of one layer or axis share a space."""
+        return self._space[labels]
+
+    def roots(self, labels: Ids) -> Ids:
+        """The class of each label; 0 and everything that names no unit stay 0."""
+        found = self._parent[np.where((labels > NONE) & (labels < TAG), labels, NONE)]
+        while True:
+            up = self._parent[found]
+            if np.array_equal(up, found):
+                return found
+            found = up
+
+    def union(self, first: Ids, second: Ids) -> None:
+        """Couple `first[i]` with `second[i]` for every i; pairs without two units are passed over."""
+        one, two = self.roots(first), self.roots(second)
+        open_pairs = (one != two) & (one > NONE) & (two > NONE)
+        for a, b in zip(one[open_pairs].tolist(), two[open_pairs].tolist(), strict=True):
+            a, b = self._find(a), self._find(b)
+            self._parent[max(a, b)] = min(a, b)
+
+    def _find(self, label: int) -> int:
+        while self._parent[label] != label:
+            self._parent[label] = label = int(self._parent[self._parent[label]])
+        return label
+
+
+class ShadowMemory:
+    """Labels beside the elements of every storage, so that views and in-place writes need no rules of their own."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[int, int], torch.Tensor] = {}
+        self._alive: list[torch.UntypedStorage] = []
+
+    def get(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the tensor's elements (same shape), or None when it has none."""
+        flat = self._memory.get(_key(tensor))
+        if flat is None:
+            return None
+        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def set(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
+        """Write labels (broadcast to the tensor's shape) beside the tensor's elements; None clears them."""
+        key = _key(tensor)
+        if key not in self._memory:
+            if labels is None or tensor.numel() == 0:
+                return
+            storage = tensor.untyped_storage()
+            size = storage.nbytes() // tensor.element_size()
+            self._memory[key] = torch.zeros(size, dtype=torch.int64, device=tensor.device)
+            # A key is an address: it must not be given to another storage while the trace lasts.
+            self._alive.append(storage)
+        view = self._memory[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        if labels is None:
+            view.zero_()
+        elif 0 in tensor.stride():
+            for dim, stride in enumerate(tensor.stride()):
+                if stride == 0 and tensor.size(dim) > 1:
+                    view, labels = view.narrow(dim, 0, 1), labels.expand(tensor.shape).narrow(dim, 0, 1)
+            view.copy_(labels)
+        else:
+            view.copy_(labels)
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """Identity of the memory behind a tensor."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _key(tensor: torch.Tensor) -> tuple[int, int]:
+    return storage_id(tensor), tensor.element_size()
+
+
+def varies(labels: torch.Tensor, dim: int) -> bool:
+    """Whether two different labels occur on some line along `dim`; elements without label do not count."""
+    if labels.size(dim) < 2:
+        return False
+    highest = labels.amax(dim)
+    lowest = torch.where(labels == NONE, highest.unsqueeze(dim), labels).amin(dim)
+    return bool((highest != lowest).any())
+
+
+def squeeze_constant(labels: torch.Tensor, dims: list[int] | None = None) -> torch.Tensor:
+    """The labels with every axis (of `dims`) along which they do not vary reduced to length 1."""
+    for dim in range(labels.ndim) if dims is None else dims:
+        if labels.size(dim) > 1 and not varies(labels, dim):
+            labels = labels.amax(dim, keepdim=True)
+    return labels
+
+
+def lines(labels: torch.Tensor, dim: int) -> Ids:
+    """The distinct lines of labels along `dim` (lines × length), those without any label left out."""
+    flat = squeeze_constant(labels, [d for d in range(labels.ndim) if d != dim % labels.ndim])
+    flat = flat.movedim(dim, -1).reshape(-1, labels.size(dim))
+    flat = flat[(flat != NONE).any(1)]
+    return np.asarray(flat.unique(dim=0).cpu().numpy()) if len(flat) > 1 else np.asarray(flat.cpu().numpy())

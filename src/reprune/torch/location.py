@@ -1,0 +1,34 @@
+"""Where in the user's code an operation was called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType, TracebackType
+
+import torch
+
+from reprune.core.layers import Site
+
+_OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(torch.__file__)))
+
+
+def here(operation: str) -> Site:
+    """The innermost frame outside PyTorch and reprune."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((*_OURS, "<frozen")):
+        frame = frame.f_back
+    if frame is None:
+        return Site(operation, "")
+    return Site(operation, f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def of_error(error: BaseException, operation: str) -> Site:
+    """The innermost frame outside PyTorch and reprune that an error passed through."""
+    location, step = "", error.__traceback__
+    while isinstance(step, TracebackType):
+        name = step.tb_frame.f_code.co_filename
+        if not name.startswith(_OURS):
+            location = f"{name}:{step.tb_lineno}"
+        step = step.tb_next
+    return Site(operation, location)

@@ -1,0 +1,137 @@
+"""Response statistics from forward passes: mean and covariance of every layer's hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from reprune.core.layers import Structure
+from reprune.core.statistics import Moments
+from reprune.torch.ragged import unroll
+from reprune.torch.trace import Forward, call, eval_mode
+
+Statistics = dict[str, Moments]
+
+
+def observe(
+    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None = None
+) -> Statistics:
+    """Run the model over calibration batches in eval mode and gather response statistics.
+
+    Args:
+        model: The model; it is left as it was.
+        structure: What `trace` found in it.
+        batches: Inputs as the model takes them (see `trace.call`), one at a time.
+        forward: Replaces `model(batch)`.
+
+    Returns:
+        Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.
+    """
+    with eval_mode(model), torch.no_grad(), gather(model, structure) as statistics:
+        for batch in batches:
+            call(model, batch, forward)
+    return statistics
+
+
+@contextmanager
+def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
+    """Gather response statistics from whatever forward passes the model runs inside, training ones included.
+
+    Example:
+        >>> with gather(model, structure) as statistics:       # doctest: +SKIP
+        ...     loss = criterion(model(x), y)
+        >>> statistics["lstm:l0"].covariance                    # doctest: +SKIP
+    """
+    statistics = {name: Moments(name, layer.units) for name, layer in structure.layers.items()}
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if any(name.split(":")[0] == path for name in structure.layers):
+                if isinstance(module, nn.RNNBase):
+                    stack.enter_context(_watch_module(module, path, statistics))
+                elif isinstance(module, nn.RNNCellBase):
+                    stack.enter_context(_watch_cell(module, statistics[f"{path}:l0"]))
+        stack.enter_context(_watch_written_cells(model, structure, statistics))
+        yield statistics
+
+
+@contextmanager
+def _watch_module(module: nn.RNNBase, path: str, statistics: Statistics) -> Iterator[None]:
+    if module.num_layers == 1 and not module.proj_size:
+        # One layer shows all of its responses in its output.
+        def watch(_: nn.Module, args: Any, output: Any) -> None:
+            rows = _rows(output[0])
+            statistics[f"{path}:l0"].update(rows[:, : module.hidden_size])
+            if module.bidirectional:
+                statistics[f"{path}:l0_reverse"].update(rows[:, module.hidden_size :])
+
+        with _hooked(module, watch):
+            yield
+        return
+    unrolled = unroll(module)
+
+    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
+        statistics[f"{path}:{suffix}"].update(_rows(response))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        unrolled.training = module.training
+        return unrolled.forward(*args, **kwargs)
+
+    with unrolled.observe(report):
+        module.forward = forward
+        try:
+            yield
+        finally:
+            del module.forward
+
+
+@contextmanager
+def _watch_cell(module: nn.RNNCellBase, moments: Moments) -> Iterator[None]:
+    def watch(_: nn.Module, args: Any, output: Any) -> None:
+        moments.update(_rows(output[0] if isinstance(output, tuple) else output))
+
+    with _hooked(module, watch):
+        yield
+
+
+@contextmanager
+def _watch_written_cells(model: nn.Module, structure: Structure, statistics: Statistics) -> Iterator[None]:
+    """Cells written by hand show their state where the weight that feeds it back reads it."""
+    with ExitStack() as stack:
+        for name, layer in structure.layers.items():
+            if layer.cell != "custom":
+                continue
+            own = {slot.tensor for slot in structure.slots_of(name, "own")}
+            for slot in structure.slots_of(name, "reads"):
+                path, _, parameter = slot.tensor.rpartition(".")
+                module = model.get_submodule(path)
+                if slot.tensor in own and isinstance(module, nn.Linear) and parameter == "weight":
+                    positions = torch.from_numpy(slot.positions({name: range(layer.units)}))
+                    stack.enter_context(_hooked(module, _watch_input(statistics[name], positions)))
+                    break
+        yield
+
+
+def _watch_input(moments: Moments, positions: torch.Tensor) -> Callable[..., None]:
+    def watch(_: nn.Module, args: Any, output: Any) -> None:
+        moments.update(_rows(args[0])[:, positions.to(args[0].device)])
+
+    return watch
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _rows(output: torch.Tensor | PackedSequence) -> torch.Tensor:
+    data = output.data if isinstance(output, PackedSequence) else output
+    return data.detach().reshape(-1, data.shape[-1])

@@ -1,0 +1,381 @@
+"""The tracer: labels travel with the activations of one real forward pass.
+
+Two modes watch the pass. The function mode sees what Python calls: recurrent kernels, and sizes taken from attributes.
+The dispatch mode sees every operation that follows, composite ones already taken apart. Labels live beside storages
+(`labels.py`), so views and in-place writes need no rules; every other operation has one in `rules.py`, or pins what it
+touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reprune.core.layers import Role, Site
+from reprune.torch.labels import NONE, TAG, Couplings, Ids, ShadowMemory, squeeze_constant, storage_id
+from reprune.torch.location import here
+from reprune.torch.sizes import Expression
+
+Axis = tuple[str, int]
+
+
+@dataclass
+class Product:
+    """One matrix product: number of rows, and the label lines of the two axes of its matrix."""
+
+    rows: int
+    axes: tuple[Ids, ...]
+
+
+@dataclass
+class RecurrentLayer:
+    """One direction of one layer that a recurrent kernel ran."""
+
+    name: str
+    cell: str
+    module: str
+    labels: Ids
+
+
+@dataclass
+class Recording:
+    """What one traced pass left behind."""
+
+    couplings: Couplings = field(default_factory=Couplings)
+    layers: dict[str, RecurrentLayer] = field(default_factory=dict)
+    axes: dict[Axis, Ids] = field(default_factory=dict)
+    roles: dict[Axis, set[Role]] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    biases: dict[Axis, str | None] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
+    approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    direct: list[Ids] = field(default_factory=list)
+    count_coupled: list[list[str]] = field(default_factory=list)
+    sizes: list[tuple[Expression, Ids, bool]] = field(default_factory=list)
+    suspects: list[tuple[Ids, Site]] = field(default_factory=list)
+    outside_states: set[str] = field(default_factory=set)
+    carried: set[str] = field(default_factory=set)
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+class Tracer:
+    """Rules' view of the trace: labels of tensors, labels of parameter axes, and what is to be recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.memory = ShadowMemory()
+        self.recording = Recording()
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._by_storage: dict[int, list[str]] = {}
+        self._base: dict[str, int] = {}
+        self.tags: list[Expression] = []
+        self.states: dict[int, list[str]] = {}
+        self.inputs: set[int] = set()
+        self.without_state: set[str] = set()
+        self.inside_module = 0
+        base = 1
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.numel() == 0:
+                continue
+            self.tensors[name] = tensor
+            self._by_storage.setdefault(storage_id(tensor), []).append(name)
+            self._base[name] = base
+            base += tensor.numel()
+        self._starts = np.array([*self._base.values(), base])
+        self._names = list(self._base)
+
+    # -- labels of tensors -------------------------------------------------------------------------------------------
+
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a view of a parameter or buffer."""
+        return storage_id(tensor) in self._by_storage
+
+    def labels(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the tensor's elements, or None when none of them has any."""
+        if self.is_parameter(tensor):
+            return self._element_ids(tensor)
+        found = self.memory.get(tensor)
+        return found if found is not None and bool((found != NONE).any()) else None
+
+    def units(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the units in an activation, or None when it holds none."""
+        if self.is_parameter(tensor):
+            return None
+        found = self.memory.get(tensor)
+        return found if found is not None and bool((found > NONE).any()) else None
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a parameter, a view of one, or computed from parameters alone."""
+        if self.is_parameter(tensor):
+            return True
+        found = self.memory.get(tensor)
+        return found is not None and bool((found < NONE).any()) and not bool((found > NONE).any())
+
+    def owner(self, tensor: torch.Tensor) -> str | None:
+        """Name of the parameter or buffer that the tensor is a view of, or None."""
+        for name in self._by_storage.get(storage_id(tensor), ()):
+            held = self.tensors[name]
+            start = held.storage_offset()
+            if start <= tensor.storage_offset() < start + held.numel():
+                return name
+        return None
+
+    def _element_ids(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        name = self.owner(tensor)
+        if name is None:
+            return None
+        held = self.tensors[name]
+        ids = -(self._base[name] + torch.arange(held.numel(), device=held.device)).view(held.shape)
+        flat = torch.zeros(held.storage_offset() + _span(held), dtype=torch.int64, device=held.device)
+        flat.as_strided(held.size(), held.stride(), held.storage_offset()).copy_(ids)
+        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    # -- labels of parameter axes ------------------------------------------------------------------------------------
+
+    def axis(self, name: str, axis: int, role: Role) -> Ids:
+        """Labels of the positions on one axis of a parameter, made on first use."""
+        key = (name, axis % self.tensors[name].ndim)
+        if key not in self.recording.axes:
+            self.recording.axes[key] = self.recording.couplings.new(self.tensors[name].shape[key[1]])
+        self.recording.roles.setdefault(key, set()).add(role)
+        return self.recording.axes[key]
+
+    def set_axis(self, name: str, axis: int, labels: Ids, role: Role) -> None:
+        """Give the positions on one axis of a parameter these labels, coupling them with labels they already have."""
+        if (name, axis) in self.recording.axes:
+            self.recording.couplings.union(self.recording.axes[name, axis], labels)
+        self.recording.axes[name, axis] = labels
+        self.recording.roles.setdefault((name, axis), set()).add(role)
+
+    def weight_lines(self, weight: torch.Tensor, dim: int, role: Role) -> list[tuple[Axis, Ids]]:
+        """Parameter axes that lie along `dim` of a weight, each with the labels of the weight's positions on it.
+
+        A weight stacked from several parameters gives one entry each, 0 where a position belongs to another one.
+        """
+        dim %= weight.ndim
+        if weight.size(dim) < 2 and weight.numel() > 1 and not self.is_parameter(weight):
+            return []
+        rows = self._probe(weight, dim)
+        if rows is None:
+            return []
+        found: list[tuple[Axis, Ids]] = []
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        owners[rows == NONE] = -1
+        for owner in np.unique(owners[owners >= 0]):
+            name = self._names[owner]
+            shape = self.tensors[name].shape
+            mine = rows[(owners == owner).any(1)]
+            held = np.searchsorted(self._starts, mine, side="right") - 1 == owner
+            places = np.stack(np.unravel_index(np.where(held, mine - self._starts[owner], 0), shape))
+            axis = self._axis_along(places, held, shape, weight, dim)
+            if axis is not None:
+                labels = self.axis(name, axis, role)
+                row = int(np.argmax(held.sum(1)))
+                found.append(((name, axis), np.where(held[row], labels[places[axis, row]], NONE)))
+        return found
+
+    def _axis_along(self, places: Ids, held: Any, shape: torch.Size, weight: torch.Tensor, dim: int) -> int | None:
+        """The one parameter axis whose coordinate moves along `dim`, the same way on every line."""
+        moving = []
+        for axis in range(len(shape)):
+            coordinate = np.where(held, places[axis], -1)
+            lines_ = coordinate[:, coordinate.max(0) >= 0]
+            if lines_.shape[1] > 1 and (lines_[0] != lines_[0, 0]).any():
+                moving.append(axis)
+        if len(moving) == 1:
+            return moving[0]
+        if not moving and tuple(weight.shape) == tuple(shape):
+            return dim
+        if not moving and weight.ndim == 2 and tuple(weight.shape) == tuple(shape)[::-1]:
+            return 1 - dim
+        return None
+
+    def _probe(self, weight: torch.Tensor, dim: int) -> Ids | None:
+        """Element ids on lines along `dim`: the first and last one of a parameter's view, all distinct owners' else."""
+        name = self.owner(weight) if self.is_parameter(weight) else None
+        if name is not None:
+            held = self.tensors[name]
+            offsets = weight.storage_offset() + weight.stride(dim) * np.arange(weight.size(dim)) - held.storage_offset()
+            far = sum((weight.size(d) - 1) * weight.stride(d) for d in range(weight.ndim) if d != dim)
+            both = np.stack([offsets, offsets + far])
+            return _flat_index(both, held) + self._base[name]
+        found = self.memory.get(weight)
+        if found is None or not bool((found < NONE).any()):
+            return None
+        flat = found.movedim(dim, -1).reshape(-1, weight.size(dim))
+        flat = flat[(flat != NONE).any(1)]
+        return np.asarray(-flat.clamp(max=0).cpu().numpy())
+
+    def units_by_layer(self, labels: torch.Tensor) -> dict[str, Ids]:
+        """The distinct labels of each recurrent layer that occur in `labels`."""
+        found = _units(labels)
+        spaces = self.recording.couplings.space(found)
+        held = {}
+        for name, layer in self.recording.layers.items():
+            mine = found[spaces == self.recording.couplings.space(layer.labels[:1])]
+            if len(mine):
+                held[name] = mine
+        return held
+
+    # -- what rules record -------------------------------------------------------------------------------------------
+
+    def couple(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Couple two tensors of unit labels element by element (they broadcast); returns the labels of the result."""
+        first, second = first.clamp(min=0), second.clamp(min=0)
+        shape = torch.broadcast_shapes(first.shape, second.shape)
+        wide_first, wide_second = first.expand(shape), second.expand(shape)
+        differ = (wide_first != wide_second) & (wide_first != NONE) & (wide_second != NONE)
+        if bool(differ.any()):
+            pairs = torch.stack([wide_first[differ], wide_second[differ]], 1)
+            self._couple_pairs(np.asarray(pairs.unique(dim=0).cpu().numpy()))
+        prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
+        return torch.where(prefer_second, wide_second, wide_first)
+
+    def couple_lines(self, first: Ids, second: Ids) -> None:
+        """Couple two lines of labels of equal length."""
+        self._couple_pairs(np.stack([first, second], 1))
+
+    def _couple_pairs(self, pairs: Ids) -> None:
+        self.recording.couplings.union(pairs[:, 0], pairs[:, 1])
+        for tags, units in (pairs.T, pairs.T[::-1]):
+            for tag in np.unique(tags[tags >= TAG]):
+                self.constrain(self.tags[tag - TAG], np.unique(units[tags == tag]))
+
+    def constrain(self, expression: Expression, labels: Ids, hard: bool = True) -> None:
+        """Record that a size taken from an attribute is the number of these labels."""
+        labels = labels[labels < TAG]
+        if (labels > NONE).any():
+            self.recording.sizes.append((expression, labels, hard))
+
+    def tag(self, expression: Expression) -> int:
+        """The label of tensors whose length was taken from an attribute."""
+        self.tags.append(expression)
+        return TAG + len(self.tags) - 1
+
+    def pin(self, labels: torch.Tensor | None, operation: str, reason: str) -> None:
+        """Record that the units in `labels` must stay."""
+        if labels is not None:
+            ids = _units(labels)
+            if len(ids):
+                self.recording.pins.append((ids, here(operation), reason))
+
+    def suspect(self, labels: torch.Tensor, operation: str) -> None:
+        """Record a place that may hold a size the trace cannot see, for the message if the rehearsal fails."""
+        self.recording.suspects.append((_units(labels), here(operation)))
+
+    def touch(self, tensor: torch.Tensor) -> None:
+        """A stacked final state is used: its layers must keep equal numbers of units."""
+        names = self.states.pop(storage_id(tensor), None)
+        if names is not None and len(names) > 1:
+            self.recording.count_coupled.append(names)
+
+
+def _units(labels: torch.Tensor) -> Ids:
+    found = squeeze_constant(labels).unique()
+    return np.asarray(found[(found > NONE) & (found < TAG)].cpu().numpy())
+
+
+def _span(tensor: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
+
+
+def _flat_index(offsets: Ids, held: torch.Tensor) -> Ids:
+    """Index in row-major order of the elements at these storage offsets."""
+    if held.is_contiguous():
+        return offsets
+    index, rest = np.zeros_like(offsets), offsets.copy()
+    order = sorted(range(held.ndim), key=lambda d: -held.stride(d))
+    places = {}
+    for d in order:
+        places[d] = rest // max(held.stride(d), 1)
+        rest = rest % max(held.stride(d), 1)
+    for d in range(held.ndim):
+        index = index * held.size(d) + places[d]
+    return index
+
+
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, tracer: Tracer, dispatch: _DispatchMode) -> None:
+        super().__init__()
+        self._tracer, self._dispatch = tracer, dispatch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        from reprune.torch.kernels import KERNELS
+        from reprune.torch.rules import record_sizes
+
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in KERNELS and not isinstance(func, type(here)):
+            with self._dispatch.paused():
+                out = func(*args, **kwargs)
+                KERNELS[name](self._tracer, args, out)
+            return out
+        out = func(*args, **kwargs)
+        if out is not NotImplemented:
+            with self._dispatch.paused():
+                record_sizes(self._tracer, name, args, kwargs, out)
+        return out
+
+
+class _DispatchMode(TorchDispatchMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._depth = 0
+
+    def paused(self) -> _Pause:
+        return _Pause(self)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        from reprune.torch.rules import apply_rule
+
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self._depth == 0:
+            with torch._C.DisableTorchFunction():
+                apply_rule(self._tracer, func, args, kwargs, out)
+        return out
+
+
+class _Pause:
+    def __init__(self, mode: _DispatchMode) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._mode._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._mode._depth -= 1
+
+
+def tensors_in(value: Any) -> Iterable[torch.Tensor]:
+    """All tensors in nested containers, dataclasses and packed sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name))
+
+
+def run(tracer: Tracer, call: Callable[[], Any]) -> Any:
+    """Run `call` under the tracer's modes."""
+    dispatch = _DispatchMode(tracer)
+    with dispatch, _FunctionMode(tracer, dispatch):
+        return call()

@@ -1,0 +1,193 @@
+"""Never a wrong model: the trace is checked on the user's own example, whatever it missed.
+
+Two checks, both on a plan of random units. *Leak*: with the removed units' columns zero in every consumer found, noise in
+the units' own incoming weights must not move the output; if it does, something still reads them. *Rehearsal*: the pruned
+model must compute what the masked one does; a size written into the user's code shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.decide import excluded, free_blocks
+from reprune.core.errors import RepruneError, VerificationError
+from reprune.core.layers import Pin, Site, Structure
+from reprune.core.plan import Plan
+from reprune.torch.apply import apply, mask, named_tensors
+from reprune.torch.location import of_error
+from reprune.torch.trace import Forward, Trace, call, eval_mode
+from reprune.torch.tracer import tensors_in
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def rehearse(
+    found: Trace, model: nn.Module, example: Any, forward: Forward | None = None, exclude: Sequence[str] = ()
+) -> Structure:
+    """The structure, with layers pinned whose removal the model's own code does not survive.
+
+    Raises:
+        VerificationError: When something reads units that the trace did not see.
+    """
+    structure = found.structure()
+    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    pins = {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
+    structure = found.structure(pins)
+    trial = _Trial(found, model, example, forward)
+    if (leaking := trial.leak(structure, _blocks(structure))) is not None:
+        raise leaking
+    if trial.problem(structure, _blocks(structure)) is None:
+        return structure
+    for block in _blocks(structure):
+        pin = trial.problem(structure, [block])
+        if pin is not None:
+            pins.update(dict.fromkeys(block, pin))
+    structure = found.structure(pins)
+    left = _blocks(structure)
+    joint = trial.problem(structure, left)
+    return (
+        structure if joint is None else found.structure({**pins, **{name: joint for block in left for name in block}})
+    )
+
+
+def _blocks(structure: Structure) -> list[list[str]]:
+    """Names of layers that lose units together."""
+    return [[name for group in entry for name in group] for entry in free_blocks(structure)]
+
+
+def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example: Any, forward: Forward | None) -> None:
+    """Check a pruned model against the masked one on an example.
+
+    Raises:
+        VerificationError: When they differ by more than rounding.
+    """
+    trial = _Trial(found, model, example, forward)
+    if trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)) and not _inexact(plan):
+        raise VerificationError(
+            "The pruned model does not compute what the masked one does on the first batch: it is not returned. "
+            "Exclude layers (exclude=[...]) to find the one, and report it with the model's forward."
+        )
+
+
+class _Trial:
+    def __init__(self, found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> None:
+        self._found, self._model, self._example, self._forward = found, model, example, forward
+        first, second = self.outputs(model), self.outputs(model)
+        # A model that is random in spite of the seed cannot be compared, only run.
+        self._comparable = not self.differs(first, second)
+
+    def outputs(self, model: nn.Module) -> list[torch.Tensor]:
+        """Output tensors but for carried states, with the same random numbers each time."""
+        devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
+        with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+            torch.manual_seed(0)
+            output = call(model, self._example, self._forward)
+        found = list(tensors_in(output))
+        return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
+
+    def differs(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+        """Whether two lists of outputs differ by more than rounding."""
+        if len(first) != len(second):
+            return True
+        return any(_differs(a, b) for a, b in zip(first, second, strict=True))
+
+    def leak(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> VerificationError | None:
+        """The error to raise if units are read by something that the trace did not find."""
+        if not blocks or not self._comparable or not self._leaks(structure, blocks):
+            return None
+        guilty = [name for block in blocks if self._leaks(structure, [block]) for name in block]
+        return VerificationError(
+            f"Something in {type(self._model).__name__} reads the units of {', '.join(guilty) or 'its layers'} in a way that "
+            "was not seen: with every weight that is known to read them set to zero, the output still depends on them. "
+            "Likely a detour around PyTorch's operations (NumPy, .data kept between calls, an extension, a hook). "
+            f"Leave the layer alone with exclude={guilty!r}, or rewrite that part with PyTorch operations."
+        )
+
+    def _leaks(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> bool:
+        exact = [
+            block
+            for block in blocks
+            if not any(structure.layers[name].direct or structure.layers[name].approximate for name in block)
+        ]
+        if not exact:
+            return False
+        plan = random_plan(structure, exact)
+        masked = mask(self._model, plan)
+        before = self.outputs(masked)
+        _add_noise(masked, plan)
+        return self.differs(before, self.outputs(masked))
+
+    def problem(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> Pin | None:
+        """Why these layers cannot lose units, or None."""
+        if not blocks:
+            return None
+        plan = random_plan(structure, blocks)
+        try:
+            small = apply(self._model, plan)
+            outputs = self.outputs(small)
+        except RepruneError:
+            raise
+        except Exception as error:
+            text = str(error).strip().split("\n")[0]
+            site = of_error(error, type(error).__name__)
+            return Pin(site, f"the model's code does not run with fewer units: {text}")
+        if not self._comparable or _inexact(plan) or not self.differs(self.outputs(mask(self._model, plan)), outputs):
+            return None
+        names = [name for block in blocks for name in block]
+        site = self._found.suspect(names) or Site("forward", "")
+        return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+
+
+def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
+    """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
+    rng = np.random.default_rng(seed)
+    kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
+    for block in blocks:
+        units = structure.layers[block[0]].units
+        if units < 2:
+            continue
+        count = int(np.clip(round(units * rng.uniform(0.35, 0.65)), 1, units - 1))
+        for group in structure.index_coupled:
+            if group[0] in block:
+                stay = sorted(rng.choice(units, size=count, replace=False).tolist())
+                kept.update({name: list(stay) for name in group})
+    return Plan(structure, kept)
+
+
+def _add_noise(model: nn.Module, plan: Plan) -> None:
+    tensors = named_tensors(model)
+    removed = plan.removed()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for slot in plan.structure.slots:
+            gone = torch.from_numpy(slot.positions(removed))
+            tensor = tensors[slot.tensor]
+            if slot.role != "own" or not len(gone) or not tensor.is_floating_point():
+                continue
+            shape = list(tensor.shape)
+            shape[slot.axis] = len(gone)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+            current = tensor.data.index_select(slot.axis, gone.to(tensor.device))
+            tensor.data.index_copy_(slot.axis, gone.to(tensor.device), current + noise)
+
+
+def _inexact(plan: Plan) -> bool:
+    removed = plan.removed()
+    return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
+
+
+def _differs(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape:
+        return True
+    if not (a.is_floating_point() or a.is_complex()):
+        return not torch.equal(a, b)
+    if a.numel() == 0:
+        return False
+    a, b = torch.nan_to_num(a), torch.nan_to_num(b)
+    limit = _TOLERANCE.get(a.dtype, 1e-3)
+    return bool((a - b).abs().max() > limit * (1e-3 + a.abs().max()))

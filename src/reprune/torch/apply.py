@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """A new, smaller model without the units that `plan` removes.
 
-    Device, dtype, training mode and `requires_grad` carry over. A recurrent module whose layers end with different sizes
-    becomes a `RaggedLSTM`, `RaggedGRU` or `RaggedRNN` of the same signature; all others keep their types.
+    Device, dtype, training mode and `requires_grad` carry over. A recurrent module whose layers end with different
+    sizes becomes a `RaggedLSTM`, `RaggedGRU` or `RaggedRNN` of the same signature; all others keep their types.
 
     Args:
         model: The model that was planned; it is left as it was.
@@ -198,7 +199,7 @@ def _recurrent(module: nn.RNNBase) -> nn.Module:
     projected = module.proj_size > 0
     # PyTorch has no projection to as many components as there are units.
     if len(hidden) > 1 or len(state) > 1 or (projected and min(state) * gates >= max(hidden)):
-        return unroll(module)
+        return cast(nn.Module, unroll(cast(nn.LSTM, module)))
     module.input_size = weights["weight_ih_l0"].shape[1]
     module.hidden_size = hidden.pop() // gates
     module.proj_size = state.pop() if projected else 0

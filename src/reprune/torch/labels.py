@@ -119,9 +119,15 @@ def squeeze_constant(labels: torch.Tensor, dims: list[int] | None = None) -> tor
     return labels
 
 
+def unit_ids(labels: torch.Tensor) -> Ids:
+    """The distinct units among labels."""
+    found = np.unique(squeeze_constant(labels).cpu().numpy())
+    return np.asarray(found[(found > NONE) & (found < TAG)])
+
+
 def lines(labels: torch.Tensor, dim: int) -> Ids:
     """The distinct lines of labels along `dim` (lines × length), those without any label left out."""
     flat = squeeze_constant(labels, [d for d in range(labels.ndim) if d != dim % labels.ndim])
     flat = flat.movedim(dim, -1).reshape(-1, labels.size(dim))
     flat = flat[(flat != NONE).any(1)]
-    return np.asarray(flat.unique(dim=0).cpu().numpy()) if len(flat) > 1 else np.asarray(flat.cpu().numpy())
+    return np.asarray(np.unique(flat.cpu().numpy(), axis=0))

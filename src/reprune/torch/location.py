@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
 
 from reprune.core.layers import Site
 
-_OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(torch.__file__)))
+_OURS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
 def here(operation: str) -> Site:

@@ -1,7 +1,7 @@
 """Sizes that a model's own code takes from its attributes: `x.view(-1, self.hidden_size)`.
 
-While a model is traced, the integers on its modules are replaced by ones that remember where they came from. An operation
-that is given such an integer as a size tells which attribute must change when units are removed.
+While a model is traced, the integers on its modules are replaced by ones that remember where they came from. An
+operation that is given such an integer as a size tells which attribute must change when units are removed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class SizeInt(int):
     expression: Expression | None
 
     def __new__(cls, value: int, expression: Expression | None) -> SizeInt:
+        """An integer of this value, computed by this expression."""
         self = super().__new__(cls, value)
         self.expression = expression
         return self
@@ -103,8 +104,12 @@ def set_size(module: nn.Module, path: Path, value: int) -> None:
     """Set the integer at `path` below `module`, through attributes, mappings and lists."""
     holder: Any = vars(module)
     for key in path[:-1]:
-        holder = holder[key] if isinstance(holder, (MutableMapping, MutableSequence)) else vars(holder)[key]
-    if isinstance(holder, (MutableMapping, MutableSequence)):
-        holder[path[-1]] = value  # type: ignore[index]
+        holder = holder[key] if _is_container(holder) else vars(holder)[key]
+    if _is_container(holder):
+        holder[path[-1]] = value
     else:
         setattr(holder, str(path[-1]), value)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (MutableMapping, MutableSequence))

@@ -86,8 +86,8 @@ def record(model: nn.Module, example: Any, forward: Forward | None = None, *, un
     builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
     if not builder.has_layers:
         raise UnsupportedModelError(
-            f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, nn.RNN, "
-            "their cells, and weights that are applied again and again to what they produced."
+            f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
+            "nn.RNN, their cells, and weights that are applied again and again to what they produced."
         )
     return Trace(builder, frozenset(states))
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.core.layers import Role, Site
-from reprune.torch.labels import NONE, TAG, Couplings, Ids, ShadowMemory, squeeze_constant, storage_id
+from reprune.torch.labels import NONE, TAG, Couplings, Ids, ShadowMemory, storage_id, unit_ids
 from reprune.torch.location import here
 from reprune.torch.sizes import Expression
 
@@ -202,7 +202,8 @@ class Tracer:
         name = self.owner(weight) if self.is_parameter(weight) else None
         if name is not None:
             held = self.tensors[name]
-            offsets = weight.storage_offset() + weight.stride(dim) * np.arange(weight.size(dim)) - held.storage_offset()
+            start = int(weight.storage_offset()) - int(held.storage_offset())
+            offsets = start + weight.stride(dim) * np.arange(weight.size(dim))
             far = sum((weight.size(d) - 1) * weight.stride(d) for d in range(weight.ndim) if d != dim)
             both = np.stack([offsets, offsets + far])
             return _flat_index(both, held) + self._base[name]
@@ -215,7 +216,7 @@ class Tracer:
 
     def units_by_layer(self, labels: torch.Tensor) -> dict[str, Ids]:
         """The distinct labels of each recurrent layer that occur in `labels`."""
-        found = _units(labels)
+        found = unit_ids(labels)
         spaces = self.recording.couplings.space(found)
         held = {}
         for name, layer in self.recording.layers.items():
@@ -229,12 +230,11 @@ class Tracer:
     def couple(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Couple two tensors of unit labels element by element (they broadcast); returns the labels of the result."""
         first, second = first.clamp(min=0), second.clamp(min=0)
-        shape = torch.broadcast_shapes(first.shape, second.shape)
-        wide_first, wide_second = first.expand(shape), second.expand(shape)
+        wide_first, wide_second = first + torch.zeros_like(second), second + torch.zeros_like(first)
         differ = (wide_first != wide_second) & (wide_first != NONE) & (wide_second != NONE)
         if bool(differ.any()):
             pairs = torch.stack([wide_first[differ], wide_second[differ]], 1)
-            self._couple_pairs(np.asarray(pairs.unique(dim=0).cpu().numpy()))
+            self._couple_pairs(np.unique(pairs.cpu().numpy(), axis=0))
         prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
         return torch.where(prefer_second, wide_second, wide_first)
 
@@ -262,24 +262,19 @@ class Tracer:
     def pin(self, labels: torch.Tensor | None, operation: str, reason: str) -> None:
         """Record that the units in `labels` must stay."""
         if labels is not None:
-            ids = _units(labels)
+            ids = unit_ids(labels)
             if len(ids):
                 self.recording.pins.append((ids, here(operation), reason))
 
     def suspect(self, labels: torch.Tensor, operation: str) -> None:
         """Record a place that may hold a size the trace cannot see, for the message if the rehearsal fails."""
-        self.recording.suspects.append((_units(labels), here(operation)))
+        self.recording.suspects.append((unit_ids(labels), here(operation)))
 
     def touch(self, tensor: torch.Tensor) -> None:
         """A stacked final state is used: its layers must keep equal numbers of units."""
         names = self.states.pop(storage_id(tensor), None)
         if names is not None and len(names) > 1:
             self.recording.count_coupled.append(names)
-
-
-def _units(labels: torch.Tensor) -> Ids:
-    found = squeeze_constant(labels).unique()
-    return np.asarray(found[(found > NONE) & (found < TAG)].cpu().numpy())
 
 
 def _span(tensor: torch.Tensor) -> int:
@@ -291,7 +286,7 @@ def _flat_index(offsets: Ids, held: torch.Tensor) -> Ids:
     if held.is_contiguous():
         return offsets
     index, rest = np.zeros_like(offsets), offsets.copy()
-    order = sorted(range(held.ndim), key=lambda d: -held.stride(d))
+    order = sorted(range(held.ndim), key=held.stride().__getitem__, reverse=True)
     places = {}
     for d in order:
         places[d] = rest // max(held.stride(d), 1)
@@ -326,9 +321,9 @@ class _FunctionMode(TorchFunctionMode):
         return out
 
 
-class _DispatchMode(TorchDispatchMode):
+class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
         self._depth = 0
 

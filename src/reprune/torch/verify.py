@@ -1,8 +1,8 @@
 """Never a wrong model: the trace is checked on the user's own example, whatever it missed.
 
-Two checks, both on a plan of random units. *Leak*: with the removed units' columns zero in every consumer found, noise in
-the units' own incoming weights must not move the output; if it does, something still reads them. *Rehearsal*: the pruned
-model must compute what the masked one does; a size written into the user's code shows here.
+Two checks, both on a plan of random units. *Leak*: with the removed units' columns zero in every consumer found, noise
+in the units' own incoming weights must not move the output; if it does, something still reads them. *Rehearsal*: the
+pruned model must compute what the masked one does; a size written into the user's code shows here.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class _Trial:
             return None
         guilty = [name for block in blocks if self._leaks(structure, [block]) for name in block]
         return VerificationError(
-            f"Something in {type(self._model).__name__} reads the units of {', '.join(guilty) or 'its layers'} in a way that "
-            "was not seen: with every weight that is known to read them set to zero, the output still depends on them. "
-            "Likely a detour around PyTorch's operations (NumPy, .data kept between calls, an extension, a hook). "
-            f"Leave the layer alone with exclude={guilty!r}, or rewrite that part with PyTorch operations."
+            f"Something in {type(self._model).__name__} reads the units of {', '.join(guilty) or 'its layers'} in a "
+            "way that was not seen: with every weight that is known to read them set to zero, the output still depends "
+            "on them. Likely a detour around PyTorch's operations (NumPy, .data kept between calls, an extension, a "
+            f"hook). Leave the layer alone with exclude={guilty!r}, or rewrite that part with PyTorch operations."
         )
 
     def _leaks(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> bool:

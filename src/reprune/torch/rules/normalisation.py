@@ -1,0 +1,55 @@
+"""Normalisations."""
+
+from __future__ import annotations
+
+import torch
+
+from reprune.torch.labels import unit_ids, varies
+from reprune.torch.location import here
+from reprune.torch.rules.elementwise import follow
+from reprune.torch.rules.op import Labels, Op
+
+
+def layer_norm(op: Op) -> Labels:
+    """Statistics over the units themselves: sliceable, but not exactly."""
+
+    units = op.tracer.units(op.args[0])
+    if units is None:
+        return None
+    units = units.clamp(min=0)
+    dims = len(op.args[1])
+    if any(varies(units, units.ndim - 1 - d) for d in range(dims)):
+        op.tracer.recording.approximate.append((unit_ids(units), here("layer_norm")))
+    for weight in (value for value in op.args[2:4] if value is not None):
+        follow(op, units, weight)
+    return units
+
+
+def batch_norm(op: Op) -> Labels:
+    """Per-channel statistics follow the channel's unit (exact in eval mode)."""
+    units = op.tracer.units(op.args[0])
+    if units is None:
+        return None
+    units = units.clamp(min=0)
+    channels_last = units.movedim(1, -1)
+    for weight in (value for value in op.args[1:5] if isinstance(value, torch.Tensor)):
+        follow(op, channels_last, weight)
+    return units
+
+
+def group_norm(op: Op) -> Labels:
+    """One group is a layer norm over channels, one group per channel is exact; other groupings cut layers apart."""
+
+    units = op.tracer.units(op.args[0])
+    if units is None:
+        return None
+    units = units.clamp(min=0)
+    channels, groups = op.args[4], op.args[6]
+    if groups not in (1, channels):
+        op.pin(f"group_norm cuts its units into {groups} groups")
+        return None
+    if groups == 1 and varies(units, 1):
+        op.tracer.recording.approximate.append((unit_ids(units), here("group_norm")))
+    for weight in (value for value in op.args[1:3] if value is not None):
+        follow(op, units.movedim(1, -1), weight)
+    return units

@@ -1,0 +1,174 @@
+"""Damage anywhere in a file: what is whole comes back, what is not is never passed off as a record."""
+
+from __future__ import annotations
+
+import gzip
+from contextlib import nullcontext
+
+import pytest
+import tfrecord_reference as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tfrecord_reference import FEATURES, assert_same, random_records, same
+
+from reprune.core.errors import RecordError
+from reprune.youtube8m.records import Record, read_records
+
+RECORDS = random_records(6, longest=3)
+FRAMED = [reference.framed(reference.serialised(record)) for record in RECORDS]
+DATA = b"".join(FRAMED)
+ZIPPED = gzip.compress(DATA, mtime=0)
+STARTS = [sum(map(len, FRAMED[:index])) for index in range(len(FRAMED))]
+SPANS = [(start, start + len(framed)) for start, framed in zip(STARTS, FRAMED, strict=True)]
+PLACES = st.integers(0, len(DATA))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("damage") / "file.tfrecord"
+
+
+def skim(path, data: bytes) -> tuple[list[Record], int]:
+    """Read damaged bytes with on_error="skip", after checking the other ways to read against it."""
+    path.write_bytes(data)
+    reader = read_records(path, FEATURES, classes=16, on_error="skip")
+    records = list(reader)
+    assert len(reader.errors) == reader.skipped
+    assert all(error.startswith(f"{path}: record ") and " at byte " in error for error in reader.errors)
+
+    whole: list[Record] = []
+    strict = read_records(path, FEATURES, classes=16)
+    with pytest.raises(RecordError) if reader.skipped else nullcontext() as caught:
+        whole.extend(strict)
+    if caught is not None:
+        assert str(caught.value) == reader.errors[0]
+    assert_same(whole, records[: len(whole)])
+
+    parts = [read_records(path, FEATURES, on_error="skip", classes=16, part=(part, 3)) for part in range(3)]
+    shared_out = [list(part) for part in parts]
+    assert sorted(record.id for part in shared_out for record in part) == sorted(record.id for record in records)
+    assert sum(part.skipped for part in parts) == reader.skipped
+    return records, reader.skipped
+
+
+def assert_among_the_originals(records: list[Record]) -> None:
+    """Each is an original, and their order is kept."""
+    originals = iter(RECORDS)
+    assert all(any(same(record, original) for original in originals) for record in records)
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(0, len(DATA) - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_costs_its_own_record_only(path, place, bit):
+    data = bytearray(DATA)
+    data[place] ^= 1 << bit
+    records, skipped = skim(path, bytes(data))
+    hit = next(index for index, (start, end) in enumerate(SPANS) if start <= place < end)
+    assert_same(records, RECORDS[:hit] + RECORDS[hit + 1 :])
+    assert skipped == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(place=PLACES)
+def test_a_truncated_file_keeps_what_stands_before(path, place):
+    records, skipped = skim(path, DATA[:place])
+    assert_same(records, [record for record, (_, end) in zip(RECORDS, SPANS, strict=True) if end <= place])
+    assert skipped == (place not in [0, *(end for _, end in SPANS)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(first=PLACES, last=PLACES, put=st.binary(max_size=40))
+def test_a_cut_or_a_patch_keeps_what_it_does_not_touch(path, first, last, put):
+    first, last = sorted((first, last))
+    records, _ = skim(path, DATA[:first] + put + DATA[last:])
+    assert_among_the_originals(records)
+    untouched = {
+        record.id for record, (start, end) in zip(RECORDS, SPANS, strict=True) if end <= first or start >= last
+    }
+    assert untouched <= {record.id for record in records}
+
+
+@settings(max_examples=100, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(1, 255)), max_size=4))
+def test_damage_in_several_places(path, flips):
+    data = bytearray(DATA)
+    for place, change in flips:
+        data[place] ^= change
+    records, _ = skim(path, bytes(data))
+    whole = [r for r, (start, end) in zip(RECORDS, SPANS, strict=True) if data[start:end] == DATA[start:end]]
+    assert_same(records, whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(place=st.integers(0, len(ZIPPED) - 1), change=st.integers(0, 255), cut=st.booleans())
+def test_damaged_gzip_gives_originals_or_an_error(path, place, change, cut):
+    damaged = ZIPPED[:place] if cut else ZIPPED[:place] + bytes([ZIPPED[place] ^ change]) + ZIPPED[place + 1 :]
+    records, skipped = skim(path, damaged)
+    assert_among_the_originals(records)
+    if damaged == ZIPPED:
+        assert len(records) == len(RECORDS)
+    if cut:
+        assert_same(records, RECORDS[: len(records)])
+        assert skipped == (place > 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(place=st.integers(0, len(DATA) - 1))
+def test_damage_inside_intact_gzip_costs_its_own_record_only(path, place):
+    data = DATA[:place] + bytes([DATA[place] ^ 0x10]) + DATA[place + 1 :]
+    records, skipped = skim(path, gzip.compress(data, compresslevel=1))
+    assert len(records) == len(RECORDS) - 1
+    assert_among_the_originals(records)
+    assert skipped == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_other_file_gives_an_error(path, data):
+    records, skipped = skim(path, data)
+    assert not records
+    assert bool(skipped) == bool(data)
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"),
+    [
+        (lambda start, end: DATA[: start + 5], r"truncated in the length header \(5 of 12 bytes\)"),
+        (lambda start, end: DATA[: start + 20], r"truncated in the data \(8 of \d+ bytes\)"),
+        (lambda start, end: DATA[: end - 1], r"truncated in the checksum of the data \(3 of 4 bytes\)"),
+        (lambda start, end: _flip(start), "checksum of the length"),
+        (lambda start, end: _flip(start + 11), "checksum of the length"),
+        (lambda start, end: _flip(start + 12), "checksum of the data"),
+        (lambda start, end: _flip(end - 1), "checksum of the data"),
+        (
+            lambda start, end: DATA[:start] + (huge := b"\0\0\0\0\1\0\0\0") + reference.masked(huge),
+            "4294967296 bytes is more than protobuf allows",
+        ),
+    ],
+)
+def test_the_message_says_what_where_and_what_to_do(path, where, complaint):
+    start, end = SPANS[1]
+    path.write_bytes(where(start, end))
+    with pytest.raises(RecordError, match=complaint) as caught:
+        list(read_records(path, FEATURES))
+    assert str(caught.value).startswith(f"{path}: record 1 at byte {start}: ")
+    assert "pass on_error='skip'" in str(caught.value)
+
+
+def test_truncated_gzip_says_so(path):
+    path.write_bytes(ZIPPED[:-100])
+    with pytest.raises(RecordError, match=r"the GZIP stream is damaged or truncated"):
+        list(read_records(path, FEATURES))
+
+
+def test_the_search_crosses_its_own_chunks(path, monkeypatch):
+    monkeypatch.setattr("reprune.youtube8m.framing._SCAN_BYTES", 16)
+    for place in range(SPANS[2][0] + 1):
+        data = DATA[: SPANS[1][0]] + b"\1" * place + DATA[SPANS[2][0] :]
+        records, skipped = skim(path, data)
+        assert_same(records, RECORDS[:1] + RECORDS[2:])
+        assert skipped == (place > 0)
+
+
+def _flip(place: int) -> bytes:
+    return DATA[:place] + bytes([DATA[place] ^ 4]) + DATA[place + 1 :]

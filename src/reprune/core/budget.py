@@ -20,8 +20,15 @@ class Budget:
     Attributes:
         ratio: Fraction to remove, at least 0 and under 1.
         of: What is counted: `units` of the prunable layers, or `parameters` or `macs` of the whole model.
-        min_units: Units that every layer keeps at least.
+        min_units: Units that every layer keeps at least (a smaller layer keeps all of its own).
         round_to: Units kept are a multiple of this (a layer that loses none keeps its size).
+
+    Raises:
+        BudgetError: When a value is out of range.
+
+    Example:
+        >>> Budget(ratio=0.5, of="macs", round_to=8).min_units
+        1
     """
 
     ratio: float
@@ -37,13 +44,19 @@ class Budget:
         if self.of not in MEASURES:
             raise BudgetError(f"of={self.of!r} is not a measure: give one of {', '.join(MEASURES)}.")
         for name in ("min_units", "round_to"):
-            if getattr(self, name) < 1:
-                raise BudgetError(f"{name}={getattr(self, name)} must be at least 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise BudgetError(f"{name}={value!r} must be a whole number, at least 1.")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that lose units together, with the thresholds at which they lose their first, second, … unit."""
+    """Layers that lose units together.
+
+    Attributes:
+        layers: Their names.
+        thresholds: Thresholds at which each of them loses its first, second, … unit (units), never decreasing.
+    """
 
     layers: tuple[str, ...]
     thresholds: NDArray[np.float64]
@@ -53,7 +66,17 @@ def allocate(budget: Budget, blocks: Sequence[Block], cost: CostModel, before: M
     """Units that every layer keeps, so that the budget is met to within one step of one block.
 
     Lowering the common threshold takes units away in one fixed order; the removed cost grows with every step, so the
-    threshold is found by bisection over the steps. Of the two steps around the budget the nearer one is taken.
+    threshold is found by bisection over the steps. Of the two steps around the budget the nearer one is taken, the one
+    that removes less when both are equally near.
+
+    Args:
+        budget: How much to remove.
+        blocks: All layers that may lose units, each in one block.
+        cost: Measures models by the units kept.
+        before: Units of every layer of the model before pruning.
+
+    Returns:
+        Units kept, for every layer in `before`.
 
     Raises:
         BudgetError: When even the smallest permitted sizes miss the budget. The nearest possible ratio is named.
@@ -77,7 +100,7 @@ def allocate(budget: Budget, blocks: Sequence[Block], cost: CostModel, before: M
 
 def _steps(budget: Budget, blocks: Sequence[Block]) -> list[tuple[float, int, int]]:
     """All permitted shrinkings as (threshold, block, units kept after it), in the order in which they happen."""
-    steps = []
+    steps: list[tuple[float, int, int]] = []
     for index, block in enumerate(blocks):
         units = len(block.thresholds)
         for kept in range(units - 1, budget.min_units - 1, -1):

@@ -17,14 +17,18 @@ MEASURES: tuple[Measure, ...] = ("units", "parameters", "macs")
 
 def tensor_extents(structure: Structure) -> dict[str, tuple[Extent, ...]]:
     """Length of every axis of every tensor that knows units, as functions of the units kept."""
+    units = structure.counts()
     extents = {name: [Extent(size) for size in shape] for name, shape in structure.shapes.items()}
     for slot in structure.slots:
-        extents[slot.tensor][slot.axis] = slot.extent()
+        extents[slot.tensor][slot.axis] = slot.extent(units)
     return {name: tuple(axes) for name, axes in extents.items()}
 
 
 class CostModel:
     """Units, parameters and MACs per time step of a pruned model, before any surgery.
+
+    Args:
+        structure: What the trace found.
 
     Example:
         >>> cost = CostModel(structure)                                     # doctest: +SKIP
@@ -35,6 +39,7 @@ class CostModel:
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
         self._tensors = tensor_extents(structure)
+        self._parameters = [axes for name, axes in self._tensors.items() if name not in set(structure.buffers)]
 
     def __call__(self, of: Measure, counts: Counts) -> float:
         """Cost of the model that keeps `counts` units per layer.
@@ -47,24 +52,21 @@ class CostModel:
         if of == "units":
             return float(sum(counts[name] for name in self._structure.prunable))
         if of == "parameters":
-            return float(
-                self._structure.other_parameters + sum(self._size(axes, counts) for axes in self._tensors.values())
-            )
-        return self._macs(counts) / self._structure.steps
+            return float(self._structure.other_parameters + sum(_size(axes, counts) for axes in self._parameters))
+        products = sum(term.rows * _size(term.extents, counts) for term in self._structure.contractions)
+        return products / self._structure.steps
 
     def layer_parameters(self, layer: str, counts: Counts) -> int:
         """Parameters that belong to the layer itself: its gates' weights and biases."""
-        own = {slot.tensor for slot in self._structure.slots_of(layer, "own")}
-        return sum(self._size(self._tensors[name], counts) for name in own)
+        return sum(_size(axes, counts) for axes in self._own(layer))
 
     def layer_macs(self, layer: str, counts: Counts) -> int:
         """MACs that one time step of the layer takes: each of its gate weights once."""
-        own = {slot.tensor for slot in self._structure.slots_of(layer, "own")}
-        return sum(self._size(self._tensors[name], counts) for name in own if len(self._tensors[name]) > 1)
+        return sum(_size(axes, counts) for axes in self._own(layer) if len(axes) > 1)
 
-    def _macs(self, counts: Counts) -> float:
-        return sum(term.rows * self._size(term.extents, counts) for term in self._structure.contractions)
+    def _own(self, layer: str) -> list[tuple[Extent, ...]]:
+        return [self._tensors[name] for name in {slot.tensor for slot in self._structure.slots_of(layer, "own")}]
 
-    @staticmethod
-    def _size(axes: tuple[Extent, ...], counts: Counts) -> int:
-        return prod(axis(counts) for axis in axes)
+
+def _size(axes: tuple[Extent, ...], counts: Counts) -> int:
+    return prod(axis(counts) for axis in axes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from reprune.core.budget import Block, Budget, allocate
 from reprune.core.cost import CostModel
 from reprune.core.criteria import Ranking
-from reprune.core.errors import PlanError, UnsupportedModelError
+from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.evidence import Evidence
-from reprune.core.layers import Structure
+from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
 
@@ -26,21 +27,28 @@ def decide(
         evidence: Weights and response statistics.
         budget: How much to remove.
         method: A name in `METHODS`, or a `Method`.
-        exclude: Globs of layer names to leave alone.
+        exclude: Globs of layer names to leave alone. The plan's structure pins these layers and all that are coupled
+            with them, so that they are no part of what `ratio` counts as units.
         seed: Seed of the criterion's randomness.
 
     Raises:
         UnsupportedModelError: When no layer is left that can be pruned.
         BudgetError: When the budget cannot be met.
+        PlanError: When a glob of `exclude` matches no layer.
+        StatisticsError: When weights or responses hold NaN or infinite values; the layer is named.
     """
-    structure = evidence.structure
-    allocation, criterion = get_method(method).resolve()
+    resolved = get_method(method)
+    allocation, criterion = resolved.resolve()
     rng = np.random.default_rng(seed)
-    sets = free_blocks(structure, exclude)
+    sets = free_blocks(evidence.structure, exclude)
     if not sets:
-        raise _nothing_left(structure)
+        raise _nothing_left(evidence.structure)
+    structure = _pin_all_but(evidence.structure, sets)
     groups = [group for entry in sets for group in entry]
-    rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
+    # What overflows is no warning in passing: it makes a score that is not finite, and that is an error with a name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
+    _check_scores(rankings)
     blocks = []
     for together in sets:
         layers = tuple(name for group in together for name in group)
@@ -62,6 +70,7 @@ def decide(
         ratio=budget.ratio,
         of=budget.of,
         diagnostics=Diagnostics(scores, _spectra(evidence, scores) if allocation.needs_statistics else {}),
+        folds=resolved.compensate(structure, kept, evidence.readings),
     )
 
 
@@ -92,8 +101,27 @@ def excluded(structure: Structure, exclude: Sequence[str]) -> set[str]:
 
 def _nothing_left(structure: Structure) -> UnsupportedModelError:
     pins = [f"{name}: {layer.pin}" for name, layer in structure.layers.items() if layer.pin is not None]
-    why = ("\n  " + "\n  ".join(pins)) if pins else " all layers are excluded."
+    why = ("\n  " + "\n  ".join(pins)) if pins else " all are excluded." if structure.layers else " there is none."
     return UnsupportedModelError(f"No recurrent layer is left that can be pruned:{why}")
+
+
+def _pin_all_but(structure: Structure, sets: Sequence[Sequence[tuple[str, ...]]]) -> Structure:
+    free = {name for entry in sets for group in entry for name in group}
+    pin = Pin(Site("exclude", ""), "excluded, or coupled with a layer that is")
+    layers = {
+        name: layer if name in free or layer.pin is not None else replace(layer, pin=pin)
+        for name, layer in structure.layers.items()
+    }
+    return replace(structure, layers=layers)
+
+
+def _check_scores(rankings: Mapping[tuple[str, ...], Ranking]) -> None:
+    for group, ranking in rankings.items():
+        if not np.isfinite(ranking.scores).all():
+            raise StatisticsError(
+                f"{', '.join(group)}: some units have scores that are NaN or infinite. Check the weights of this layer "
+                "and of those that read it: they hold NaN, infinite or overflowing values."
+            )
 
 
 def _together(structure: Structure, groups: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:

@@ -77,15 +77,19 @@ class Slot:
             marked[(span.start + chosen[:, None] * span.each + np.arange(span.each)).ravel()] = True
         return np.flatnonzero(marked)
 
-    def extent(self) -> Extent:
-        """Length of the axis as a function of the units kept."""
-        times: dict[str, dict[int, int]] = {}
+    def extent(self, units: Counts) -> Extent:
+        """Length of the axis as a function of the units kept.
+
+        Args:
+            units: Units of every layer before pruning. An axis that holds only some units of a layer (which is pinned
+                then) counts those as fixed.
+        """
+        held: dict[str, int] = {}
         for span in self.spans:
-            held = times.setdefault(span.layer, {})
-            for unit in range(span.unit, span.unit + span.units):
-                held[unit] = held.get(unit, 0) + span.each
-        labelled = sum(span.units * span.each for span in self.spans)
-        return Extent(self.size - labelled, tuple((layer, max(held.values())) for layer, held in times.items()))
+            held[span.layer] = held.get(span.layer, 0) + span.units * span.each
+        times = {layer: positions // units[layer] for layer, positions in held.items()}
+        fixed = self.size - sum(factor * units[layer] for layer, factor in times.items())
+        return Extent(fixed, tuple((layer, factor) for layer, factor in times.items() if factor))
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ class Structure:
         sizes: Attributes that the model's own code uses as sizes.
         outside_states: Layers that are given initial states which the trace cannot size (from the caller, or zeros
             of a written-out size): they keep accepting states of the original width.
+        buffers: Tensors in `shapes` that are no parameters, such as a running mean.
     """
 
     layers: Mapping[str, Layer]
@@ -196,6 +201,7 @@ class Structure:
     other_parameters: int = 0
     sizes: tuple[SizeAttribute, ...] = ()
     outside_states: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
 
     @cached_property
     def _by_layer(self) -> dict[str, list[Slot]]:

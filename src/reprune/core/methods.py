@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from reprune.core.allocation import ALLOCATIONS, Allocation
+from reprune.core.compensation import COMPENSATIONS
 from reprune.core.criteria import CRITERIA, Criterion
 from reprune.core.errors import RepruneError
+from reprune.core.layers import Structure
+from reprune.core.plan import Fold
+from reprune.core.readings import Reading
 
 T = TypeVar("T")
 
@@ -19,6 +24,7 @@ class Method:
     Attributes:
         allocation: Splits the budget over layers: a name in `ALLOCATIONS` or an `Allocation`.
         criterion: Scores units: a name in `CRITERIA` or a `Criterion`.
+        compensation: What makes up for the removed units in their consumers: a name in `COMPENSATIONS`, or None.
 
     Example:
         >>> Method(allocation="energy", criterion="iss-norm").needs_statistics
@@ -27,6 +33,7 @@ class Method:
 
     allocation: str | Allocation
     criterion: str | Criterion
+    compensation: str | None = None
 
     def resolve(self) -> tuple[Allocation, Criterion]:
         """The allocation and the criterion as objects.
@@ -44,23 +51,46 @@ class Method:
     @property
     def needs_statistics(self) -> bool:
         """Whether responses must be observed on calibration batches."""
-        return any(part.needs_statistics for part in self.resolve())
+        return any(part.needs_statistics for part in self.resolve()) or self.needs_readings
+
+    @property
+    def needs_readings(self) -> bool:
+        """Whether what the consumers read must be observed, too."""
+        return self.compensation is not None or self.resolve()[1].needs_readings
+
+    def compensate(
+        self, structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
+    ) -> tuple[Fold, ...]:
+        """The corrections that make up for the units that are not kept."""
+        if self.compensation is None:
+            return ()
+        return _look_up(self.compensation, COMPENSATIONS, "compensation")(structure, kept, readings)
 
 
 METHODS: dict[str, Method] = {
+    "reconstruct": Method(allocation="cost", criterion="reconstruction", compensation="reconstruction"),
     "iss-gm": Method(allocation="energy", criterion="geometric-median"),
     "magnitude": Method(allocation="uniform", criterion="iss-norm"),
     "random": Method(allocation="uniform", criterion="random"),
 }
+_ADDED = {"+reconstruct": "reconstruction", "+mean": "mean"}
 
 
 def get_method(method: str | Method) -> Method:
     """The method of this name, or the method itself.
 
+    A compensation can be added to any preset: `iss-gm+reconstruct`, `magnitude+mean`.
+
     Raises:
         RepruneError: When the name is unknown; the known ones are listed.
     """
-    return method if isinstance(method, Method) else _look_up(method, METHODS, "method")
+    if isinstance(method, Method):
+        return method
+    for suffix, compensation in _ADDED.items():
+        if method.endswith(suffix):
+            preset = _look_up(method.removesuffix(suffix), METHODS, "method")
+            return replace(preset, compensation=compensation)
+    return _look_up(method, METHODS, "method")
 
 
 def _look_up(name: str, registry: dict[str, T], kind: str) -> T:

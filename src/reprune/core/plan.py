@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from reprune.core.cost import Measure
 from reprune.core.errors import PlanError
-from reprune.core.layers import Layer, Slot, Structure
+from reprune.core.layers import Layer, Slot, Span, Structure
 
 FORMAT = "reprune-plan"
 VERSION = 1
@@ -31,6 +34,55 @@ class Diagnostics:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A correction of one consumer: what it read from removed positions, predicted from the positions that stay.
+
+    With its columns split into removed P and kept K: `W_K += W_P A` and `bias += W_P b`.
+
+    Attributes:
+        tensor: Name of the weight.
+        axis: The axis that is contracted with the units.
+        bias: Name of the bias that takes up the offsets, or None.
+        coefficients: A (removed × kept) as base64 of little-endian doubles, row by row.
+        offsets: b (removed), likewise.
+    """
+
+    tensor: str
+    axis: int
+    bias: str | None
+    coefficients: str
+    offsets: str
+
+    @classmethod
+    def of(
+        cls, tensor: str, axis: int, bias: str | None, coefficients: NDArray[np.float64], offsets: NDArray[np.float64]
+    ) -> Fold:
+        """From arrays."""
+        return cls(tensor, axis, bias, _encode(coefficients), _encode(offsets))
+
+    def arrays(self, removed: int, kept: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A (removed × kept) and b (removed).
+
+        Raises:
+            PlanError: When they do not have these sizes, or are not finite numbers.
+        """
+        found = []
+        for name, shape in (("coefficients", (removed, kept)), ("offsets", (removed,))):
+            try:
+                values = np.frombuffer(base64.b64decode(getattr(self, name), validate=True), dtype="<f8").reshape(shape)
+            except ValueError as error:
+                raise PlanError(f"fold of {self.tensor!r}: its {name} are not {shape} doubles ({error}).") from None
+            if not np.isfinite(values).all():
+                raise PlanError(f"fold of {self.tensor!r}: its {name} hold NaN or infinite values.")
+            found.append(values)
+        return found[0], found[1]
+
+
+def _encode(values: NDArray[np.float64]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which units stay.
 
@@ -41,6 +93,7 @@ class Plan:
         ratio: Fraction that was to be removed.
         of: What the fraction is of: `units`, `parameters` or `macs`.
         diagnostics: What the decision was based on.
+        folds: Corrections of the consumers that make up for what the removed units carried.
 
     Raises:
         PlanError: When the parts contradict each other.
@@ -57,12 +110,14 @@ class Plan:
     ratio: float = 0.0
     of: Measure = "units"
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    folds: tuple[Fold, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise PlanError(f"ratio={self.ratio} is not a fraction from 0 to under 1.")
         _check_structure(self.structure)
         _check_kept(self.structure, self.kept)
+        _check_folds(self)
 
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""
@@ -82,7 +137,8 @@ class Plan:
         Raises:
             PlanError: When the result breaks a coupling, or names unknown layers or units.
         """
-        return replace(self, kept={**self.kept, **{name: list(units) for name, units in kept.items()}}, method="custom")
+        chosen = {**self.kept, **{name: list(units) for name, units in kept.items()}}
+        return replace(self, kept=chosen, method="custom", folds=())
 
     def to_json(self) -> str:
         """The plan as JSON text: one line per field."""
@@ -127,6 +183,7 @@ class _Document:
     kept: Mapping[str, list[int]]
     structure: Structure
     diagnostics: Diagnostics
+    folds: tuple[Fold, ...] = ()
 
 
 _ADAPTER = TypeAdapter(_Document)
@@ -194,3 +251,18 @@ def _check_units(layer: Layer, units: list[int]) -> None:
         raise PlanError(f"{where} must be sorted and without duplicates.")
     if layer.pin is not None and len(units) < layer.units:
         raise PlanError(f"{where} drops units of a layer that must stay whole: {layer.pin}.")
+
+
+def _check_folds(plan: Plan) -> None:
+    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
+    removed = plan.removed()
+    for fold in plan.folds:
+        slot = slots.get((fold.tensor, fold.axis))
+        if slot is None or slot.role != "reads":
+            raise PlanError(f"fold of {fold.tensor!r} axis {fold.axis}: no consumer of the plan.")
+        gone = sum(len(_within(removed[span.layer], span)) * span.each for span in slot.spans)
+        fold.arrays(gone, slot.size - gone)
+
+
+def _within(units: list[int], span: Span) -> list[int]:
+    return [unit for unit in units if span.unit <= unit < span.unit + span.units]

@@ -1,6 +1,6 @@
 """Streaming mean and covariance of responses.
 
-Batches are centred on themselves and merged pairwise (Chan, Golub and LeVeque, "Updating formulae and a pairwise
+Blocks of rows are centred on themselves and merged pairwise (Chan, Golub and LeVeque, "Updating formulae and a pairwise
 algorithm for computing sample variances", 1979), so a large mean costs no digits, and any split of the data into
 batches or processes gives the same result to rounding.
 """
@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
 
 from reprune.core.errors import StatisticsError
 
 Array = Any
+
+BLOCK = 1 << 22
+"""Numbers that are held in double precision at a time: 32 MB."""
 
 
 class Moments:
@@ -39,28 +44,42 @@ class Moments:
         self._scatter: Array = None
 
     def update(self, rows: Array) -> None:
-        """Add rows (n × size) that are valid: padding must have been left out by the caller."""
+        """Add rows (n × size) that are valid: padding must have been left out by the caller.
+
+        Raises:
+            StatisticsError: When the rows are of another size.
+        """
         if rows.ndim != 2 or rows.shape[1] != self.size:
             raise StatisticsError(
                 f"{self.name}: got responses of shape {tuple(rows.shape)}, expected (rows, {self.size}). "
                 "Give one row per valid time step."
             )
-        if rows.shape[0] == 0:
-            return
+        # Sums that remember how they were computed would keep every batch of a training run alive.
+        rows = rows.detach() if hasattr(rows, "detach") else rows
+        step = max(BLOCK // max(self.size, 1), 1)
+        for start in range(0, rows.shape[0], step):
+            self._add(rows[start : start + step])
+
+    def merge(self, other: Moments) -> None:
+        """Add all that `other` has seen. The order of merging does not matter beyond rounding.
+
+        Raises:
+            StatisticsError: When `other` has another number of features.
+        """
+        if other.size != self.size:
+            raise StatisticsError(f"{self.name}: cannot merge moments of {other.size} features into {self.size}.")
+        if other.count:
+            self._merge(other.count, other._mean, other._scatter)
+
+    def _add(self, rows: Array) -> None:
         xp = array_namespace(rows)
         rows = xp.astype(rows, _widest(xp, rows))
         mean = xp.mean(rows, axis=0)
         centred = rows - mean
         self._merge(rows.shape[0], mean, centred.T @ centred)
 
-    def merge(self, other: Moments) -> None:
-        """Add all that `other` has seen. The order of merging does not matter beyond rounding."""
-        if other.size != self.size:
-            raise StatisticsError(f"{self.name}: cannot merge moments of {other.size} features into {self.size}.")
-        if other.count:
-            self._merge(other.count, other._mean, other._scatter)
-
     def _merge(self, count: int, mean: Array, scatter: Array) -> None:
+        # Never in place: what `merge` takes over still belongs to the other one.
         if self.count == 0:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
@@ -72,13 +91,21 @@ class Moments:
 
     @property
     def mean(self) -> Array:
-        """Mean response (size)."""
+        """Mean response (size).
+
+        Raises:
+            StatisticsError: When no rows were seen, or some held NaN or infinite values. The message has the name.
+        """
         self._check()
         return self._mean
 
     @property
     def covariance(self) -> Array:
-        """Population covariance (size × size): divided by the number of rows."""
+        """Population covariance (size × size): divided by the number of rows.
+
+        Raises:
+            StatisticsError: As for `mean`.
+        """
         self._check()
         return self._scatter / self.count
 
@@ -101,6 +128,13 @@ class Moments:
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the accumulated sums by those of `state()`."""
         self.count, self._mean, self._scatter = int(state["count"]), state["mean"], state["scatter"]
+
+
+def to_numpy(array: Array) -> NDArray[np.float64]:
+    """A float64 NumPy copy of an array on any device."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+    return np.array(array, dtype=np.float64)
 
 
 def _widest(xp: Any, rows: Array) -> Any:

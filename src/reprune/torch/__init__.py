@@ -16,6 +16,7 @@ from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
+from reprune.core.readings import readings
 from reprune.report import render_structure
 from reprune.torch.apply import apply, mask, named_tensors
 from reprune.torch.observe import gather, observe
@@ -193,9 +194,13 @@ def _plan(
     example, batches = _first(batches)
     found = record(model, example, forward, uniform=uniform)
     structure = rehearse(found, model, example, forward, exclude) if verify else found.structure()
-    statistics = observe(model, structure, batches, forward) if method_.needs_statistics else None
+    arrays = _arrays(model, structure)
+    evidence = Evidence(structure, arrays)
+    if method_.needs_statistics:
+        statistics = observe(model, structure, batches, forward, readings=method_.needs_readings)
+        found_readings = readings(structure, arrays, statistics, statistics.readings) if method_.needs_readings else ()
+        evidence = Evidence(structure, arrays, statistics, found_readings)
     with torch.no_grad():
-        evidence = Evidence(structure, _arrays(model, structure), statistics)
         decided = decide(evidence, budget, method, exclude=exclude, seed=seed)
     return decided, found, example
 

@@ -34,6 +34,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     check(model, plan)
     masked = copy.deepcopy(model)
     tensors = named_tensors(masked)
+    _fold(tensors, plan)
     removed = plan.removed()
     # Units that are also read without a weight are silenced at their source.
     direct = {name: units for name, units in removed.items() if plan.structure.layers[name].direct}
@@ -66,6 +67,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     check(model, plan)
     small = copy.deepcopy(model)
     tensors = named_tensors(small)
+    _fold(tensors, plan)
     changed = _slice(small, tensors, plan)
     _resize_modules(small, changed)
     counts = plan.counts()
@@ -75,6 +77,25 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             set_size(owner, size.path, size.extent(counts) * size.times // size.divisor)
     _select_states(small, plan)
     return small
+
+
+def _fold(tensors: dict[str, torch.Tensor], plan: Plan) -> None:
+    """Add the plan's corrections to the consumers: `W_K += W_P A`, `bias += W_P b`."""
+    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
+    removed = plan.removed()
+    with torch.no_grad():
+        for fold in plan.folds:
+            gone = slots[fold.tensor, fold.axis].positions(removed)
+            stay = np.setdiff1d(np.arange(slots[fold.tensor, fold.axis].size), gone)
+            coefficients, offsets = (torch.tensor(part) for part in fold.arrays(len(gone), len(stay)))
+            weight = tensors[fold.tensor]
+            columns = weight.detach().movedim(fold.axis, -1)
+            lost = columns[..., torch.from_numpy(gone).to(weight.device)].double()
+            gain = (lost @ coefficients.to(weight.device)).to(weight.dtype)
+            columns[..., torch.from_numpy(stay).to(weight.device)] += gain
+            if fold.bias is not None:
+                taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
+                tensors[fold.bias].detach().add_((taps @ offsets.to(weight.device)).to(weight.dtype))
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -88,6 +109,9 @@ def check(model: nn.Module, plan: Plan) -> None:
                 f"The plan belongs to another model: {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"the plan was made for {tuple(shape)}. Apply it to the dense model it was made from."
             )
+    for fold in plan.folds:
+        if fold.bias is not None and fold.bias not in tensors:
+            raise PlanError(f"The plan belongs to another model: {type(model).__name__} has no tensor {fold.bias!r}.")
     for size in plan.structure.sizes:
         try:
             model.get_submodule(size.owner)

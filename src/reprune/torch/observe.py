@@ -8,18 +8,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 from reprune.core.layers import Structure
+from reprune.core.readings import Axis, SplitMoments
 from reprune.core.statistics import Moments
-from reprune.torch.ragged import unroll
 from reprune.torch.trace import Forward, call, eval_mode
+from reprune.torch.watch import hooked, responses, rows, unrolled, watch_readings
 
-Statistics = dict[str, Moments]
+
+class Statistics(dict[str, Moments]):
+    """Moments of the responses, by layer.
+
+    Attributes:
+        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
+        self.readings: dict[Axis, SplitMoments] = {}
 
 
 def observe(
-    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None = None
+    model: nn.Module,
+    structure: Structure,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    *,
+    readings: bool = False,
 ) -> Statistics:
     """Run the model over calibration batches in eval mode and gather response statistics.
 
@@ -28,13 +43,24 @@ def observe(
         structure: What `trace` found in it.
         batches: Inputs as the model takes them (see `trace.call`), one at a time.
         forward: Replaces `model(batch)`.
+        readings: Gather what consumers read, too.
 
     Returns:
         Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.
     """
-    with eval_mode(model), torch.no_grad(), gather(model, structure) as statistics:
-        for batch in batches:
-            call(model, batch, forward)
+    with eval_mode(model), torch.no_grad():
+        if not readings:
+            with gather(model, structure) as statistics:
+                for batch in batches:
+                    call(model, batch, forward)
+            return statistics
+        statistics = Statistics(structure)
+        with watch_readings(model, structure, statistics.readings) as watcher:
+            for batch in batches:
+                call(model, batch, forward)
+                watcher.forget()
+    for name in structure.layers:
+        statistics[name] = responses(structure, statistics.readings, name)
     return statistics
 
 
@@ -47,7 +73,7 @@ def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
         ...     loss = criterion(model(x), y)
         >>> statistics["lstm:l0"].covariance                    # doctest: +SKIP
     """
-    statistics = {name: Moments(name, layer.units) for name, layer in structure.layers.items()}
+    statistics = Statistics(structure)
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if any(name.split(":")[0] == path for name in structure.layers):
@@ -64,37 +90,28 @@ def _watch_module(module: nn.RNNBase, path: str, statistics: Statistics) -> Iter
     if module.num_layers == 1 and not module.proj_size:
         # One layer shows all of its responses in its output.
         def watch(_: nn.Module, args: Any, output: Any) -> None:
-            rows = _rows(output[0])
-            statistics[f"{path}:l0"].update(rows[:, : module.hidden_size])
+            found = rows(output[0])
+            statistics[f"{path}:l0"].update(found[:, : module.hidden_size])
             if module.bidirectional:
-                statistics[f"{path}:l0_reverse"].update(rows[:, module.hidden_size :])
+                statistics[f"{path}:l0_reverse"].update(found[:, module.hidden_size :])
 
-        with _hooked(module, watch):
+        with hooked(module, watch):
             yield
         return
-    unrolled = unroll(module)
 
     def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
-        statistics[f"{path}:{suffix}"].update(_rows(response))
+        statistics[f"{path}:{suffix}"].update(rows(response))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        unrolled.training = module.training
-        return unrolled.forward(*args, **kwargs)
-
-    with unrolled.observe(report):
-        module.forward = forward
-        try:
-            yield
-        finally:
-            del module.forward
+    with unrolled(module, report):
+        yield
 
 
 @contextmanager
 def _watch_cell(module: nn.RNNCellBase, moments: Moments) -> Iterator[None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        moments.update(_rows(output[0] if isinstance(output, tuple) else output))
+        moments.update(rows(output[0] if isinstance(output, tuple) else output))
 
-    with _hooked(module, watch):
+    with hooked(module, watch):
         yield
 
 
@@ -111,27 +128,13 @@ def _watch_written_cells(model: nn.Module, structure: Structure, statistics: Sta
                 module = model.get_submodule(path)
                 if slot.tensor in own and isinstance(module, nn.Linear) and parameter == "weight":
                     positions = torch.from_numpy(slot.positions({name: range(layer.units)}))
-                    stack.enter_context(_hooked(module, _watch_input(statistics[name], positions)))
+                    stack.enter_context(hooked(module, _watch_input(statistics[name], positions)))
                     break
         yield
 
 
 def _watch_input(moments: Moments, positions: torch.Tensor) -> Callable[..., None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        moments.update(_rows(args[0])[:, positions.to(args[0].device)])
+        moments.update(rows(args[0])[:, positions.to(args[0].device)])
 
     return watch
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _rows(output: torch.Tensor | PackedSequence) -> torch.Tensor:
-    data = output.data if isinstance(output, PackedSequence) else output
-    return data.detach().reshape(-1, data.shape[-1])

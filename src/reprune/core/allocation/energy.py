@@ -44,6 +44,13 @@ def share(spectrum: NDArray[np.float64]) -> NDArray[np.float64]:
 def components(spectrum: NDArray[np.float64], threshold: float) -> int:
     """k(τ): the smallest number of leading components whose share of the energy reaches `threshold`.
 
+    Args:
+        spectrum: Eigenvalues (units), largest first.
+        threshold: Share of the energy to reach, from 0 to 1.
+
+    Returns:
+        From 1 to the number of units; 0 for a spectrum without energy.
+
     Example:
         >>> components(np.array([4.0, 3.0, 2.0, 1.0]), 0.7)
         2

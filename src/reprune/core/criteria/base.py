@@ -31,6 +31,7 @@ class Criterion(ABC):
     """
 
     needs_statistics: bool = False
+    needs_readings: bool = False
 
     @abstractmethod
     def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
@@ -46,6 +47,15 @@ def rank_by(scores: Sequence[NDArray[np.float64]]) -> Ranking:
     """Ranking by the sum of each layer's scores; ties go by index, so plans are the same everywhere.
 
     Layers of one group may live on different scales: each is divided by its own mean before the sum.
+
+    Args:
+        scores: Scores that are not negative (units), one array per layer of the group.
+
+    Example:
+        >>> rank_by([np.array([2.0, 1.0, 1.0])]).order.tolist()
+        [1, 2, 0]
     """
     total = scores[0] if len(scores) == 1 else np.sum([score / (score.mean() or 1.0) for score in scores], axis=0)
-    return Ranking(np.argsort(total, kind="stable"), total)
+    # Units with equal weights differ in the last digits by the order of summation alone: those are no difference.
+    largest = float(np.max(total)) or 1.0
+    return Ranking(np.argsort(np.round(total / largest, 12), kind="stable"), total)

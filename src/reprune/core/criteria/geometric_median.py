@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence, to_numpy
+from reprune.core.evidence import LayerEvidence
+from reprune.core.statistics import to_numpy
 
 Array = Any
+
+NEAR = 1e-2
+"""Share of ‖a‖² + ‖b‖² below which ‖a − b‖² is left with fewer than about five digits in single precision."""
+
+COINCIDENT = 1e-14
+"""The same share below which nothing but rounding is left in double precision."""
 
 
 @dataclass(frozen=True)
@@ -25,33 +33,54 @@ class GeometricMedian(Criterion):
 
     def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
         """Rank by the sum of distances to all other units. See `Criterion.rank`."""
-        return rank_by([to_numpy(distance_sums(layer.incoming)) for layer in group])
+        return rank_by([distance_sums(layer.incoming) for layer in group])
 
 
-def distance_sums(points: Array) -> Array:
+def distance_sums(points: Array) -> NDArray[np.float64]:
     """Sum of Euclidean distances from each point to all others.
 
     ‖a − b‖² = ‖a‖² + ‖b‖² − 2a·b needs one matrix product instead of a pass over all pairs, but it cancels where two
-    points nearly coincide: those few pairs are computed again from their difference.
+    points nearly coincide. Single precision is tried first, and double precision where any pair comes too near for it.
+    There a distance is off by at most about 1e-7 (‖a‖ + ‖b‖); as the points are centred, no sum is off by more than a
+    like share of itself, wherever the points lie.
 
     Args:
-        points: Points (n × d).
+        points: Points (n × d) in single or double precision, NumPy or PyTorch on any device.
 
     Returns:
-        Sums (n), in the points' precision.
+        Sums (n).
+
+    Example:
+        >>> distance_sums(np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]])).round(6).tolist()
+        [10.0, 5.0, 5.0]
     """
+    points = _placed(points)
+    xp = array_namespace(points)
+    squares, scale = _squared_distances(points)
+    if points.dtype == xp.float32 and bool(np.any((squares < NEAR * scale) & ~np.eye(len(points), dtype=bool))):
+        squares, scale = _squared_distances(xp.astype(points, xp.float64))
+    distances = xp.sqrt(xp.where(squares > COINCIDENT * scale, squares, xp.zeros_like(squares)))
+    return to_numpy(xp.sum(distances, axis=1))
+
+
+def _placed(points: Array) -> Array:
+    """The points where and how their products are best formed: NumPy on a CPU, doubles on a GPU."""
+    if hasattr(points, "detach"):
+        points = points.detach()
+        if device(points).type not in ("cpu", "mps"):
+            # Doubles are fast there, while a product in single precision may run on TF32's three digits.
+            return points.double()
+        points = points.cpu().numpy()
+    # NumPy forms half of a product with the own transpose, and always in the operands' precision.
+    return points
+
+
+def _squared_distances(points: Array) -> tuple[Array, Array]:
+    """‖a − b‖² and ‖a‖² + ‖b‖² for all pairs (n × n each), the points centred first."""
     xp = array_namespace(points)
     # A common shift changes no distance and shrinks the norms that cancel.
     points = points - xp.mean(points, axis=0)
-    squares = xp.sum(points**2, axis=1)
-    scale = squares[:, None] + squares[None, :]
-    distances = scale - 2.0 * (points @ points.T)
-    # Rounding of the product is about eps·‖a‖‖b‖·√d; below this share of the scale fewer than ~3 digits are left.
-    unsure = distances < scale * (1e3 * xp.finfo(points.dtype).eps)
-    distances = xp.sqrt(xp.clip(distances, 0.0, None))
-    first, second = xp.nonzero(unsure)
-    # In blocks, so that a layer of identical units does not hold n² differences at once.
-    for start in range(0, first.shape[0], 1024):
-        i, j = first[start : start + 1024], second[start : start + 1024]
-        distances[i, j] = xp.sqrt(xp.sum((points[i] - points[j]) ** 2, axis=1))
-    return xp.sum(distances, axis=1)
+    gram = points @ points.T
+    norms = xp.linalg.diagonal(gram)
+    scale = norms[:, None] + norms[None, :]
+    return scale - 2.0 * gram, scale

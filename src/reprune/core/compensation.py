@@ -1,0 +1,102 @@
+"""Compensation: what the removed units carried is predicted from the kept ones and folded into the consumers.
+
+With K kept and P removed, the best affine prediction of what a consumer read from the removed positions is
+`z_P ≈ A z_K + b` with `A = C_PK (C_KK + εI)⁻¹` and `b = m_P − A m_K`. Its weight W then becomes `W_K + W_P A`, its bias
+grows by `W_P b`. Without a bias the prediction is linear, from second moments about zero. Least squares on responses is
+the interpolative step of Chee et al., "Model Preserving Compression for Neural Networks" (NeurIPS 2022), and of Spectral
+Pruning for RNNs (Furuya et al., arXiv 2105.10832); here each consumer has the statistics of what it actually reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from reprune.core.layers import Structure
+from reprune.core.plan import Fold
+from reprune.core.readings import Matrix, Places, Reading, SecondMoments
+
+Prediction = tuple[Matrix, Matrix]
+Compensation = Callable[[Structure, Mapping[str, Sequence[int]], Sequence[Reading]], tuple[Fold, ...]]
+
+RIDGES = tuple(10.0**power for power in range(-8, 1))
+"""Ridges that are tried, as shares of the mean variance of the kept features."""
+
+
+def reconstruction(
+    structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
+) -> tuple[Fold, ...]:
+    """Folds that rebuild what the removed units carried, for every consumer that loses positions."""
+    return _folds(structure, kept, readings, predict)
+
+
+def mean(structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]) -> tuple[Fold, ...]:
+    """Folds that replace the removed units by their mean response, in the consumers that have a bias to take it."""
+
+    def rule(reading: Reading, gone: Places, stay: Places) -> Prediction:
+        return np.zeros((len(gone), len(stay))), reading.moments.mean[gone]
+
+    return _folds(structure, kept, readings, rule)
+
+
+COMPENSATIONS: dict[str, Compensation] = {"reconstruction": reconstruction, "mean": mean}
+
+
+def _folds(
+    structure: Structure,
+    kept: Mapping[str, Sequence[int]],
+    readings: Sequence[Reading],
+    rule: Callable[[Reading, Places, Places], Prediction],
+) -> tuple[Fold, ...]:
+    removed = {name: sorted(set(range(layer.units)) - set(kept[name])) for name, layer in structure.layers.items()}
+    folds = []
+    for reading in readings:
+        gone = reading.slot.positions(removed)
+        if len(gone):
+            stay = np.setdiff1d(np.arange(reading.slot.size), gone)
+            consumer = reading.consumer
+            folds.append(Fold.of(consumer.tensor, consumer.axis, consumer.bias, *rule(reading, gone, stay)))
+    return tuple(folds)
+
+
+def predict(reading: Reading, gone: Places, stay: Places) -> Prediction:
+    """Coefficients A (removed × kept) and offsets b (removed) of the best prediction.
+
+    The ridge is the one that predicts held-out rows best: fitted on either half of the rows, judged on the other.
+    """
+    ridge = RIDGES[2]
+    if reading.halves is not None:
+        first, second = reading.halves
+        errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
+        ridge = RIDGES[int(np.argmin(errors))]
+    return _fit(reading.moments, gone, stay, ridge)
+
+
+def _fit(moments: SecondMoments, gone: Places, stay: Places, ridge: float) -> Prediction:
+    values, vectors = np.linalg.eigh(moments.matrix[np.ix_(stay, stay)])
+    shrink = _shrink(values, ridge)
+    coefficients = ((moments.matrix[np.ix_(gone, stay)] @ vectors) * shrink) @ vectors.T
+    return coefficients, moments.mean[gone] - coefficients @ moments.mean[stay]
+
+
+def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Places) -> list[float]:
+    """Squared error on `judge` of the predictions fitted on `fit`, one for each of `RIDGES`, up to a constant."""
+    values, vectors = np.linalg.eigh(fit.matrix[np.ix_(stay, stay)])
+    cross = fit.matrix[np.ix_(gone, stay)] @ vectors
+    shift = judge.mean - fit.mean
+    # About the mean of the fit, so that what the prediction's offset gets wrong is counted.
+    about = judge.matrix + np.outer(shift, shift)
+    target = about[np.ix_(gone, stay)] @ vectors
+    spread = vectors.T @ about[np.ix_(stay, stay)] @ vectors
+    errors = []
+    for ridge in RIDGES:
+        rotated = cross * _shrink(values, ridge)
+        errors.append(float(np.sum((rotated @ spread) * rotated) - 2 * np.sum(rotated * target)))
+    return errors
+
+
+def _shrink(values: Matrix, ridge: float) -> Matrix:
+    """1 / (λ + ε); features that never vary predict nothing."""
+    raised = np.clip(values, 0.0, None) + ridge * max(float(values.mean()), 0.0)
+    return np.divide(1.0, raised, out=np.zeros_like(raised), where=raised > 1e-300)

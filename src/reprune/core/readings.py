@@ -1,0 +1,135 @@
+"""What consumers read: statistics of the features that arrive at a weight, units and others side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprune.core.layers import Consumer, Slot, Structure
+from reprune.core.statistics import Moments, to_numpy
+
+Array = Any
+Matrix = NDArray[np.float64]
+Places = NDArray[np.int64]
+Axis = tuple[str, int]
+
+
+class SplitMoments:
+    """Moments of the same features in two halves, so that what is fitted on one can be judged on the other."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.size = size
+        self.halves = (Moments(name, size), Moments(name, size))
+
+    def update(self, rows: Array) -> None:
+        """Add rows (n × size): the first half of them to one half, the rest to the other."""
+        middle = (rows.shape[0] + 1) // 2
+        self.halves[0].update(rows[:middle])
+        self.halves[1].update(rows[middle:])
+
+    def merged(self) -> Moments:
+        """Moments of all rows."""
+        both = Moments(self.halves[0].name, self.size)
+        for half in self.halves:
+            both.merge(half)
+        return both
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """Mean and second moment of features, about the mean where a bias can take it up and about zero where none can.
+
+    Attributes:
+        mean: Mean (n); zeros without a bias.
+        matrix: Covariance, or without a bias the raw second moment (n × n).
+    """
+
+    mean: Matrix
+    matrix: Matrix
+
+    @classmethod
+    def of(cls, moments: Moments, *, centred: bool) -> SecondMoments:
+        """Of accumulated moments."""
+        mean, covariance = to_numpy(moments.mean), to_numpy(moments.covariance)
+        return cls(mean, covariance) if centred else cls(np.zeros_like(mean), covariance + np.outer(mean, mean))
+
+
+class Reading:
+    """A weight that reads units, with the statistics of what it reads.
+
+    Attributes:
+        consumer: The weight, its contracted axis and its bias.
+        slot: Which positions of that axis hold which units.
+    """
+
+    def __init__(self, consumer: Consumer, slot: Slot, whole: Sequence[Moments], weight: Array) -> None:
+        self.consumer = consumer
+        self.slot = slot
+        self._whole = whole
+        self._weight = weight
+
+    @cached_property
+    def moments(self) -> SecondMoments:
+        """Of all rows."""
+        both = Moments(self.slot.tensor, self.slot.size)
+        for half in self._whole:
+            both.merge(half)
+        return SecondMoments.of(both, centred=self.consumer.bias is not None)
+
+    @cached_property
+    def halves(self) -> tuple[SecondMoments, SecondMoments] | None:
+        """Of the two halves, or None when there is only one row."""
+        if len(self._whole) < 2 or any(half.count == 0 for half in self._whole):
+            return None
+        first, second = (SecondMoments.of(half, centred=self.consumer.bias is not None) for half in self._whole)
+        return first, second
+
+    @cached_property
+    def gram(self) -> Matrix:
+        """Products of the weight's columns with each other (n × n): G Gᵀ with one row of G per feature."""
+        columns = np.moveaxis(to_numpy(self._weight), self.consumer.axis, 0).reshape(self.slot.size, -1)
+        return np.asarray(columns @ columns.T)
+
+
+def readings(
+    structure: Structure,
+    tensors: Mapping[str, Array],
+    responses: Mapping[str, Moments],
+    observed: Mapping[Axis, SplitMoments],
+) -> list[Reading]:
+    """All consumers with what they read.
+
+    Where a consumer's own input was not observed, it is taken to read its layers' responses, each for itself.
+    """
+    slots = {(slot.tensor, slot.axis): slot for slot in structure.slots}
+    found = []
+    for consumer in structure.consumers:
+        slot = slots[consumer.tensor, consumer.axis]
+        split = observed.get((consumer.tensor, consumer.axis))
+        if split is None or split.merged().count == 0:
+            whole: Sequence[Moments] = [_from_responses(slot, responses)]
+        else:
+            whole = split.halves
+        found.append(Reading(consumer, slot, whole, tensors[consumer.tensor]))
+    return found
+
+
+def _from_responses(slot: Slot, responses: Mapping[str, Moments]) -> Moments:
+    moments = Moments(slot.tensor, slot.size)
+    mean, covariance, count = np.zeros(slot.size), np.zeros((slot.size, slot.size)), 0
+    for span in slot.spans:
+        own = responses[span.layer]
+        units = slice(span.unit, span.unit + span.units)
+        held_mean, held = to_numpy(own.mean)[units], to_numpy(own.covariance)[units, units]
+        for offset in range(span.each):
+            places = span.start + np.arange(span.units) * span.each + offset
+            mean[places] = held_mean
+            covariance[np.ix_(places, places)] = held
+        count = max(count, own.count)
+    moments.restore({"count": count, "mean": mean, "scatter": covariance * count})
+    return moments

@@ -19,6 +19,8 @@ from reprune.torch.ragged_states import State, States, StateSelector, check_stat
 
 Observer = Callable[[str, Tensor, Tensor, Tensor], None]
 """`callback(name, input, response, h_0)`, see `observe`."""
+# Before PyTorch 2.7 an exporting trace cannot be told from a compiling one; let both trace the kernel.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: True)
 Sizes = tuple[tuple[int, ...], ...]
 
 
@@ -214,6 +216,12 @@ class RaggedBase(nn.Module):
 
     def _forward(self, source: Tensor | PackedSequence, hx: Any) -> tuple[Tensor | PackedSequence, list[State]]:
         """Output and final states, one entry per kind of state, whatever the form of the input."""
+        if torch.compiler.is_dynamo_compiling() and not _is_exporting():
+            # As torch.compile treats nn.LSTM: traced, the fused kernel becomes one unrolled graph per length.
+            return torch.compiler.disable(self._compute)(source, hx)  # type: ignore[no-any-return, no-untyped-call]
+        return self._compute(source, hx)
+
+    def _compute(self, source: Tensor | PackedSequence, hx: Any) -> tuple[Tensor | PackedSequence, list[State]]:
         if self.state_selector is not None:
             hx = self.state_selector.select(hx, pair=self.mode == "LSTM")
         given: tuple[States, ...] | None = None if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)

@@ -81,7 +81,7 @@ class LayerEvidence:
         return found
 
     def _gather(self, role: Role) -> Array:
-        blocks = []
+        blocks: list[Array] = []
         for slot in self._structure.slots_of(self.name, role):
             tensor = _at_least_single(self._tensors[slot.tensor])
             if tensor.ndim < 2:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
+from math import isfinite, prod
+from operator import index
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from reprune.core.cost import Measure
+from reprune.core.cost import MEASURES, Measure
 from reprune.core.errors import PlanError
-from reprune.core.layers import Layer, Slot, Span, Structure
+from reprune.core.layers import Consumer, Extent, Layer, Slot, Structure
 
 FORMAT = "reprune-plan"
 VERSION = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,14 @@ class Fold:
         found = []
         for name, shape in (("coefficients", (removed, kept)), ("offsets", (removed,))):
             try:
-                values = np.frombuffer(base64.b64decode(getattr(self, name), validate=True), dtype="<f8").reshape(shape)
+                values = np.frombuffer(base64.b64decode(getattr(self, name), validate=True), dtype="<f8")
             except ValueError as error:
-                raise PlanError(f"fold of {self.tensor!r}: its {name} are not {shape} doubles ({error}).") from None
+                raise PlanError(f"fold of {self.tensor!r}: its {name} are not base64 of doubles ({error}).") from None
+            if len(values) != prod(shape):
+                raise PlanError(f"fold of {self.tensor!r}: {len(values)} {name}, expected {shape}.")
             if not np.isfinite(values).all():
                 raise PlanError(f"fold of {self.tensor!r}: its {name} hold NaN or infinite values.")
-            found.append(values)
+            found.append(values.reshape(shape))
         return found[0], found[1]
 
 
@@ -115,9 +123,12 @@ class Plan:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise PlanError(f"ratio={self.ratio} is not a fraction from 0 to under 1.")
+        if self.of not in MEASURES:
+            raise PlanError(f"of={self.of!r} is not one of {', '.join(MEASURES)}.")
         _check_structure(self.structure)
         _check_kept(self.structure, self.kept)
-        _check_folds(self)
+        _check_diagnostics(self.structure, self.diagnostics)
+        _check_folds(self.structure, self.kept, self.folds)
 
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""
@@ -136,14 +147,20 @@ class Plan:
 
         Raises:
             PlanError: When the result breaks a coupling, or names unknown layers or units.
+
+        Example:
+            >>> plan.with_kept({"lstm:l0": range(0, 512, 2)})   # doctest: +SKIP
         """
-        chosen = {**self.kept, **{name: list(units) for name, units in kept.items()}}
+        try:
+            chosen = {**self.kept, **{name: [index(unit) for unit in units] for name, units in kept.items()}}
+        except TypeError as error:
+            raise PlanError(f"kept must hold lists of unit indices by layer: {error}.") from None
         return replace(self, kept=chosen, method="custom", folds=())
 
     def to_json(self) -> str:
         """The plan as JSON text: one line per field."""
-        fields = {name: getattr(self, name) for name in _Document.__dataclass_fields__ if hasattr(self, name)}
-        document = _ADAPTER.dump_python(_Document(FORMAT, VERSION, **fields), mode="json")
+        fields = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
+        document = _DOCUMENT.dump_python(_Document(FORMAT, VERSION, **fields), mode="json")
         return (
             "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()) + "\n}\n"
         )
@@ -156,27 +173,32 @@ class Plan:
             PlanError: When the text is not JSON, not a plan, of another version, or contradicts itself. The message
                 says where.
         """
-        try:
-            document = _ADAPTER.validate_json(text, strict=True)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise PlanError(f"Not a valid plan: {where}: {first['msg']}. Write plans with Plan.to_json().") from None
-        if document.format != FORMAT or document.version != VERSION:
+        # First what it claims to be: the fields of another version would only look like mistakes.
+        head = _parse(_HEAD, text)
+        if head.format != FORMAT or head.version != VERSION:
             raise PlanError(
-                f"Not a plan this version reads: format {document.format!r} version {document.version}, "
+                f"Not a plan this version reads: format {head.format!r} version {head.version}, "
                 f"expected {FORMAT!r} version {VERSION}."
             )
+        document = _parse(_DOCUMENT, text)
         fields = {name: getattr(document, name) for name in Plan.__dataclass_fields__}
         return Plan(**fields)
 
 
 @dataclass(frozen=True)
-class _Document:
-    """The fields of a plan file, in the order in which they are written."""
+class _Head:
+    """What every version of a plan file begins with."""
 
     format: str
     version: int
+
+
+@dataclass(frozen=True)
+class _Document(_Head):
+    """The fields of a plan file, in the order in which they are written; all that it holds is as strict."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     method: str
     ratio: float
     of: Measure
@@ -186,26 +208,76 @@ class _Document:
     folds: tuple[Fold, ...] = ()
 
 
-_ADAPTER = TypeAdapter(_Document)
+_HEAD = TypeAdapter(_Head)
+_DOCUMENT = TypeAdapter(_Document)
+
+
+def _parse(adapter: TypeAdapter[T], text: str | bytes) -> T:
+    try:
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise PlanError(f"Not a valid plan: {where}: {first['msg']}. Write plans with Plan.to_json().") from None
 
 
 def _check_structure(structure: Structure) -> None:
     for name, layer in structure.layers.items():
         if layer.name != name or layer.units < 1:
             raise PlanError(f"layer {name!r}: named {layer.name!r} with {layer.units} units.")
+    for name, shape in structure.shapes.items():
+        if min(shape, default=0) < 0:
+            raise PlanError(f"shape of {name!r}: {shape} has a negative length.")
     for slot in structure.slots:
         _check_slot(structure, slot)
-    members = [name for group in structure.index_coupled for name in group]
+    axes = [(slot.tensor, slot.axis) for slot in structure.slots]
+    known = set(axes)
+    if len(known) < len(axes):
+        raise PlanError("slots must name every axis of a tensor once.")
+    for consumer in structure.consumers:
+        if (consumer.tensor, consumer.axis) not in known:
+            raise PlanError(f"consumer {consumer.tensor!r} axis {consumer.axis}: the plan has no such slot.")
+    _check_known("buffers", structure.buffers, structure.shapes)
+    _check_couplings(structure)
+    _check_costs(structure)
+
+
+def _check_couplings(structure: Structure) -> None:
+    members = list(chain(*structure.index_coupled))
     if sorted(members) != sorted(structure.layers):
         raise PlanError("index_coupled must hold every layer exactly once.")
-    for name in [name for bond in structure.count_coupled for name in bond]:
-        if name not in structure.layers:
-            raise PlanError(f"count_coupled names {name!r}, which is not a layer of the plan.")
-    if not structure.steps > 0:
-        raise PlanError(f"steps={structure.steps} must be positive.")
+    _check_known("count_coupled", chain(*structure.count_coupled), structure.layers)
+    _check_known("outside_states", structure.outside_states, structure.layers)
+    for bond in (*structure.index_coupled, *structure.count_coupled):
+        if len({structure.layers[name].units for name in bond}) != 1:
+            raise PlanError(f"{bond} are coupled: they must be layers with equal numbers of units.")
+
+
+def _check_costs(structure: Structure) -> None:
+    if not (structure.steps > 0 and isfinite(structure.steps)):
+        raise PlanError(f"steps={structure.steps} must be positive and finite.")
+    for term in structure.contractions:
+        if not (term.rows >= 0 and isfinite(term.rows)):
+            raise PlanError(f"contraction with {term.rows} rows: it must be a finite number, not negative.")
+        for extent in term.extents:
+            _check_extent("contraction", extent, structure)
     for size in structure.sizes:
-        if size.divisor < 1:
-            raise PlanError(f"size {size.owner}.{size.path}: divisor {size.divisor}.")
+        where = f"size {size.owner}.{'.'.join(map(str, size.path))}"
+        _check_extent(where, size.extent, structure)
+        if min(size.times, size.divisor) < 1:
+            raise PlanError(f"{where}: times {size.times} and divisor {size.divisor} must be at least 1.")
+
+
+def _check_extent(where: str, extent: Extent, structure: Structure) -> None:
+    _check_known(where, (name for name, _ in extent.layers), structure.layers)
+    if extent.fixed < 0 or any(times < 1 for _, times in extent.layers):
+        raise PlanError(f"{where}: {extent} is no length of an axis.")
+
+
+def _check_known(where: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise PlanError(f"{where} names {name!r}, which the plan does not have.")
 
 
 def _check_slot(structure: Structure, slot: Slot) -> None:
@@ -253,16 +325,34 @@ def _check_units(layer: Layer, units: list[int]) -> None:
         raise PlanError(f"{where} drops units of a layer that must stay whole: {layer.pin}.")
 
 
-def _check_folds(plan: Plan) -> None:
-    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
-    removed = plan.removed()
-    for fold in plan.folds:
-        slot = slots.get((fold.tensor, fold.axis))
-        if slot is None or slot.role != "reads":
-            raise PlanError(f"fold of {fold.tensor!r} axis {fold.axis}: no consumer of the plan.")
-        gone = sum(len(_within(removed[span.layer], span)) * span.each for span in slot.spans)
+def _check_diagnostics(structure: Structure, diagnostics: Diagnostics) -> None:
+    for kind, found in (("scores", diagnostics.scores), ("spectra", diagnostics.spectra)):
+        _check_known(kind, found, structure.layers)
+        for name, values in found.items():
+            if values and len(values) != structure.layers[name].units:
+                raise PlanError(
+                    f"{kind}[{name!r}] holds {len(values)} values for {structure.layers[name].units} units."
+                )
+            if not all(map(isfinite, values)):
+                raise PlanError(f"{kind}[{name!r}] holds NaN or infinite values.")
+
+
+def _check_folds(structure: Structure, kept: Mapping[str, list[int]], folds: tuple[Fold, ...]) -> None:
+    slots = {(slot.tensor, slot.axis): slot for slot in structure.slots}
+    left = set(structure.consumers)
+    for fold in folds:
+        consumer = Consumer(fold.tensor, fold.axis, fold.bias)
+        if consumer not in left:
+            raise PlanError(f"fold of {consumer}: the plan has no such consumer, or it is folded twice.")
+        left.remove(consumer)
+        slot = slots[fold.tensor, fold.axis]
+        # From what stays, which the file lists: a claimed number of units may be too large to count through.
+        gone = sum(
+            (span.units - _among(kept[span.layer], span.unit, span.unit + span.units)) * span.each
+            for span in slot.spans
+        )
         fold.arrays(gone, slot.size - gone)
 
 
-def _within(units: list[int], span: Span) -> list[int]:
-    return [unit for unit in units if span.unit <= unit < span.unit + span.units]
+def _among(units: list[int], start: int, end: int) -> int:
+    return bisect_left(units, end) - bisect_left(units, start)

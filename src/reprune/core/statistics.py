@@ -76,6 +76,8 @@ class Moments:
         rows = xp.astype(rows, _widest(xp, rows))
         mean = xp.mean(rows, axis=0)
         centred = rows - mean
+        # A long sum of large numbers has rounded; what it left over is small and sums up exactly.
+        mean = mean + xp.mean(centred, axis=0)
         self._merge(rows.shape[0], mean, centred.T @ centred)
 
     def _merge(self, count: int, mean: Array, scatter: Array) -> None:
@@ -133,7 +135,7 @@ class Moments:
 def to_numpy(array: Array) -> NDArray[np.float64]:
     """A float64 NumPy copy of an array on any device."""
     if hasattr(array, "detach"):
-        array = array.detach().cpu()
+        array = array.detach().cpu().double().numpy()
     return np.array(array, dtype=np.float64)
 
 

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from reprune.core.budget import Block, Budget, allocate
+from reprune.core.cost import MEASURES, CostModel
+from reprune.core.errors import BudgetError
+
+from .builders import stack
+
+
+def allowed_sizes(budget, units):
+    return {units, *(size for size in range(budget.min_units, units) if size % budget.round_to == 0)}
+
+
+def brute_force(budget, blocks, cost, before):
+    """Try every threshold; of the nearest models to the budget the larger one."""
+    total = cost(budget.of, before)
+    best = None
+    for level in sorted({-1.0, *(float(t) for block in blocks for t in block.thresholds)}):
+        counts = dict(before)
+        for block in blocks:
+            units = len(block.thresholds)
+            wanted = units - int(np.sum(block.thresholds <= level))
+            size = min(size for size in allowed_sizes(budget, units) if size >= wanted)
+            counts.update(dict.fromkeys(block.layers, size))
+        miss = abs(total - cost(budget.of, counts) - budget.ratio * total)
+        if best is None or miss < best[0] - 1e-9 * total:
+            best = miss, counts
+    return best[1]
+
+
+@st.composite
+def problems(draw):
+    units = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    together = draw(st.booleans())  # the first two layers may lose units at once
+    if together and len(units) > 1:
+        units[1] = units[0]
+    model = stack(units, inputs=draw(st.integers(1, 6)), outputs=3)
+    names = list(model.structure.layers)
+    groups = [names[:2], *([name] for name in names[2:])] if together else [[name] for name in names]
+    # All thresholds differ: with ties the order of steps is a rule of its own, tested below.
+    values = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).permutation(100) / 100
+    blocks = []
+    for group in groups:
+        size = model.structure.layers[group[0]].units
+        blocks.append(Block(tuple(group), np.sort(values[:size])))
+        values = values[size:]
+    budget = Budget(
+        ratio=draw(st.floats(0, 0.999)),
+        of=draw(st.sampled_from(MEASURES)),
+        min_units=draw(st.integers(1, 4)),
+        round_to=draw(st.sampled_from([1, 1, 2, 4])),
+    )
+    return budget, blocks, CostModel(model.structure), model.structure.counts()
+
+
+@given(problems())
+def test_equals_brute_force_over_all_thresholds(problem):
+    budget, blocks, cost, before = problem
+    try:
+        counts = allocate(budget, blocks, cost, before)
+    except BudgetError:
+        smallest = {
+            name: min(allowed_sizes(budget, len(block.thresholds))) for block in blocks for name in block.layers
+        }
+        assert cost(budget.of, before) - cost(budget.of, smallest) < budget.ratio * cost(budget.of, before)
+        return
+    assert counts == brute_force(*problem)
+
+
+@given(problems())
+def test_is_met_to_within_one_step_and_inside_the_bounds(problem):
+    budget, blocks, cost, before = problem
+    try:
+        counts = allocate(budget, blocks, cost, before)
+    except BudgetError:
+        assume(False)
+    total = cost(budget.of, before)
+    steps = []
+    for block in blocks:
+        size = counts[block.layers[0]]
+        permitted = sorted(allowed_sizes(budget, len(block.thresholds)))
+        assert {counts[name] for name in block.layers} == {size}
+        assert size in permitted
+        place = permitted.index(size)
+        for near in permitted[max(place - 1, 0) : place + 2]:
+            steps.append(abs(cost(budget.of, counts) - cost(budget.of, counts | dict.fromkeys(block.layers, near))))
+    floor = len(before) if budget.of == "units" and budget.min_units == 1 else 0
+    missed = abs(total - cost(budget.of, counts) - budget.ratio * total)
+    assert missed <= max(max(steps), floor) + 1e-9 * total
+
+
+def one_layer(units):
+    model = stack((units,))
+    return [Block(("a",), np.arange(units) / units)], CostModel(model.structure), {"a": units}
+
+
+def test_nothing_to_remove():
+    for of in MEASURES:
+        assert allocate(Budget(0.0, of), *one_layer(8)) == {"a": 8}
+
+
+def test_just_under_everything_leaves_one_unit():
+    assert allocate(Budget(0.999999), *one_layer(8)) == {"a": 1}
+    assert allocate(Budget(0.5), *one_layer(1)) == {"a": 1}
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.06, 8), (0.0625, 8), (0.063, 7), (0.1875, 7), (0.5, 4), (0.55, 4)])
+def test_the_nearer_step_is_taken_and_of_two_the_larger_model(ratio, kept):
+    assert allocate(Budget(ratio), *one_layer(8)) == {"a": kept}
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.1, 20), (0.2, 16), (0.49, 8), (0.6, 8)])
+def test_sizes_are_rounded(ratio, kept):
+    assert allocate(Budget(ratio, round_to=8), *one_layer(20)) == {"a": kept}
+
+
+def test_equal_thresholds_shrink_the_larger_layer_first():
+    model = stack((5, 3))
+    blocks = [Block(("b",), np.zeros(3)), Block(("a",), np.zeros(5))]
+    sizes = [allocate(Budget(gone / 8), blocks, CostModel(model.structure), {"a": 5, "b": 3}) for gone in range(7)]
+    assert [(size["a"], size["b"]) for size in sizes] == [(5, 3), (4, 3), (3, 3), (3, 2), (2, 2), (2, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(0.9, min_units=4), Budget(0.99, "macs"), Budget(0.99, "parameters"), Budget(0.8, "macs", round_to=5)],
+)
+def test_an_impossible_budget_names_the_nearest_possible(budget):
+    blocks, cost, before = one_layer(8)
+    with pytest.raises(BudgetError, match="cannot be met") as caught:
+        allocate(budget, blocks, cost, before)
+    nearest = float(str(caught.value).split("Ask for ratio=")[1].split(" ")[0])
+    nearest_budget = Budget(nearest, budget.of, budget.min_units, budget.round_to)
+    smallest = min(allowed_sizes(budget, 8))
+    assert allocate(nearest_budget, blocks, cost, before) == {"a": smallest}
+    removable = 1 - cost(budget.of, {"a": smallest}) / cost(budget.of, before)
+    assert removable - 1e-4 <= nearest <= removable
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ratio": 1.0},
+        {"ratio": -0.1},
+        {"ratio": float("nan")},
+        {"ratio": 0.5, "of": "flops"},
+        {"ratio": 0.5, "min_units": 0},
+        {"ratio": 0.5, "min_units": 1.5},
+        {"ratio": 0.5, "round_to": -8},
+    ],
+)
+def test_wrong_values(wrong):
+    with pytest.raises(BudgetError):
+        Budget(**wrong)

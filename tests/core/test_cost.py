@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reprune.core.cost import CostModel, tensor_extents
+
+from .builders import stack
+
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(SIZES, SIZES, st.integers(1, 7), st.integers(1, 7), st.integers(1, 30))
+def test_stacks_cost_what_the_textbook_says(units, kept, inputs, outputs, steps):
+    model = stack(units, inputs=inputs, outputs=outputs, steps=steps)
+    cost = CostModel(model.structure)
+    counts = {name: min(count, size) for (name, size), count in zip(model.structure.counts().items(), kept * 4)}
+    for case in (model.structure.counts(), counts):
+        assert cost("units", case) == sum(case.values())
+        assert cost("parameters", case) == model.parameters(case)
+        assert cost("macs", case) == model.macs(case)
+
+
+def test_one_layer_by_hand():
+    cost = CostModel(stack((4, 3), inputs=5).structure)
+    assert cost.layer_parameters("a", {"a": 4, "b": 3}) == 4 * 4 * (5 + 4 + 1)
+    assert cost.layer_parameters("b", {"a": 2, "b": 3}) == 4 * 3 * (2 + 3 + 1)
+    assert cost.layer_macs("a", {"a": 2, "b": 3}) == 4 * 2 * (5 + 2)
+    assert cost.layer_macs("b", {"a": 2, "b": 1}) == 4 * 1 * (2 + 1)
+
+
+def test_pinned_layers_are_no_units_to_prune():
+    assert CostModel(stack((4, 3), pinned=["b"]).structure)("units", {"a": 4, "b": 3}) == 4
+
+
+def test_buffers_are_no_parameters():
+    structure = stack((4,)).structure
+    without = CostModel(structure)("parameters", {"a": 2}) - 4 * 2
+    buffered = CostModel(replace(structure, buffers=("a.bias",)))
+    assert buffered("parameters", {"a": 2}) == without
+
+
+def test_extents_give_back_the_shapes():
+    structure = stack((4, 3)).structure
+    for name, axes in tensor_extents(structure).items():
+        assert tuple(axis(structure.counts()) for axis in axes) == structure.shapes[name]

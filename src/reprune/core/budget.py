@@ -88,12 +88,13 @@ def allocate(budget: Budget, blocks: Sequence[Block], cost: CostModel, before: M
     def removed(taken: int) -> float:
         return total - cost(budget.of, _after(before, blocks, steps[:taken]))
 
-    # 1e-9: a budget met exactly counts as met in spite of rounding in ratio · total.
-    taken = bisect_left(range(len(steps) + 1), target - 1e-9 * total, key=removed)
+    # A budget that is met exactly counts as met, and a tie as a tie, in spite of rounding in ratio · total.
+    rounding = 1e-9 * total
+    taken = bisect_left(range(len(steps) + 1), target - rounding, key=removed)
     if taken > len(steps):
         taken = len(steps)
         _check_reachable(budget, blocks, removed(taken), target, total)
-    elif taken > 0 and target - removed(taken - 1) <= removed(taken) - target:
+    elif taken > 0 and target - removed(taken - 1) <= removed(taken) - target + rounding:
         taken -= 1
     return _after(before, blocks, steps[:taken])
 

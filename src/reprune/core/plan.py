@@ -152,7 +152,7 @@ class Plan:
             >>> plan.with_kept({"lstm:l0": range(0, 512, 2)})   # doctest: +SKIP
         """
         try:
-            chosen = {**self.kept, **{name: [index(unit) for unit in units] for name, units in kept.items()}}
+            chosen = {**self.kept, **{name: [_unit(unit) for unit in units] for name, units in kept.items()}}
         except TypeError as error:
             raise PlanError(f"kept must hold lists of unit indices by layer: {error}.") from None
         return replace(self, kept=chosen, method="custom", folds=())
@@ -219,6 +219,13 @@ def _parse(adapter: TypeAdapter[T], text: str | bytes) -> T:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
         raise PlanError(f"Not a valid plan: {where}: {first['msg']}. Write plans with Plan.to_json().") from None
+
+
+def _unit(value: Any) -> int:
+    # A mask in place of indices would pass for units 0 and 1.
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no index")
+    return index(value)
 
 
 def _check_structure(structure: Structure) -> None:

@@ -50,7 +50,7 @@ def bisect_threshold(spectra, of, ratio, cost, before):
         else:
             high = middle
     (small, much), (large, little) = model(low), model(high)
-    return small if much - ratio < ratio - little else large
+    return small if much - ratio < ratio - little - 1e-9 else large
 
 
 @given(

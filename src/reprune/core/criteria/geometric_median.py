@@ -59,7 +59,8 @@ def distance_sums(points: Array) -> NDArray[np.float64]:
     squares, scale = _squared_distances(points)
     if points.dtype == xp.float32 and bool(np.any((squares < NEAR * scale) & ~np.eye(len(points), dtype=bool))):
         squares, scale = _squared_distances(xp.astype(points, xp.float64))
-    distances = xp.sqrt(xp.where(squares > COINCIDENT * scale, squares, xp.zeros_like(squares)))
+    # Asked this way round, NaN stays NaN.
+    distances = xp.sqrt(xp.where(squares <= COINCIDENT * scale, xp.zeros_like(squares), squares))
     return to_numpy(xp.sum(distances, axis=1))
 
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from reprune.core.criteria.geometric_median import GeometricMedian, distance_sums
+
+from ..builders import stack
+
+RNG = np.random.default_rng(0)
+
+
+def reference(points):
+    exact = np.asarray(points, dtype=np.float64)
+    return cdist(exact, exact).sum(axis=1)
+
+
+def near_duplicates(spread, clusters=5, each=4, size=300, offset=0.0):
+    centres = RNG.normal(size=(clusters, size)) + offset
+    return np.repeat(centres, each, axis=0) + spread * RNG.normal(size=(clusters * each, size))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_near_duplicates(dtype, spread, offset):
+    points = near_duplicates(spread, offset=offset).astype(dtype)
+    for array in (points, torch.from_numpy(points), torch.from_numpy(points).requires_grad_()):
+        np.testing.assert_allclose(distance_sums(array), reference(points), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [1e-6, 1e-3])
+def test_one_cloud_of_near_duplicates(dtype, spread):
+    points = near_duplicates(spread, clusters=1, each=20, offset=1.0).astype(dtype)
+    gram = points @ points.T
+    squares = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
+    if dtype == np.float32 and spread == 1e-6:  # what goes wrong without care
+        naive = np.sqrt(np.clip(squares, 0, None)).sum(axis=1)
+        assert np.max(np.abs(naive / reference(points) - 1)) > 0.5
+    np.testing.assert_allclose(distance_sums(points), reference(points), rtol=1e-6)
+
+
+def test_one_pair_among_many():
+    points = RNG.normal(size=(40, 100)).astype(np.float32)
+    points[7] = points[3] + np.float32(1e-5) * RNG.normal(size=100).astype(np.float32)
+    np.testing.assert_allclose(distance_sums(points), reference(points), rtol=1e-6)
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([1e-12, 1.0, 1e12]))
+def test_any_points(count, size, seed, scale):
+    rng = np.random.default_rng(seed)
+    points = (rng.integers(-2, 3, size=(count, size)) + 1e-7 * rng.normal(size=(count, size))) * scale
+    for dtype in (np.float32, np.float64):
+        exact = reference(points.astype(dtype))
+        np.testing.assert_allclose(distance_sums(points.astype(dtype)), exact, rtol=1e-5, atol=1e-7 * scale)
+
+
+def test_silenced_units_are_tied():
+    points = RNG.normal(size=(64, 200)).astype(np.float32)
+    points[20:50] = 0.0
+    sums = distance_sums(points)
+    np.testing.assert_allclose(sums, reference(points), rtol=1e-6)
+    np.testing.assert_allclose(sums[20:50], sums[20], rtol=1e-14)
+
+
+def test_duplicated_units_go_by_index():
+    model = stack((6,))
+    for name in ("a.w_ih", "a.w_hh"):
+        rows = model.tensors[name].reshape(4, 6, -1)
+        rows[:, [1, 4, 5]] = 0.1
+    ranking = GeometricMedian().rank([model.evidence().layers["a"]], np.random.default_rng(0))
+    assert ranking.order.tolist()[:3] == [1, 4, 5]
+
+
+def test_scores_are_sums_of_distances_between_gate_rows():
+    layer = stack((8, 5)).evidence().layers["b"]
+    ranking = GeometricMedian().rank([layer], np.random.default_rng(0))
+    np.testing.assert_allclose(ranking.scores, reference(layer.incoming), rtol=1e-12)
+    np.testing.assert_array_equal(ranking.order, np.argsort(reference(layer.incoming)))
+
+
+def test_the_unit_in_the_middle_goes_first():
+    points = np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 0.1], [-1.0, 0.0], [0.0, -1.0]])
+    assert int(np.argmin(distance_sums(points))) == 2

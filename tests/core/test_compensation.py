@@ -1,0 +1,97 @@
+"""Folds against a direct least-squares solve on the rows themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reprune.core.compensation import COMPENSATIONS, RIDGES, held_out, predict
+from reprune.core.errors import CalibrationWarning
+from reprune.core.layers import Consumer, Slot, Span
+from reprune.core.readings import Reading, SecondMoments, SplitMoments, readings
+
+from .builders import stack
+
+
+def reading_of(rows, *, bias, outputs=3):
+    split = SplitMoments("w", rows.shape[1])
+    split.update(rows)
+    slot = Slot("w", 1, rows.shape[1], "reads", (Span(0, "a", 0, rows.shape[1]),))
+    weight = np.random.default_rng(9).normal(size=(outputs, rows.shape[1]))
+    return Reading(Consumer("w", 1, "b" if bias else None), slot, split.halves, weight)
+
+
+def rows_of(count, seed=0, features=9):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, features)) @ rng.normal(size=(features, features)) + rng.normal(size=features)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_prediction_without_ridge_is_the_least_squares_solution(bias, monkeypatch):
+    monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
+    rows = rows_of(20_000)
+    gone, stay = np.array([1, 4, 5]), np.array([0, 2, 3, 6, 7, 8])
+    coefficients, offsets = predict(reading_of(rows, bias=bias), gone, stay)
+    design = np.column_stack([rows[:, stay], np.ones(len(rows))]) if bias else rows[:, stay]
+    solution = np.linalg.lstsq(design, rows[:, gone], rcond=None)[0]
+    np.testing.assert_allclose(coefficients, solution[: len(stay)].T, rtol=1e-9, atol=1e-10)
+    expected = solution[-1] if bias else np.zeros(3)
+    np.testing.assert_allclose(offsets, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_held_out_error_is_that_of_predicting_the_other_half():
+    rows = rows_of(400, seed=3)
+    first, second = rows[:150], rows[150:]
+    gone, stay = np.array([0, 8]), np.arange(1, 8)
+
+    def moments(part):
+        return SecondMoments(part.mean(0), np.cov(part.T, bias=True))
+
+    found = held_out(moments(first), moments(second), gone, stay)
+    about = second[:, gone] - first[:, gone].mean(0)
+    for ridge, error in zip(RIDGES, found, strict=True):
+        centred = first - first.mean(0)
+        inner = centred[:, stay].T @ centred[:, stay] / len(first)
+        level = ridge * np.trace(inner) / len(stay)
+        coefficients = np.linalg.solve(
+            inner + level * np.eye(len(stay)), centred[:, stay].T @ centred[:, gone] / len(first)
+        )
+        predicted = (second[:, stay] - first[:, stay].mean(0)) @ coefficients
+        expected = np.mean(np.sum((about - predicted) ** 2 - about**2, axis=1))
+        assert error == pytest.approx(expected, rel=1e-8)
+
+
+def test_few_rows_ask_for_a_larger_ridge_than_many():
+    def held(count):
+        rows = np.random.default_rng(5).normal(size=(count, 40))
+        rows[:, :20] += 3 * rows[:, 20:]
+        reading = reading_of(rows, bias=True)
+        gone, stay = np.arange(10), np.arange(10, 40)
+        first, second = reading.halves
+        return int(np.argmin(np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))))
+
+    assert held(50) > held(50_000)
+
+
+def test_mean_compensation_moves_the_bias_alone():
+    model = stack((4, 3))
+    rng = np.random.default_rng(2)
+    responses = {name: rng.normal(2.0, 1.0, size=(50, layer.units)) for name, layer in model.structure.layers.items()}
+    moments = {name: layer.moments for name, layer in model.evidence(responses).layers.items()}
+    found = readings(model.structure, model.tensors, moments, {})
+    first = next(iter(responses))
+    kept = {name: list(range(layer.units)) for name, layer in model.structure.layers.items()} | {first: [0, 2]}
+    for fold in COMPENSATIONS["mean"](model.structure, kept, found):
+        coefficients, offsets = fold.arrays(2, 2)
+        assert not coefficients.any()
+        expected = responses[first].mean(0)[[1, 3]] if fold.bias is not None else np.zeros(2)
+        np.testing.assert_allclose(offsets, expected, rtol=1e-12)
+
+
+def test_too_few_rows_are_reported():
+    model = stack((4, 3))
+    rng = np.random.default_rng(2)
+    responses = {name: rng.normal(size=(2, layer.units)) for name, layer in model.structure.layers.items()}
+    moments = {name: layer.moments for name, layer in model.evidence(responses).layers.items()}
+    with pytest.warns(CalibrationWarning, match="2 rows of 4 features"):
+        readings(model.structure, model.tensors, moments, {})

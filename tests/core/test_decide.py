@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from reprune.core.budget import Budget
+from reprune.core.cost import CostModel
+from reprune.core.decide import decide, excluded, free_blocks
+from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
+from reprune.core.methods import Method
+from reprune.core.plan import Plan
+
+from .builders import responses, stack
+
+SPECTRA = {"a": [8.0, 1.0, 0.5, 0.25, 0.2, 0.05], "b": [3.0, 2.5, 2.0, 1.5]}
+
+
+def model_and_responses(**options):
+    return stack((6, 4), **options), {name: responses(spectrum) for name, spectrum in SPECTRA.items()}
+
+
+def test_iss_gm_end_to_end_by_hand():
+    model, rows = model_and_responses()
+    plan = decide(model.evidence(rows), Budget(0.5), "iss-gm")
+    # Energy lost with each further unit: a 0.005 0.025 0.05 0.1 0.2, b 1/6 7/18 2/3. The five smallest go.
+    assert plan.counts() == {"a": 2, "b": 3}
+    for name, units in plan.kept.items():
+        size = len(SPECTRA[name])
+        weights = np.concatenate(
+            [model.tensors[f"{name}.{part}"].reshape(4, size, -1) for part in ("w_ih", "w_hh")], axis=2
+        )
+        flat = weights.transpose(1, 0, 2).reshape(size, -1)
+        scores = cdist(flat, flat).sum(axis=1)
+        assert units == sorted(np.argsort(scores)[size - len(units) :].tolist())
+        np.testing.assert_allclose(plan.diagnostics.scores[name], scores, rtol=1e-12)
+        np.testing.assert_allclose(plan.diagnostics.spectra[name], SPECTRA[name], rtol=1e-9)
+    assert (plan.method, plan.ratio, plan.of) == ("iss-gm", 0.5, "units")
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("method", ["iss-gm", "magnitude", "random"])
+@pytest.mark.parametrize("of", ["units", "parameters", "macs"])
+def test_every_method_meets_every_measure(method, of):
+    model, rows = model_and_responses()
+    plan = decide(model.evidence(rows), Budget(0.4, of), method)
+    cost = CostModel(model.structure)
+    removed = 1 - cost(of, plan.counts()) / cost(of, model.structure.counts())
+    steps = [
+        abs(cost(of, plan.counts()) - cost(of, plan.counts() | {name: plan.counts()[name] + change}))
+        for name in "ab"
+        for change in (-1, 1)
+    ]
+    assert abs(removed - 0.4) * cost(of, model.structure.counts()) <= max(steps)
+
+
+@pytest.mark.parametrize("method", ["iss-gm", "magnitude", "random"])
+def test_nothing_to_remove_keeps_everything(method):
+    model, rows = model_and_responses()
+    plan = decide(model.evidence(rows), Budget(0.0), method)
+    assert plan.kept == {"a": list(range(6)), "b": list(range(4))}
+
+
+def test_just_under_everything_leaves_one_unit_each():
+    model, rows = model_and_responses()
+    assert decide(model.evidence(rows), Budget(0.999), "iss-gm").counts() == {"a": 1, "b": 1}
+    with pytest.raises(BudgetError, match="cannot be met"):
+        decide(model.evidence(rows), Budget(0.999, "macs"), "iss-gm")
+
+
+def test_a_dead_layer_goes_first_but_not_whole():
+    model, rows = model_and_responses()
+    rows["b"] = np.full((64, 4), 0.5)
+    assert decide(model.evidence(rows), Budget(0.3), "iss-gm").counts() == {"a": 6, "b": 1}
+    assert decide(model.evidence(rows), Budget(0.3, min_units=2), "iss-gm").counts() == {"a": 5, "b": 2}
+
+
+def test_a_seed_decides_alone():
+    model, _ = model_and_responses()
+    plans = [decide(model.evidence(), Budget(0.5), "random", seed=seed).kept for seed in (3, 3, 4)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_duplicated_units_go_by_index():
+    model, rows = model_and_responses()
+    for name in ("a.w_ih", "a.w_hh"):
+        model.tensors[name].reshape(4, 6, -1)[:, [0, 2, 3, 5]] = 0.0
+    plan = decide(model.evidence(rows), Budget(0.2), Method("energy", "geometric-median"))
+    assert plan.kept["a"] == [1, 3, 4, 5]
+
+
+def test_index_coupled_layers_keep_the_same_units():
+    model = stack((5, 5, 3), index_coupled=[["a", "b"], ["c"]])
+    plan = decide(model.evidence(), Budget(0.5), "magnitude")
+    assert plan.kept["a"] == plan.kept["b"]
+    assert 6 <= sum(plan.counts().values()) <= 7
+
+
+def test_count_coupled_layers_keep_equally_many():
+    model = stack((5, 5, 3, 5), count_coupled=[["a", "b"], ["b", "d"]])
+    plan = decide(model.evidence(), Budget(0.4), "magnitude")
+    counts = plan.counts()
+    assert counts["a"] == counts["b"] == counts["d"]
+    assert plan.kept["a"] != plan.kept["b"]
+
+
+def test_excluded_layers_stay_and_do_not_count():
+    model = stack((8, 8, 8), count_coupled=[["b", "c"]])
+    plan = decide(model.evidence(), Budget(0.5), "magnitude", exclude=["b"])
+    assert plan.counts() == {"a": 4, "b": 8, "c": 8}
+    assert plan.structure.prunable == ("a",)
+    with pytest.raises(PlanError, match="must stay whole"):
+        plan.with_kept({"b": [0]})
+
+
+def test_pinned_layers_stay_with_all_that_is_bound_to_them():
+    model = stack((4, 4, 4, 4), index_coupled=[["a", "b"], ["c"], ["d"]], count_coupled=[["b", "c"]], pinned=["c"])
+    assert free_blocks(model.structure) == [[("d",)]]
+    assert decide(model.evidence(), Budget(0.5), "magnitude").counts() == {"a": 4, "b": 4, "c": 4, "d": 2}
+
+
+def test_globs():
+    structure = stack((4, 4)).structure
+    assert excluded(structure, ["[b-z]", "b"]) == {"b"}
+    with pytest.raises(PlanError, match=r"exclude='decoder\*' matches no layer. The layers are: a, b"):
+        excluded(structure, ["b", "decoder*"])
+
+
+def test_nothing_left_says_why():
+    model = stack((4, 4), pinned=["a", "b"])
+    with pytest.raises(UnsupportedModelError, match=r"a: returned \(output\)"):
+        decide(model.evidence(), Budget(0.5), "magnitude")
+    with pytest.raises(UnsupportedModelError, match="all are excluded"):
+        decide(stack((4, 4)).evidence(), Budget(0.5), "magnitude", exclude=["*"])
+    empty = replace(stack((4,)).structure, layers={}, slots=(), index_coupled=(), consumers=(), contractions=())
+    with pytest.raises(UnsupportedModelError, match="there is none"):
+        decide(replace(model, structure=empty).evidence(), Budget(0.5), "magnitude")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+@pytest.mark.parametrize("method", [Method("uniform", "geometric-median"), "magnitude"])
+def test_weights_that_are_not_finite_name_the_layer(bad, method):
+    model, _ = model_and_responses()
+    model.tensors["b.w_hh"][2, 1] = bad
+    with pytest.raises(StatisticsError, match=r"^b: some units have scores that are NaN or infinite"):
+        decide(model.evidence(), Budget(0.5), method)
+
+
+def test_responses_that_are_not_finite_name_the_layer():
+    model, rows = model_and_responses()
+    rows["b"][3, 2] = np.nan
+    with pytest.raises(StatisticsError, match=r"^b: its responses hold NaN"):
+        decide(model.evidence(rows), Budget(0.5), "iss-gm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def _as_worker(monkeypatch, data: RecordDataset, worker: int, workers: int) -> l
     info = type("Info", (), {"id": worker, "num_workers": workers})
     with monkeypatch.context() as patch:
         patch.setattr("reprune.youtube8m.torch_loader.get_worker_info", lambda: info)
-        return list(data)
+        return [item if isinstance(item, int) else data.open(item) for item in data]
 
 
 def test_real_workers_read_once_and_live_on(tmp_path):
@@ -278,3 +279,40 @@ def test_arguments_that_make_no_sense(tmp_path, options):
         dataset(tmp_path, **options)
     with pytest.raises(ValueError, match="at least 0"):
         RecordLoader(dataset(tmp_path)).skip_batches(-1)
+    with pytest.raises(ValueError, match="from 0 to 256"):
+        RecordLoader(dataset(tmp_path), workers=257)
+
+
+def test_loaders_of_one_dataset_do_not_disturb_each_other(tmp_path):
+    write_shards(tmp_path, [20, 20])
+    data = dataset(tmp_path)
+    for _ in range(2):
+        one, other = RecordLoader(data, workers=2), RecordLoader(data, workers=2)
+        other.set_epoch(1)
+        for left, right in zip(one, other, strict=True):
+            assert left.ids != right.ids
+            assert (left.frames.sum(dim=(1, 2)) == torch.tensor([_sum(name) for name in left.ids])).all()
+            assert (right.frames.sum(dim=(1, 2)) == torch.tensor([_sum(name) for name in right.ids])).all()
+
+
+@cache
+def _sum(name: str) -> int:
+    return {record.id: int(record.frames.sum(dtype=int)) for record in random_records(40)}[name]
+
+
+def test_batches_that_are_kept_stay_as_they_were(tmp_path):
+    write_shards(tmp_path, [60, 60])
+    alone = {name: rows for batch in RecordLoader(dataset(tmp_path)) for name, rows in _rows(batch).items()}
+    for _ in range(2):
+        loader = RecordLoader(dataset(tmp_path, batch_size=2), workers=2)
+        for _ in range(3):
+            loader.set_epoch(0)
+            kept = list(loader)  # more than the workers have buffers for
+            assert all((rows == alone[name]).all() for batch in kept for name, rows in _rows(batch).items())
+            gone_by = [_rows(batch, copy=True) for batch in loader]
+            assert all((rows == alone[name]).all() for batch in gone_by for name, rows in batch.items())
+
+
+def _rows(batch: Batch, copy: bool = False) -> dict[str, np.ndarray]:
+    rows = [frames[:length].numpy() for frames, length in zip(batch.frames, batch.lengths, strict=True)]
+    return {name: row.copy() if copy else row for name, row in zip(batch.ids, rows, strict=True)}

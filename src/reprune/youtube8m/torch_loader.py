@@ -1,4 +1,4 @@
-"""Feed YouTube-8M records to a PyTorch training loop: a pool of worker processes, batches, dequantisation.
+"""Feed YouTube-8M records to a PyTorch training loop from a pool of worker processes.
 
 Example:
     >>> loader = RecordLoader(RecordDataset("train*.tfrecord", classes=3862, batch_size=160), workers=4)
@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -17,94 +17,34 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reprune.core.errors import RecordError
 from reprune.youtube8m.records import DEFAULT_FEATURES, OnError, Record, RecordReader, StrPath, find_files
+from reprune.youtube8m.shared_buffers import MAX_WORKERS, Parcel, SharedBuffers
+from reprune.youtube8m.torch_batches import (
+    MAX_FRAMES,
+    Batch,
+    Contents,
+    Padding,
+    assemble,
+    batch_shape,
+    collate,
+    contents,
+    dequantize,
+    fill_frames,
+)
 
-MAX_FRAMES = 300
-"""The paper's longest window, in frames (seconds, in YouTube-8M)."""
+__all__ = ["MAX_FRAMES", "Batch", "RecordDataset", "RecordLoader", "assign_files", "collate", "dequantize"]
 
 Window = Literal["random", "first"]
-Padding = Literal["mask", "last"]
-
-_SKIPPED_SLOTS = 256
 
 
-class Batch(NamedTuple):
-    """B videos of at most T frames.
+class _Sent(NamedTuple):
+    """A batch on its way out of a worker: the frames lie in a shared buffer."""
 
-    Attributes:
-        frames: Quantised features, uint8, B × T × F; see `dequantize`.
-        lengths: How many frames of each video are its own, int64, B.
-        labels: bool, B × classes.
-        ids: The videos' identifiers.
-    """
-
-    frames: Tensor
-    lengths: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-def dequantize(
-    frames: Tensor, lengths: Tensor | None = None, normalize: bool = True, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Turn quantised frames into features, on the device they are on: x = q · 4/255 + 4/512 − 2.
-
-    Args:
-        frames: uint8, … × T × F.
-        lengths: How many frames are valid, of shape …; the features of the others are 0. None for all.
-        normalize: Scale every frame to unit L2 norm, as the paper does.
-        dtype: Type of the result.
-
-    Returns:
-        Features, … × T × F.
-
-    Example:
-        >>> dequantize(torch.tensor([[0, 255]], dtype=torch.uint8), normalize=False)
-        tensor([[-1.9922,  2.0078]])
-    """
-    features = frames.to(dtype) * (4 / 255) + (4 / 512 - 2)
-    if normalize:
-        features = torch.nn.functional.normalize(features, dim=-1)
-    if lengths is not None:
-        valid = torch.arange(frames.shape[-2], device=frames.device) < lengths[..., None]
-        features = features * valid[..., None]
-    return features
-
-
-def collate(records: Sequence[Record], classes: int, padding: Padding = "mask", max_frames: int = MAX_FRAMES) -> Batch:
-    """Put records of at most `max_frames` frames into one batch.
-
-    Args:
-        records: At least one, all with equally wide frames.
-        classes: How many classes there are; every label is below.
-        padding: "mask" pads with zeros to the longest record, and `lengths` says what is valid. "last" repeats each
-            record's last frame up to `max_frames` and counts the repeated frames as valid, as the paper's code does.
-        max_frames: The length that "last" pads to.
-    """
-    own = [len(record.frames) for record in records]
-    T = max_frames if padding == "last" else max(own)
-    batch = _empty(len(records), T, records[0].frames.shape[1])
-    frames = batch.numpy()
-    labels = np.zeros((len(records), classes), np.bool_)
-    for row, (record, length) in enumerate(zip(records, own, strict=True)):
-        frames[row, :length] = record.frames
-        frames[row, length:] = record.frames[-1] if padding == "last" else 0
-        labels[row, record.labels] = True
-    lengths = torch.full((len(records),), T) if padding == "last" else torch.tensor(own)
-    return Batch(batch, lengths, torch.from_numpy(labels), [record.id for record in records])
-
-
-def _empty(*shape: int) -> Tensor:
-    """Return an uninitialised uint8 tensor; in a worker in shared memory, which spares the copy on its way out."""
-    # There is no public way to the latter; torch's own collate function goes this one.
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    frames: Parcel
+    rest: Contents
 
 
 def assign_files(files: Sequence[Path], consumer: int, consumers: int) -> list[tuple[Path, tuple[int, int]]]:
@@ -122,7 +62,7 @@ def assign_files(files: Sequence[Path], consumer: int, consumers: int) -> list[t
     return [(path, (0, 1)) for path in files[consumer:whole:consumers]] + shared
 
 
-class RecordDataset(IterableDataset[Batch | int]):
+class RecordDataset(IterableDataset[Batch | _Sent | int]):
     """The records of some files as batches. `RecordLoader` shares them out over worker processes.
 
     Args:
@@ -189,9 +129,14 @@ class RecordDataset(IterableDataset[Batch | int]):
         self.on_error: OnError = on_error
         self.batches_per_epoch = batches_per_epoch
         self.find_process()
+        self.share_memory()
+
+    def share_memory(self) -> None:
+        """Set up, anew, what this process and its workers exchange."""
         # In shared memory, because workers that live on from epoch to epoch hold a copy of everything else.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._skipped = torch.zeros(_SKIPPED_SLOTS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._skipped = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._buffers = SharedBuffers(self.batch_size * self.max_frames * sum(self.features.values()))
 
     def find_process(self) -> None:
         """Take rank and number of processes from torch.distributed, where it is initialised."""
@@ -213,9 +158,16 @@ class RecordDataset(IterableDataset[Batch | int]):
         """How many damaged records the workers of this process left out in the current pass."""
         return int(self._skipped.sum())
 
-    def __iter__(self) -> Iterator[Batch | int]:
+    def open(self, item: Batch | _Sent) -> Batch:
+        """Return the batch that a worker, or this process itself, has yielded."""
+        if isinstance(item, Batch):
+            return item
+        return assemble(self._buffers.unpack(item.frames), item.rest, self.classes)
+
+    def __iter__(self) -> Iterator[Batch | _Sent | int]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        self._buffers.begin(worker)
         epoch, done = self._start.tolist()
         # Batches come from the workers in turn, and a pass that goes on starts with worker 0: give it the next turn.
         turn = (worker + done) % workers
@@ -226,7 +178,12 @@ class RecordDataset(IterableDataset[Batch | int]):
             share = _share(done, turn, workers)
             yield share - sum(1 for _ in islice(batches, share))
         for records in batches:
-            yield collate(records, self.classes, self.padding, self.max_frames)
+            if info is None:
+                yield collate(records, self.classes, self.padding, self.max_frames)
+            else:
+                parcel, frames = self._buffers.pack(worker, batch_shape(records, self.padding, self.max_frames))
+                fill_frames(frames, records, self.padding)
+                yield _Sent(parcel, contents(records, self.padding, self.max_frames))
 
     def _batches(self, epoch: int, consumer: int, consumers: int, worker: int) -> Iterator[list[Record]]:
         records = self._records(epoch, consumer, consumers, worker)
@@ -242,7 +199,7 @@ class RecordDataset(IterableDataset[Batch | int]):
             files = assign_files([self.files[i] for i in order], consumer, consumers)
             reader = RecordReader(files, self.features, self.on_error, self.classes)
             rng = np.random.default_rng([self.seed, epoch, repeat, consumer])
-            windows = (self._cut(record, rng) for record in self._counted(reader, worker % _SKIPPED_SLOTS))
+            windows = (self._cut(record, rng) for record in self._counted(reader, worker))
             yield from _shuffled(windows, self.shuffle_buffer, rng) if self.shuffle else windows
             if self.batches_per_epoch is None:
                 return
@@ -252,13 +209,13 @@ class RecordDataset(IterableDataset[Batch | int]):
                     "use fewer workers or processes, or more records"
                 )
 
-    def _counted(self, reader: RecordReader, slot: int) -> Iterator[Record]:
+    def _counted(self, reader: RecordReader, worker: int) -> Iterator[Record]:
         """Pass records on and keep the shared count of skipped ones up to date."""
-        before = int(self._skipped[slot])
+        before = int(self._skipped[worker])
         for record in reader:
-            self._skipped[slot] = before + reader.skipped
+            self._skipped[worker] = before + reader.skipped
             yield record
-        self._skipped[slot] = before + reader.skipped
+        self._skipped[worker] = before + reader.skipped
 
     def _cut(self, record: Record, rng: np.random.Generator) -> Record:
         surplus = len(record.frames) - self.max_frames
@@ -277,9 +234,12 @@ class RecordLoader:
 
     Args:
         dataset: What to read.
-        workers: How many processes read; 0 reads in this one.
-        pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
+        workers: How many processes read, at most 256; 0 reads in this one.
+        pin_memory: Copy batches into page-locked memory, from which they go to a GPU in the background.
         prefetch: How many batches each worker reads ahead.
+
+    Raises:
+        ValueError: The number of workers is out of range.
 
     Example:
         >>> loader = RecordLoader(RecordDataset("train*.tfrecord", classes=3862, batch_size=160), workers=4)
@@ -290,18 +250,21 @@ class RecordLoader:
     """
 
     def __init__(self, dataset: RecordDataset, workers: int = 0, pin_memory: bool = False, prefetch: int = 2) -> None:
-        self.dataset = dataset
+        if not 0 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 0 to {MAX_WORKERS}, not {workers}")
+        self.dataset = copy.copy(dataset)  # other loaders may read it at the same time
+        self.dataset.share_memory()
         self.epoch = 0
         """The epoch that the next pass reads, or the current one inside a pass."""
         self._workers = workers
+        self._pin_memory = pin_memory
         self._done = 0
         self._skip = 0
         self._loader: DataLoader[Any] = DataLoader(
-            dataset,
+            self.dataset,
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=pin_memory,
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
         )
@@ -316,9 +279,14 @@ class RecordLoader:
             missing = sum(next(batches) for _ in range(max(self._workers, 1)))
             for _ in islice(batches, missing):
                 pass
-        for batch in batches:
+        for item in batches:
+            batch = self.dataset.open(item)
+            if self._pin_memory:
+                frames, lengths, labels = (part.pin_memory() for part in (batch.frames, batch.lengths, batch.labels))
+                batch = Batch(frames, lengths, labels, batch.ids)
             self._done += 1
             yield batch
+            del batch, item  # or they would hold their buffer for a batch longer than the consumer does
         self.epoch, self._done = self.epoch + 1, 0
 
     def __len__(self) -> int:

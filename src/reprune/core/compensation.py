@@ -2,9 +2,10 @@
 
 With K kept and P removed, the best affine prediction of what a consumer read from the removed positions is
 `z_P ≈ A z_K + b` with `A = C_PK (C_KK + εI)⁻¹` and `b = m_P − A m_K`. Its weight W then becomes `W_K + W_P A`, its bias
-grows by `W_P b`. Without a bias the prediction is linear, from second moments about zero. Least squares on responses is
-the interpolative step of Chee et al., "Model Preserving Compression for Neural Networks" (NeurIPS 2022), and of Spectral
-Pruning for RNNs (Furuya et al., arXiv 2105.10832); here each consumer has the statistics of what it actually reads.
+grows by `W_P b`. Without a bias the prediction is linear, from second moments about zero. Least squares on responses
+is the interpolative step of Chee et al., "Model Preserving Compression for Neural Networks" (NeurIPS 2022), and of
+Spectral Pruning for RNNs (Furuya et al., arXiv 2105.10832); here each consumer has the statistics of what it actually
+reads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Compensation = Callable[[Structure, Mapping[str, Sequence[int]], Sequence[Readin
 
 RIDGES = tuple(10.0**power for power in range(-8, 1))
 """Ridges that are tried, as shares of the mean variance of the kept features."""
+RIDGE_UNSEEN = 1e-4
+"""The ridge where nothing is held out."""
 
 
 def reconstruction(
@@ -65,12 +68,11 @@ def predict(reading: Reading, gone: Places, stay: Places) -> Prediction:
 
     The ridge is the one that predicts held-out rows best: fitted on either half of the rows, judged on the other.
     """
-    ridge = RIDGES[2]
-    if reading.halves is not None:
-        first, second = reading.halves
-        errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
-        ridge = RIDGES[int(np.argmin(errors))]
-    return _fit(reading.moments, gone, stay, ridge)
+    if reading.halves is None:
+        return _fit(reading.moments, gone, stay, RIDGE_UNSEEN)
+    first, second = reading.halves
+    errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
+    return _fit(reading.moments, gone, stay, RIDGES[int(np.argmin(errors))])
 
 
 def _fit(moments: SecondMoments, gone: Places, stay: Places, ridge: float) -> Prediction:
@@ -97,6 +99,7 @@ def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Place
 
 
 def _shrink(values: Matrix, ridge: float) -> Matrix:
-    """1 / (λ + ε); features that never vary predict nothing."""
+    """1 / (λ + ε); what varies by no more than rounding predicts nothing."""
     raised = np.clip(values, 0.0, None) + ridge * max(float(values.mean()), 0.0)
-    return np.divide(1.0, raised, out=np.zeros_like(raised), where=raised > 1e-300)
+    floor = len(values) * np.finfo(np.float64).eps * float(np.abs(values).max())
+    return np.divide(1.0, raised, out=np.zeros_like(raised), where=raised > floor)

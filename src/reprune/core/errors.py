@@ -36,3 +36,7 @@ class RecordError(RepruneError, ValueError):
 
 class RecipeError(RepruneError, ValueError):
     """A training run cannot start or resume with the options it was given."""
+
+
+class CalibrationWarning(UserWarning):
+    """The calibration batches are too few for what is estimated from them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reprune.core.errors import CalibrationWarning
 from reprune.core.layers import Consumer, Slot, Structure
 from reprune.core.statistics import Moments, to_numpy
 
@@ -65,13 +67,20 @@ class Reading:
     Attributes:
         consumer: The weight, its contracted axis and its bias.
         slot: Which positions of that axis hold which units.
+        rows: Number of rows that were read.
     """
 
     def __init__(self, consumer: Consumer, slot: Slot, whole: Sequence[Moments], weight: Array) -> None:
         self.consumer = consumer
         self.slot = slot
+        self.rows = sum(half.count for half in whole)
         self._whole = whole
         self._weight = weight
+
+    @property
+    def source(self) -> tuple[int, bool]:
+        """Equal for readings that have the very same statistics."""
+        return id(self._whole[0]), self.consumer.bias is not None
 
     @cached_property
     def moments(self) -> SecondMoments:
@@ -116,7 +125,22 @@ def readings(
         else:
             whole = split.halves
         found.append(Reading(consumer, slot, whole, tensors[consumer.tensor]))
+    _warn_if_few(found)
     return found
+
+
+def _warn_if_few(found: Sequence[Reading]) -> None:
+    """Below one row per feature the covariance has no inverse, and what is rebuilt from it is mostly the ridge."""
+    few = [reading for reading in found if reading.rows < reading.slot.size]
+    if few:
+        worst = min(few, key=lambda reading: reading.rows / reading.slot.size)
+        warnings.warn(
+            f"{len(few)} of {len(found)} consumers were calibrated on fewer rows than they have features; "
+            f"{worst.slot.tensor} read {worst.rows} rows of {worst.slot.size} features. Give more batches: about ten "
+            "rows per feature.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 def _from_responses(slot: Slot, responses: Mapping[str, Moments]) -> Moments:

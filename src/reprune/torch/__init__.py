@@ -109,7 +109,7 @@ def plan(
     batches: Iterable[Any],
     ratio: float = 0.5,
     of: Measure = "units",
-    method: str | Method = "iss-gm",
+    method: str | Method = "reconstruct",
     *,
     exclude: Sequence[str] = (),
     min_units: int = 1,
@@ -123,8 +123,8 @@ def plan(
 
     Args:
         model: The model; it is left as it was.
-        batches: Calibration inputs as the model takes them: `model(x)`, `model(*xs)` or `model(**named)`. Iterated once,
-            one batch at a time.
+        batches: Calibration inputs as the model takes them: `model(x)`, `model(*xs)` or `model(**named)`. Iterated
+            once, one batch at a time.
         ratio: Fraction to remove.
         of: What the fraction is of: `units`, `parameters` or `macs`.
         method: A preset's name (`core.methods.METHODS`) or a `Method`.
@@ -151,7 +151,7 @@ def prune(
     batches: Iterable[Any],
     ratio: float = 0.5,
     of: Measure = "units",
-    method: str | Method = "iss-gm",
+    method: str | Method = "reconstruct",
     *,
     exclude: Sequence[str] = (),
     min_units: int = 1,

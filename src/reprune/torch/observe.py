@@ -77,7 +77,7 @@ def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if any(name.split(":")[0] == path for name in structure.layers):
-                if isinstance(module, nn.RNNBase):
+                if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
                     stack.enter_context(_watch_module(module, path, statistics))
                 elif isinstance(module, nn.RNNCellBase):
                     stack.enter_context(_watch_cell(module, statistics[f"{path}:l0"]))
@@ -86,7 +86,7 @@ def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
 
 
 @contextmanager
-def _watch_module(module: nn.RNNBase, path: str, statistics: Statistics) -> Iterator[None]:
+def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN, path: str, statistics: Statistics) -> Iterator[None]:
     if module.num_layers == 1 and not module.proj_size:
         # One layer shows all of its responses in its output.
         def watch(_: nn.Module, args: Any, output: Any) -> None:

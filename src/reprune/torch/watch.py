@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -47,23 +46,23 @@ class ReadingWatcher:
             return
         data = rows(features)
         key = (slot.tensor, slot.axis)
-        same = next((moments for seen, moments in self._seen if _is_same(seen, data)), None)
         mine = self._into.get(key)
-        if same is not None and mine in (None, same):
+        same = next((moments for seen, moments in self._seen if _is_same(seen, data)), None)
+        if same is not None and (mine is None or mine is same):
             self._into[key] = same
             return
-        if mine is None:
-            mine = SplitMoments(slot.tensor, slot.size)
-        elif any(mine is other for name, other in self._into.items() if name != key):
-            # Up to here it had read what another one reads, too; from now on it is on its own.
-            mine = copy.deepcopy(mine)
-        self._into[key] = mine
+        if mine is None or any(mine is moments for _, moments in self._seen):
+            # New, or sharing with a consumer that read something else this time: from here on by itself.
+            mine = self._into[key] = SplitMoments(slot.tensor, slot.size)
         mine.update(_valid(data, slot))
         self._seen.append((data, mine))
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+    if one.shape != other.shape or one.device != other.device:
+        return False
+    # Comparing costs one pass, the covariance that it may save costs as many as there are features.
+    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
 
 
 def _valid(data: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -79,7 +78,7 @@ def watch_readings(model: nn.Module, structure: Structure, into: dict[Axis, Spli
     with ExitStack() as stack:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
-            if isinstance(module, nn.RNNBase):
+            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
                 stack.enter_context(_recurrent(module, prefix, watcher))
             elif isinstance(module, nn.RNNCellBase):
                 stack.enter_context(hooked(module, _cell(prefix, watcher)))
@@ -105,7 +104,7 @@ def _cell(prefix: str, watcher: ReadingWatcher) -> Callable[..., None]:
 
 
 @contextmanager
-def _recurrent(module: nn.RNNBase, prefix: str, watcher: ReadingWatcher) -> Iterator[None]:
+def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN, prefix: str, watcher: ReadingWatcher) -> Iterator[None]:
     def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
         layer, _, projection = suffix.partition(":")
         if not projection:
@@ -120,7 +119,7 @@ def _recurrent(module: nn.RNNBase, prefix: str, watcher: ReadingWatcher) -> Iter
 
 @contextmanager
 def unrolled(
-    module: nn.RNNBase, report: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+    module: nn.LSTM | nn.GRU | nn.RNN, report: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 ) -> Iterator[None]:
     """Run the module layer by layer within this context, reporting what each reads and answers."""
     pieces = unroll(module)

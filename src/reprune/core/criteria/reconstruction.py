@@ -1,9 +1,9 @@
 """Reconstruction: the unit goes that costs its consumers least once the others take over for it.
 
-Optimal brain surgeon (Hassibi and Stork, 1993) on responses: with C the second moments of what a consumer reads and G its
-weights, one row per feature, removing feature u and rebuilding it from all others raises the consumer's squared error by
-‖G_u‖² / [C⁻¹]_uu. The cheapest unit goes; then G takes the rebuilt part over, C⁻¹ forgets the feature, and the next one
-is chosen. The cost of a unit is the sum over its consumers.
+Optimal brain surgeon (Hassibi and Stork, 1993) on responses: with C the second moments of what a consumer reads and G
+its weights, one row per feature, removing feature u and rebuilding it from all others raises the consumer's squared
+error by ‖G_u‖² / [C⁻¹]_uu. The cheapest unit goes; then G takes the rebuilt part over, C⁻¹ forgets the feature, and the
+next one is chosen. The cost of a unit is the sum over its consumers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Ranking
 from reprune.core.evidence import LayerEvidence
+from reprune.core.readings import Reading
 
 Matrix = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -35,10 +36,7 @@ class Reconstruction(Criterion):
 
     def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
         """Remove units one after the other. See `Criterion.rank`."""
-        inputs = [
-            Elimination.start(reading.moments.matrix, reading.gram, places, self.ridge)
-            for reading, places in (pair for layer in group for pair in layer.readings)
-        ]
+        inputs = self._inputs(group)
         units = group[0].units
         order = np.zeros(units, dtype=np.int64)
         scores = np.zeros(units)
@@ -50,6 +48,18 @@ class Reconstruction(Criterion):
             for entry in inputs:
                 entry.remove(unit)
         return Ranking(order, scores)
+
+    def _inputs(self, group: Sequence[LayerEvidence]) -> list[Elimination]:
+        """One elimination for all consumers that read the same features: their weights stand side by side in G."""
+        held: dict[tuple[object, ...], tuple[Reading, Matrix, Places]] = {}
+        for reading, places in (pair for layer in group for pair in layer.readings):
+            key = (reading.source, places.tobytes())
+            gram = held[key][1] + reading.gram if key in held else reading.gram
+            held[key] = (reading, gram, places)
+        return [
+            Elimination.start(reading.moments.matrix, gram, places, self.ridge)
+            for reading, gram, places in held.values()
+        ]
 
 
 class Elimination:
@@ -72,7 +82,8 @@ class Elimination:
     def start(cls, moments: Matrix, gram: Matrix, places: Places, ridge: float) -> Elimination:
         """From second moments (n × n), G Gᵀ (n × n) and the positions of every unit (units × positions)."""
         level = ridge * float(np.mean(moments.diagonal())) or 1.0
-        return cls(np.linalg.inv(moments + level * np.eye(len(moments))), gram.copy(), places)
+        inverse = np.asarray(np.linalg.inv(moments + level * np.eye(len(moments))), dtype=np.float64)
+        return cls(inverse, gram.copy(), places)
 
     def costs(self) -> Matrix:
         """Rise of the squared error with each unit's removal (units)."""

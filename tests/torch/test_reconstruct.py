@@ -1,0 +1,117 @@
+"""The default method end to end: what it folds, against least squares on what the consumers really read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import reprune
+from reprune.torch.observe import observe
+from reprune.torch.trace import trace
+
+
+class Tagger(nn.Module):
+    """Two bidirectional layers; the head reads one position after a nonlinearity, beside a plain input."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(12 + 5, 4)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        last = out[torch.arange(len(x)), lengths - 1]
+        return self.head(torch.cat([torch.relu(last), x[:, 0]], -1))
+
+
+def batches(count=6, size=40):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        lengths = torch.randint(2, 12, (size,), generator=generator)
+        yield torch.randn(size, int(lengths.max()), 5, generator=generator, dtype=torch.float64), lengths
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Tagger().double().eval()
+
+
+def head_inputs(model):
+    seen = []
+    handle = model.head.register_forward_hook(lambda _, args, out: seen.append(args[0].detach()))
+    with torch.no_grad():
+        for batch in batches():
+            model(*batch)
+    handle.remove()
+    return torch.cat(seen).numpy()
+
+
+def test_each_consumer_has_the_moments_of_what_it_reads(model):
+    structure = trace(model, next(batches()))
+    statistics = observe(model, structure, batches(), readings=True)
+    rows = head_inputs(model)
+    moments = statistics.readings["head.weight", 1].merged()
+    assert moments.count == len(rows)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-12)
+    # Layer 1 reads both directions of layer 0, valid steps only.
+    below = statistics.readings["lstm.weight_ih_l1", 1]
+    assert below is statistics.readings["lstm.weight_ih_l1_reverse", 1]
+    assert below.merged().count == sum(int(lengths.sum()) for _, lengths in batches())
+    plain = observe(model, structure, batches())
+    for name in structure.layers:
+        np.testing.assert_allclose(statistics[name].mean, plain[name].mean, rtol=1e-10)
+        np.testing.assert_allclose(statistics[name].covariance, plain[name].covariance, rtol=1e-9, atol=1e-14)
+
+
+def test_the_head_is_refitted_by_least_squares(model, monkeypatch):
+    monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
+    plan = reprune.plan(model, list(batches()), ratio=0.4)
+    folded = reprune.mask(model, plan).head
+    rows = head_inputs(model)
+    stay = np.array([i for i in range(17) if i >= 12 or i % 6 in plan.kept[f"lstm:l1{'_reverse' if i >= 6 else ''}"]])
+    # Refitting the head on the kept features to its own dense outputs is the same problem, solved directly.
+    target = rows @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy()
+    design = np.column_stack([rows[:, stay], np.ones(len(rows))])
+    solution = np.linalg.lstsq(design, target, rcond=None)[0]
+    fitted = rows @ folded.weight.detach().numpy().T + folded.bias.detach().numpy()
+    np.testing.assert_allclose(fitted, design @ solution, rtol=1e-6, atol=1e-8)
+    assert not folded.weight.detach().numpy()[:, np.setdiff1d(np.arange(17), stay)].any()
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "iss-gm+reconstruct", "magnitude+mean", "random+reconstruct"])
+def test_pruned_equals_masked_with_compensation(model, method):
+    plan = reprune.plan(model, list(batches()), ratio=0.5, method=method)
+    again = reprune.Plan.from_json(plan.to_json())
+    assert again == plan
+    assert plan.folds
+    small, masked = reprune.apply(model, again), reprune.mask(model, plan)
+    for batch in batches(2):
+        torch.testing.assert_close(small(*batch), masked(*batch), rtol=0, atol=1e-12)
+
+
+def test_reconstruction_beats_plain_removal(model):
+    def error(method):
+        small = reprune.prune(model, list(batches()), ratio=0.5, method=method).model
+        with torch.no_grad():
+            return sum(float((small(*batch) - model(*batch)).square().sum()) for batch in batches())
+
+    assert error("reconstruct") < 0.5 * error("random+reconstruct")
+    assert error("random+reconstruct") < error("random+mean") < error("random")
+
+
+def test_fold_that_does_not_fit_is_refused(model):
+    plan = reprune.plan(model, list(batches()), ratio=0.5)
+    text = plan.to_json()
+    for old, new in (
+        (plan.folds[0].coefficients, ""),
+        (plan.folds[0].coefficients, "AAAA"),
+        ('"axis": 1', '"axis": 9'),
+    ):
+        with pytest.raises(reprune.PlanError):
+            reprune.Plan.from_json(text.replace(old, new))

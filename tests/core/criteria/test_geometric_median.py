@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from reprune.core.criteria import geometric_median
 from reprune.core.criteria.geometric_median import GeometricMedian, distance_sums
 
 from ..builders import stack
@@ -87,3 +88,10 @@ def test_scores_are_sums_of_distances_between_gate_rows():
 def test_the_unit_in_the_middle_goes_first():
     points = np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 0.1], [-1.0, 0.0], [0.0, -1.0]])
     assert int(np.argmin(distance_sums(points))) == 2
+
+
+def test_on_a_device(monkeypatch):
+    """What a GPU computes, on a CPU: PyTorch in double precision from start to end."""
+    monkeypatch.setattr(geometric_median, "_placed", lambda points: points.double())
+    points = near_duplicates(1e-4).astype(np.float32)
+    np.testing.assert_allclose(distance_sums(torch.from_numpy(points)), reference(points), rtol=1e-6)

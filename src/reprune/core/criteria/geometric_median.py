@@ -57,11 +57,11 @@ def distance_sums(points: Array) -> NDArray[np.float64]:
     points = _placed(points)
     xp = array_namespace(points)
     squares, scale = _squared_distances(points)
-    if points.dtype == xp.float32 and bool(np.any((squares < NEAR * scale) & ~np.eye(len(points), dtype=bool))):
+    if points.dtype == xp.float32 and _too_near(squares, scale):
         squares, scale = _squared_distances(xp.astype(points, xp.float64))
     # Asked this way round, NaN stays NaN.
-    distances = xp.sqrt(xp.where(squares <= COINCIDENT * scale, xp.zeros_like(squares), squares))
-    return to_numpy(xp.sum(distances, axis=1))
+    squares[squares <= COINCIDENT * scale] = 0.0
+    return to_numpy(xp.sum(xp.sqrt(squares), axis=1))
 
 
 def _placed(points: Array) -> Array:
@@ -81,7 +81,16 @@ def _squared_distances(points: Array) -> tuple[Array, Array]:
     xp = array_namespace(points)
     # A common shift changes no distance and shrinks the norms that cancel.
     points = points - xp.mean(points, axis=0)
-    gram = points @ points.T
-    norms = xp.linalg.diagonal(gram)
+    squares = points @ points.T
+    norms = xp.linalg.diagonal(squares)
     scale = norms[:, None] + norms[None, :]
-    return scale - 2.0 * gram, scale
+    squares *= -2.0
+    squares += scale
+    return squares, scale
+
+
+def _too_near(squares: NDArray[np.float32], scale: NDArray[np.float32]) -> bool:
+    """Whether any two points are too near each other for single precision."""
+    near = squares < NEAR * scale
+    np.fill_diagonal(near, False)
+    return bool(near.any())

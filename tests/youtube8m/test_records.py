@@ -187,6 +187,12 @@ BAD_CONTENT = {
         reference.example(CONTEXT, LISTS | {"rgb": reference.feature_list([FRAME["rgb"], FRAME["audio"]])}),
         "frame 1 of 'rgb' holds 3 bytes, not 5",
     ),
+    "frame sizes that add up": (
+        reference.example(
+            CONTEXT, LISTS | {"rgb": reference.feature_list([reference.bytes_feature(bytes(n)) for n in (6, 4)])}
+        ),
+        "frame 0 of 'rgb' holds 6 bytes, not 5",
+    ),
     "two values": (
         reference.example(
             CONTEXT, LISTS | {"rgb": reference.feature_list([reference.bytes_feature(b"12", b"345")] * 2)}

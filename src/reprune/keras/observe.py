@@ -1,0 +1,192 @@
+"""Responses of every recurrent layer on calibration batches, gathered into mean and covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from reprune.core.layers import Structure
+from reprune.core.statistics import Moments
+from reprune.keras.cloning import named_cells
+from reprune.keras.graph import ModelGraph, flat_inputs, graph_of, run
+from reprune.keras.rules.recurrent import cell_kind, cells_of, width
+from reprune.keras.trace import Forward, captured, states_kept
+
+Array = Any
+Response = tuple[str, Any, Any]
+
+
+def observe(
+    model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None = None
+) -> dict[str, Moments]:
+    """Mean and covariance of the responses of every layer that can be pruned; padding never counts.
+
+    Args:
+        model: The model; it is left as it was.
+        structure: What `trace` found.
+        batches: Inputs as the model takes them, one held at a time.
+        forward: Replaces `model(batch)`.
+    """
+    moments = {name: Moments(name, structure.layers[name].units) for name in structure.prunable}
+    probe: Probe | None = None
+    for batch in batches:
+        example = captured(model, batch, forward)
+        if probe is None:
+            probe = Probe(graph_of(model, example))
+        for name, rows in probe.responses(example):
+            if name in moments:
+                moments[name].update(rows)
+    return moments
+
+
+class Probe:
+    """Runs a model's graph and yields what its recurrent layers respond at every valid time step.
+
+    Args:
+        graph: The graph; its layers are run as they are, without being changed.
+    """
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self._graph = graph
+        self._names = {id(cell): name for cell, name in named_cells(graph)}
+        self._siblings: dict[int, Any] = {}
+        self._runner = _Runner(self)
+        self._seen: list[Response] = []
+        self.order: list[tuple[str, bool]] = []
+
+    def responses(self, batch: Any) -> Iterator[tuple[str, Array]]:
+        """Name and responses (rows × units) of every layer, for one batch; a layer that runs twice comes twice."""
+        inputs = [value for value in flat_inputs(self._graph.root, batch) if value is not None]
+        with states_kept(self._graph):
+            flat = keras.tree.flatten(self._runner.predict_on_batch(inputs))
+        parts = iter(flat)
+        for name, masked in self.order:
+            sequence = np.asarray(next(parts))
+            rows = sequence.reshape(-1, sequence.shape[-1])
+            if masked:
+                valid = np.asarray(next(parts)).astype(bool)
+                each = rows.shape[0] // valid.size
+                rows = rows[np.repeat(valid.ravel(), each)]
+            yield name, rows
+
+    def walk(self, inputs: list[Any]) -> list[Any]:
+        """Sequences, each followed by its mask if it has one, in the order that `order` names."""
+        self._seen = []
+        run(self._graph.root, inputs, self._call)
+        self.order = [(name, mask is not None) for name, _, mask in self._seen]
+        seen, self._seen = self._seen, []
+        return [part for _, sequence, mask in seen for part in ((sequence,) if mask is None else (sequence, mask))]
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(operation) in self._graph.inner:
+            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(leaf)]
+            return run(self._graph.inner[id(operation)], tensors, self._call)
+        if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
+            return self._folded(operation, args[0])
+        output = operation(*args, **kwargs)
+        if cell_kind(operation) is not None or isinstance(operation, keras.layers.StackedRNNCells):
+            self._cells(operation, output, args)
+        elif isinstance(operation, (keras.layers.RNN, keras.layers.Bidirectional)):
+            self._record(operation, args, kwargs, output)
+        return output
+
+    def _within(self, layer: Any) -> bool:
+        return id(layer) in self._graph.inner or isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+
+    def _folded(self, operation: Any, x: Any) -> Any:
+        """A layer under TimeDistributed, with time folded into the batch, mask included."""
+        steps = keras.ops.shape(x)[:2]
+        flat = keras.ops.reshape(x, (-1, *x.shape[2:]))
+        mask = getattr(x, "_keras_mask", None)
+        if mask is not None and len(mask.shape) > 2:
+            flat._keras_mask = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
+        outputs = self._call(operation.layer, flat)
+        return keras.tree.map_structure(lambda part: keras.ops.reshape(part, (*steps, *part.shape[1:])), outputs)
+
+    def _record(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        sequences = args[0] if args else kwargs["sequences"]
+        mask = kwargs.get("mask", getattr(sequences, "_keras_mask", None))
+        cells = cells_of(layer)
+        if not any(id(cell) in self._names and cell_kind(cell) for _, cell in cells):
+            return
+        if isinstance(layer, keras.layers.Bidirectional):
+            self._directions(layer, sequences, mask, args, kwargs, output)
+            return
+        states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
+        if layer.return_sequences and len(cells) == 1:
+            whole = keras.tree.flatten(output)[0]
+            self._note(cells[0][1], whole, _turned(mask, layer.go_backwards))
+            return
+        self._run_cells(layer, sequences, mask, states)
+
+    def _directions(
+        self, layer: Any, sequences: Any, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        parts = (layer.forward_layer, layer.backward_layer)
+        plain = layer.return_sequences and layer.merge_mode == "concat" and all(len(cells_of(p)) == 1 for p in parts)
+        if plain and all(getattr(part, "data_format", None) != "channels_first" for part in parts):
+            whole = keras.tree.flatten(output)[0]
+            (_, forward), (_, backward) = (cells_of(part)[0] for part in parts)
+            middle = width(forward)
+            # The second half comes turned back, so the same mask fits both.
+            turned = _turned(mask, layer.forward_layer.go_backwards)
+            self._note(forward, whole[..., :middle], turned)
+            self._note(backward, whole[..., middle:], turned)
+            return
+        states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
+        states = None if states is None else list(states)
+        half = 0 if states is None else len(states) // 2
+        self._run_cells(parts[0], sequences, mask, None if states is None else states[:half])
+        self._run_cells(parts[1], sequences, mask, None if states is None else states[half:])
+
+    def _run_cells(self, layer: Any, sequences: Any, mask: Any, states: Any) -> None:
+        """Run a layer once more, cell by cell, with all its time steps."""
+        cells = cells_of(layer)
+        given = None if states is None else list(states)
+        for index, (_, cell) in enumerate(cells):
+            state = None
+            if given is not None:
+                state = given[index] if len(cells) > 1 else given
+            sibling = self._sibling(layer, cell, backwards=layer.go_backwards and index == 0)
+            sequences = sibling(sequences, initial_state=state, mask=_turned(mask, layer.go_backwards and index > 0))
+            self._note(cell, sequences, _turned(mask, layer.go_backwards))
+
+    def _sibling(self, layer: Any, cell: Any, backwards: bool) -> Any:
+        """A layer around the same cell that returns all time steps."""
+        if id(cell) not in self._siblings:
+            options = {"return_sequences": True, "go_backwards": backwards, "unroll": layer.unroll}
+            self._siblings[id(cell)] = keras.layers.RNN(cell, **options)
+        return self._siblings[id(cell)]
+
+    def _cells(self, operation: Any, output: Any, args: tuple[Any, ...]) -> None:
+        cells = cells_of(operation)
+        if len(cells) == 1:
+            self._note(cells[0][1], keras.tree.flatten(output)[0], None)
+            return
+        for (_, cell), state in zip(cells, output[1], strict=True):
+            self._note(cell, keras.tree.flatten(state)[0], None)
+
+    def _note(self, cell: Any, sequence: Any, mask: Any) -> None:
+        if id(cell) in self._names and cell_kind(cell) is not None:
+            if getattr(cell, "data_format", None) == "channels_first":
+                sequence = keras.ops.moveaxis(sequence, 2, -1)
+            self._seen.append((self._names[id(cell)], sequence, mask))
+
+
+class _Runner(keras.Model):  # type: ignore[misc]
+    """Gives a walk over a graph the compiled `predict_on_batch` of whichever backend runs."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(name="probe")
+        self._walk = probe.walk
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """All that the walk saw."""
+        return self._walk(list(inputs))
+
+
+def _turned(mask: Any, backwards: bool) -> Any:
+    return keras.ops.flip(mask, axis=1) if mask is not None and backwards else mask

@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -36,11 +37,11 @@ def equal_twin(sizes: list[list[int]]) -> nn.LSTM:
     return nn.LSTM(FEATURES, units, layers, bidirectional=directions == 2)
 
 
-def call(module: nn.Module, steps: int, training: bool) -> Callable[[], None]:
+def call(module: nn.Module, steps: int, training: bool, observed: bool = False) -> Callable[[], None]:
     x = torch.randn(steps, BATCH, FEATURES)
 
     def run() -> None:
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), module.observe(ignore) if observed else nullcontext():
             output, _ = module(x)
             if training:
                 output.sum().backward()
@@ -87,9 +88,7 @@ def main() -> None:
             pairs = [call(twin, steps, training), call(module, steps, training)]
             modes = ["fused" if even else f"uneven beside {twin.num_layers} x {twin.hidden_size}"]
             if even:
-                apart = unroll(twin)
-                apart._observers.append(ignore)
-                pairs.append(call(apart, steps, training))
+                pairs.append(call(module, steps, training, observed=True))
                 modes.append("piece by piece")
             base, *others = medians(pairs, options.rounds * (10 if steps == 1 else 1))
             for mode, other in zip(modes, others, strict=True):

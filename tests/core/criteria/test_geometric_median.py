@@ -62,11 +62,11 @@ def test_any_points(count, size, seed, scale):
 
 
 def test_silenced_units_are_tied():
-    points = RNG.normal(size=(64, 200)).astype(np.float32)
-    points[20:50] = 0.0
+    points = RNG.normal(size=(130, 1001)).astype(np.float32)
+    points[43:] = points[43]  # so many that the product is formed in blocks, which round differently
     sums = distance_sums(points)
     np.testing.assert_allclose(sums, reference(points), rtol=1e-6)
-    np.testing.assert_allclose(sums[20:50], sums[20], rtol=1e-14)
+    np.testing.assert_allclose(sums[43:], sums[43], rtol=1e-14)
 
 
 def test_duplicated_units_go_by_index():

@@ -13,6 +13,7 @@ from torch import nn
 from reprune.core.errors import PlanError
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
+from reprune.torch.attention import NarrowAttention
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, unroll
 from reprune.torch.sizes import set_size
 
@@ -193,7 +194,7 @@ def _batch_norm(module: nn.modules.batchnorm._NormBase) -> None:
     module.num_features = held.shape[0]
 
 
-def _layer_norm(module: nn.LayerNorm) -> None:
+def _layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> None:
     module.normalized_shape = tuple(module.weight.shape)
 
 
@@ -201,6 +202,10 @@ def _group_norm(module: nn.GroupNorm) -> None:
     if module.num_groups == module.num_channels:
         module.num_groups = module.weight.shape[0]
     module.num_channels = module.weight.shape[0]
+
+
+def _bilinear(module: nn.Bilinear) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
 
 
 def _embedding(module: nn.Embedding) -> None:
@@ -213,6 +218,10 @@ def _prelu(module: nn.PReLU) -> None:
 
 def _cell(module: nn.RNNCellBase) -> None:
     module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _attention(module: nn.MultiheadAttention) -> nn.Module | None:
+    return NarrowAttention(module) if type(module).forward is nn.MultiheadAttention.forward else None
 
 
 def _recurrent(module: nn.RNNBase) -> nn.Module:
@@ -242,10 +251,13 @@ _RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.modules.batchnorm._NormBase: _batch_norm,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
+    nn.Bilinear: _bilinear,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
     nn.RNNCellBase: _cell,
+    nn.MultiheadAttention: _attention,
     nn.RNNBase: _recurrent,
     RaggedLSTM: _ragged,
     RaggedGRU: _ragged,
@@ -254,10 +266,13 @@ _RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put one module in the place of another everywhere, plain lists and dictionaries of a module included."""
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new
+        holders = [parent._modules, *(value for value in vars(parent).values() if isinstance(value, (list, dict)))]
+        for holder in holders:
+            for key, child in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+                if child is old:
+                    holder[key] = new
 
 
 # -- initial states from outside -------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class Builder:
 
     def structure(self, extra_pins: dict[str, Pin] | None = None) -> Structure:
         """The structure; `extra_pins` are layers pinned for reasons found after the trace."""
-        groups = self._groups()
         self._pin_sites()
+        groups = self._groups()
         sizes, bonds = self._sizes()
         self._pins.update(extra_pins or {})
         slots = tuple(self._slots())
@@ -122,13 +122,18 @@ class Builder:
         groups: dict[str, list[str]] = {}
         for name, roots in self._roots.items():
             if len(set(roots.tolist())) < len(roots):
-                self._pin(name, Site("coupling", ""), "its own units are coupled with each other")
+                self._pin(name, self._coupled_at(name), "its own units are coupled with each other")
             partners = list(dict.fromkeys(self._unit_of[root][0] for root in roots.tolist()))
             first = partners[0]
             if len(partners) > 1 or not np.array_equal(self._roots[first], roots):
-                reason = "its units are coupled with those of another layer in a different order"
+                others = [self._unit_of[root][0] for root in roots.tolist()]
+                reason = (
+                    f"its units are coupled with those of several layers ({', '.join(partners)})"
+                    if len(partners) > 1
+                    else f"its units are coupled with those of {others[0]} in a different order"
+                )
                 for other in (name, *partners):
-                    self._pin(other, Site("coupling", ""), reason)
+                    self._pin(other, self._coupled_at(other), reason)
                 groups[name] = [name]
             else:
                 groups.setdefault(first, []).append(name)
@@ -136,6 +141,13 @@ class Builder:
 
     def _pin(self, name: str, site: Site, reason: str) -> None:
         self._pins.setdefault(name, Pin(site, reason))
+
+    def _coupled_at(self, name: str) -> Site:
+        """The last place at which this layer's units were coupled with something."""
+        for labels, site in reversed(self.recording.couplers):
+            if name in self.layers_of(labels):
+                return site
+        return Site("coupling", "")
 
     def _pin_sites(self) -> None:
         for labels, site, reason in self.recording.pins:

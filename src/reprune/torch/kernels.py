@@ -12,7 +12,7 @@ import torch
 
 from reprune.core.layers import Role
 from reprune.torch.labels import NONE, TAG, Ids, lines, storage_id
-from reprune.torch.tracer import Product, RecurrentLayer, Tracer
+from reprune.torch.tracer import Product, RecurrentLayer, State, Tracer
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _WEIGHT = re.compile(r"(?:(?P<module>.*)\.)?(?:[^.]*?)weight_ih_?(?P<suffix>l\d+(?:_reverse)?)?[^.]*$")
@@ -71,7 +71,7 @@ def trace_cell(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
         _initial_states(tracer, [piece], [state.unsqueeze(0) for state in states])
         for state in out if cell == "lstm" else [out]:
             tracer.memory.set(state, _spread(piece.layer.labels, state))
-            tracer.states[storage_id(state)] = [piece.layer.name]
+            tracer.states[storage_id(state)] = State([piece.layer.name], state.ndim)
 
     return rule
 
@@ -173,7 +173,7 @@ def _initial_states(tracer: Tracer, pieces: Sequence[_Piece], states: Sequence[t
             for line in given:
                 for tag in np.unique(line[line >= TAG]):
                     tracer.constrain(tracer.tags[tag - TAG], layer.labels, hard=False)
-                tracer.recording.couplings.union(line, layer.labels)
+                tracer.couple_lines(np.where(line < TAG, line, NONE), layer.labels)
             if not len(given) or bool(((given == NONE) | (given >= TAG)).any()):
                 tracer.recording.outside_states.add(layer.name)
                 if storage_id(state) in tracer.inputs:
@@ -189,7 +189,7 @@ def _outputs(tracer: Tracer, pieces: Sequence[_Piece], out: Sequence[torch.Tenso
         if len({len(layer.labels) for layer in layers}) == 1:
             stacked = torch.from_numpy(np.stack([layer.labels for layer in layers])).to(state.device)
             tracer.memory.set(state, stacked[:, None, :].expand(state.shape))
-        tracer.states[storage_id(state)] = [layer.name for layer in layers]
+        tracer.states[storage_id(state)] = State([layer.name for layer in layers], state.ndim)
 
 
 def _spread(labels: Ids, like: torch.Tensor) -> torch.Tensor:

@@ -42,13 +42,17 @@ class Couplings:
                 return found
             found = up
 
-    def union(self, first: Ids, second: Ids) -> None:
-        """Couple `first[i]` with `second[i]` for every i; pairs without two units are passed over."""
+    def union(self, first: Ids, second: Ids) -> bool:
+        """Couple `first[i]` with `second[i]` for every i; pairs without two units are passed over.
+
+        Returns whether any two classes were merged.
+        """
         one, two = self.roots(first), self.roots(second)
         open_pairs = (one != two) & (one > NONE) & (two > NONE)
         for a, b in zip(one[open_pairs].tolist(), two[open_pairs].tolist(), strict=True):
             a, b = self._find(a), self._find(b)
             self._parent[max(a, b)] = min(a, b)
+        return bool(open_pairs.any())
 
     def _find(self, label: int) -> int:
         while self._parent[label] != label:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -32,3 +35,9 @@ def of_error(error: BaseException, operation: str) -> Site:
             location = f"{name}:{step.tb_lineno}"
         step = step.tb_next
     return Site(operation, location)
+
+
+def of_function(function: Callable[..., Any]) -> str:
+    """Where a function is written: `file:line`, or nothing for one that has no source."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""

@@ -16,6 +16,7 @@ from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Site, Structure
 from reprune.torch.build import Builder
 from reprune.torch.labels import storage_id
+from reprune.torch.location import of_function
 from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.sizes import tagged_sizes
 from reprune.torch.tracer import Tracer, run, tensors_in
@@ -81,7 +82,7 @@ def record(model: nn.Module, example: Any, forward: Forward | None = None, *, un
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fastpath())
         output = run(tracer, lambda: call(model, example, forward))
-    states = _outputs(model, tracer, example, output)
+    states = _outputs(model, tracer, example, output, forward)
     _bind_modules(model, tracer, uniform)
     builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
     if not builder.has_layers:
@@ -107,21 +108,22 @@ def _bind_modules(model: nn.Module, tracer: Tracer, uniform: bool) -> None:
                     tracer.recording.count_coupled.append(names)
 
 
-def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any) -> list[int]:
+def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any, forward: Forward | None) -> list[int]:
     """Units that reach the model's output stay, but for final states that the caller hands back as initial ones.
 
     Returns the positions of such states among the output's tensors.
     """
     states = []
+    site = Site("output", of_function(forward or type(model).forward))
     for index, tensor in enumerate(tensors_in(output)):
-        names = tracer.states.get(storage_id(tensor))
+        state = tracer.states.get(storage_id(tensor))
         recording = tracer.recording
-        if names is not None and (set(names) <= recording.carried or _takes_states(model, example)):
-            recording.outside_states.update(names)
+        if state is not None and (set(state.layers) <= recording.carried or _takes_states(model, example)):
+            recording.outside_states.update(state.layers)
             tracer.touch(tensor)
             states.append(index)
             continue
-        tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns")
+        tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
     return states
 
 
@@ -129,9 +131,10 @@ def _takes_states(model: nn.Module, example: Any) -> bool:
     """Whether `forward` has an optional argument for a state, which this example leaves out."""
     parameters = list(python_inspect.signature(model.forward).parameters.values())
     if isinstance(example, Mapping):
-        left = [p for p in parameters if p.name not in example]
+        left = [p for p in parameters if example.get(p.name) is None]
     else:
-        left = parameters[len(example) if isinstance(example, (list, tuple)) else 1 :]
+        given = list(example) if isinstance(example, (list, tuple)) else [example]
+        left = [p for index, p in enumerate(parameters) if index >= len(given) or given[index] is None]
     return any(p.default is None and _STATE_NAMES.search(p.name) for p in left)
 
 

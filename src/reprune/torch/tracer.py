@@ -8,9 +8,11 @@ touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +46,13 @@ class RecurrentLayer:
     labels: Ids
 
 
+class State(NamedTuple):
+    """A final state that a kernel returned: its layers, and its number of axes when they are stacked."""
+
+    layers: list[str]
+    ndim: int
+
+
 @dataclass
 class Recording:
     """What one traced pass left behind."""
@@ -61,6 +70,7 @@ class Recording:
     count_coupled: list[list[str]] = field(default_factory=list)
     sizes: list[tuple[Expression, Ids, bool]] = field(default_factory=list)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
+    couplers: list[tuple[Ids, Site]] = field(default_factory=list)
     outside_states: set[str] = field(default_factory=set)
     carried: set[str] = field(default_factory=set)
     steps: dict[str, int] = field(default_factory=dict)
@@ -76,10 +86,11 @@ class Tracer:
         self._by_storage: dict[int, list[str]] = {}
         self._base: dict[str, int] = {}
         self.tags: list[Expression] = []
-        self.states: dict[int, list[str]] = {}
+        self.states: dict[int, State] = {}
         self.inputs: set[int] = set()
         self.without_state: set[str] = set()
         self.inside_module = 0
+        self.inside_piece = False
         base = 1
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.numel() == 0:
@@ -142,8 +153,11 @@ class Tracer:
     def axis(self, name: str, axis: int, role: Role) -> Ids:
         """Labels of the positions on one axis of a parameter, made on first use."""
         key = (name, axis % self.tensors[name].ndim)
+        size = self.tensors[name].shape[key[1]]
+        if size == 1:
+            return np.zeros(1, dtype=np.int64)  # The only position of an axis cannot be removed: it needs no name.
         if key not in self.recording.axes:
-            self.recording.axes[key] = self.recording.couplings.new(self.tensors[name].shape[key[1]])
+            self.recording.axes[key] = self.recording.couplings.new(size)
         self.recording.roles.setdefault(key, set()).add(role)
         return self.recording.axes[key]
 
@@ -238,12 +252,18 @@ class Tracer:
         prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
         return torch.where(prefer_second, wide_second, wide_first)
 
+    def meet_tags(self, old: torch.Tensor | None, new: torch.Tensor) -> None:
+        """Units are written into a tensor whose length was taken from an attribute."""
+        if old is not None and bool((old >= TAG).any()):
+            self.couple(torch.where(old >= TAG, old, NONE), new)
+
     def couple_lines(self, first: Ids, second: Ids) -> None:
         """Couple two lines of labels of equal length."""
         self._couple_pairs(np.stack([first, second], 1))
 
     def _couple_pairs(self, pairs: Ids) -> None:
-        self.recording.couplings.union(pairs[:, 0], pairs[:, 1])
+        if self.recording.couplings.union(pairs[:, 0], pairs[:, 1]):
+            self.recording.couplers.append((pairs[:, 0], here("coupling")))
         for tags, units in (pairs.T, pairs.T[::-1]):
             for tag in np.unique(tags[tags >= TAG]):
                 self.constrain(self.tags[tag - TAG], np.unique(units[tags == tag]))
@@ -259,22 +279,44 @@ class Tracer:
         self.tags.append(expression)
         return TAG + len(self.tags) - 1
 
-    def pin(self, labels: torch.Tensor | None, operation: str, reason: str) -> None:
-        """Record that the units in `labels` must stay."""
+    def pin(self, labels: torch.Tensor | None, operation: str, reason: str, site: Site | None = None) -> None:
+        """Record that the units in `labels` must stay; the site is where the user's code is now unless given."""
         if labels is not None:
             ids = unit_ids(labels)
             if len(ids):
-                self.recording.pins.append((ids, here(operation), reason))
+                self.recording.pins.append((ids, site or here(operation), reason))
 
     def suspect(self, labels: torch.Tensor, operation: str) -> None:
         """Record a place that may hold a size the trace cannot see, for the message if the rehearsal fails."""
         self.recording.suspects.append((unit_ids(labels), here(operation)))
 
+    def is_stacked_state(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a whole final state of all layers, rather than a piece of one."""
+        found = self.states.get(storage_id(tensor))
+        return found is not None and tensor.ndim >= found.ndim
+
+    def takes_piece(self, name: str, args: Sequence[Any]) -> bool:
+        """Whether an operation takes single layers out of a stacked state, as it would out of a tuple: `h_n[-1]`."""
+        if name == "__getitem__":
+            whole = type(args[1]) is int
+        else:
+            whole = name == "unbind" and len(args) == 2 and sys._getframe(2).f_code.co_name == "__iter__"
+        return whole and self.is_stacked_state(args[0])
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """In this context, what is done with a stacked state needs no equal numbers of units."""
+        self.inside_piece = True
+        try:
+            yield
+        finally:
+            self.inside_piece = False
+
     def touch(self, tensor: torch.Tensor) -> None:
         """A stacked final state is used: its layers must keep equal numbers of units."""
-        names = self.states.pop(storage_id(tensor), None)
-        if names is not None and len(names) > 1:
-            self.recording.count_coupled.append(names)
+        state = self.states.pop(storage_id(tensor), None)
+        if state is not None and len(state.layers) > 1:
+            self.recording.count_coupled.append(state.layers)
 
 
 def _span(tensor: torch.Tensor) -> int:
@@ -309,6 +351,9 @@ class _FunctionMode(TorchFunctionMode):
 
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self._tracer.takes_piece(name, args):
+            with self._tracer.untouched():
+                return func(*args, **kwargs)
         if name in KERNELS and not isinstance(func, type(here)):
             with self._dispatch.paused():
                 out = func(*args, **kwargs)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from reprune.torch.labels import storage_id
-from reprune.torch.rules.elementwise import copy, like, nothing, pointwise, real_and_complex, unknown
+from reprune.torch.rules.elementwise import copy, glu, like, nothing, pointwise, real_and_complex, unknown
 from reprune.torch.rules.movement import check_view, fold, move
 from reprune.torch.rules.normalisation import batch_norm, group_norm, layer_norm
 from reprune.torch.rules.op import Op, Rule
-from reprune.torch.rules.products import convolution, dot, embedding, matmul, matvec
+from reprune.torch.rules.products import bilinear, convolution, dot, embedding, matmul, matvec
 from reprune.torch.rules.reductions import over_dims, pooling
 from reprune.torch.rules.size_uses import record_sizes
 from reprune.torch.tracer import Tracer, tensors_in
@@ -23,7 +23,7 @@ KEEP = {"fill", "zero", "bernoulli_", "normal_", "uniform", "normal", "bernoulli
 POINTWISE = {
     "clone", "contiguous", "_to_copy", "native_dropout", "masked_fill", "where", "lerp", "addcmul", "addcdiv",
     "nan_to_num", "_conj", "hardtanh", "prelu", "threshold", "rrelu_with_noise", "dropout", "_fused_dropout",
-    "lift_fresh_copy", "complex", "polar", "angle", "abs", "native_alpha_dropout", "feature_dropout",
+    "lift_fresh_copy", "complex", "polar", "angle", "_prelu_kernel", "abs", "native_alpha_dropout", "feature_dropout",
     "resolve_conj", "positive",
 }  # fmt: skip
 
@@ -37,13 +37,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("scatter", "index_copy", "masked_scatter"), move(0, 3)),
     "col2im": fold,
     "copy": copy,
+    "glu": glu,
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
                      "bernoulli"), like),
     **dict.fromkeys(("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "arange",
                      "new_empty_strided", "empty_strided", "rand", "randn", "randint", "randperm", "scalar_tensor",
                      "empty_permuted", "argmax", "argmin", "sym_size", "_assert_async", "_assert_tensor_metadata",
                      "nonzero", "eye", "linspace", "one_hot", "resize", "set"), nothing),
-    **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), over_dims(1, sums=True)),
+    "sum": over_dims(1, sums=True),
+    **dict.fromkeys(("linalg_vector_norm", "norm"), over_dims(2, sums=True)),
     **dict.fromkeys(("mean", "amax", "amin", "prod", "logsumexp", "max", "min", "median", "mode", "any", "all", "std",
                      "var", "argmax", "argmin", "std_mean", "var_mean", "nanmedian"), over_dims(1)),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "logcumsumexp", "cummax",
@@ -53,6 +55,7 @@ RULES: dict[str, Rule] = {
     "mv": matvec, "addmv": matvec, "dot": dot, "vdot": dot,
     "convolution": convolution, "convolution_overrideable": convolution,
     "embedding": embedding,
+    "_trilinear": bilinear,
     "native_layer_norm": layer_norm,
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                      "cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
@@ -94,11 +97,10 @@ def apply_rule(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[s
 def _follow_states(tracer: Tracer, name: str, inputs: Sequence[torch.Tensor], out: Any) -> None:
     """Note when a stacked final state is used; the recurrent modules' own handling of it does not count."""
     for tensor in inputs:
-        key = storage_id(tensor)
-        if key not in tracer.states or name in ("detach", "alias"):
+        if not tracer.is_stacked_state(tensor) or tracer.inside_piece or name in ("detach", "alias"):
             continue
         if tracer.inside_module:
             for result in tensors_in(out):
-                tracer.states.setdefault(storage_id(result), tracer.states[key])
+                tracer.states.setdefault(storage_id(result), tracer.states[storage_id(tensor)])
         else:
             tracer.touch(tensor)

@@ -70,7 +70,10 @@ def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size)
 def copy(op: Op) -> Labels:
     """`copy_(target, source)`: the labels of the source."""
     found = op.tracer.labels(op.args[1])
-    return None if found is None else found.expand(op.out.shape)
+    if found is None:
+        return None
+    op.tracer.meet_tags(op.tracer.memory.get(op.args[0]), found)
+    return found.expand(op.out.shape)
 
 
 def like(op: Op) -> Labels:
@@ -80,6 +83,12 @@ def like(op: Op) -> Labels:
 
 def nothing(op: Op) -> None:
     """A result without units."""
+
+
+def glu(op: Op) -> Labels:
+    """One half gates the other, position by position."""
+    found = op.tracer.units(op.args[0])
+    return None if found is None else op.tracer.couple(*found.chunk(2, op.arg(1, "dim", -1)))
 
 
 def unknown(op: Op) -> None:

@@ -24,7 +24,7 @@ def move(*data: int) -> Rule:
             args = args[:2]
         found = op.func(*args, **op.kwargs)
         found = [tensor.round().long() if tensor.dtype == torch.float64 else None for tensor in tensors_in(found)]
-        for result in found[:1]:
+        for result in found[:1] if not tracer.inside_module else ():
             _check_rectangular(op, result)
         return found
 
@@ -86,9 +86,21 @@ def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[
         if len(units) < len(before[name]) and len(before[name]) > 1:
             ids = torch.from_numpy(layers[name].labels)
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
-    if after and len(after) < len(before):
+    if after and len(after) < len(before) and _side_by_side(op, whole):
         op.tracer.recording.count_coupled.append(list(before))
         op.tracer.suspect(whole, op.name)
+
+
+def _side_by_side(op: Op, whole: torch.Tensor) -> bool:
+    """Whether the axis that is cut holds several layers one after the other, each with all of its units."""
+    if op.name == "diagonal":
+        return True
+    at = 2 if op.name in ("split", "split_with_sizes", "chunk") else 1
+    for line in lines(whole.clamp(min=0), op.arg(at, "dim", 0)):
+        held = op.tracer.units_by_layer(torch.from_numpy(line))
+        if len(held) > 1 and any(len(units) > 1 for units in held.values()):
+            return True
+    return False
 
 
 def _check_parts(op: Op, labels: torch.Tensor) -> None:

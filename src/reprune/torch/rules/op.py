@@ -28,6 +28,11 @@ class Op:
         """An argument by position or name."""
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
 
+    @property
+    def out_tensor(self) -> torch.Tensor:
+        """The first tensor that it returned."""
+        return next(iter(tensors_in(self.out)))
+
     def pin(self, reason: str) -> None:
         """Pin all units among the inputs."""
         for tensor in tensors_in((self.args, self.kwargs)):

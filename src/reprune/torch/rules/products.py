@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,12 +23,16 @@ class _Side:
     free: Labels
 
 
-def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int) -> _Side:
+def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read: bool) -> _Side:
     units = tracer.units(tensor)
     if units is not None:
         units = units.clamp(min=0)
+        # A tensor that was only made in a size from an attribute has its units along the axis that a weight reads.
+        tagged = bool((units >= TAG).any())
+        if tagged and not read:
+            units = units.where(units < TAG, NONE)
         over_units = varies(units, contracted) or (tensor.size(contracted) == 1 and not varies(units, free))
-        if over_units:
+        if over_units or (tagged and read):
             return _Side(tensor, False, list(lines(units, contracted)), [], None)
         along = units.amax(contracted, keepdim=True).transpose(contracted, free).amax(free, keepdim=True)
         return _Side(
@@ -43,7 +47,7 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int) -> _
 def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """out[…, i, j] = Σ_k a[…, i, k] · b[…, k, j]: whoever lies along k is coupled, a weight there is a consumer."""
     tracer = op.tracer
-    left, right = _side(tracer, a, -1, -2), _side(tracer, b, -2, -1)
+    left, right = _side(tracer, a, -1, -2, tracer.is_weight(b)), _side(tracer, b, -2, -1, tracer.is_weight(a))
     for one in left.contracted:
         for two in right.contracted:
             tracer.couple_lines(one, two)
@@ -52,9 +56,9 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     own = _record_consumer(op, right, -1, bias) if right.weight else _record_consumer(op, left, -2, bias)
     shape = op.out.shape
     result: Labels = None
-    if left.free is not None and right.free is not None and not left.weight and not right.weight:
-        op.pin("an outer product of two sets of units")
-    elif right.free is not None:
+    if left.free is not None and right.free is not None:
+        left, right = _one_free(op, left, right)
+    if right.free is not None:
         result = right.free.unsqueeze(-2).expand(shape)
     elif left.free is not None:
         result = left.free.unsqueeze(-1).expand(shape)
@@ -63,6 +67,19 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
         result = (line if right.weight else line.unsqueeze(-1)).expand(shape)
     _record_product(op, left, right, result)
     return result
+
+
+def _one_free(op: Op, left: _Side, right: _Side) -> tuple[_Side, _Side]:
+    """An outer product has units along both axes and an element only one label: those of the other side stay."""
+    held = [op.tracer.units_by_layer(side.free) if side.free is not None else {} for side in (left, right)]
+    reason = "an outer product of two sets of units"
+    if held[0] and not held[1]:
+        op.tracer.pin(right.free, op.name, reason)
+        return left, replace(right, free=None)
+    if held[0]:
+        op.tracer.pin(right.free, op.name, reason)
+    op.tracer.pin(left.free, op.name, reason)
+    return replace(left, free=None), right
 
 
 def _record_reading(op: Op, side: _Side, other: _Side) -> None:
@@ -161,6 +178,9 @@ def convolution(op: Op) -> Labels:
     if groups > 1 and not depthwise:
         op.pin("a convolution in groups")
         return None
+    name = tracer.owner(weight)
+    if name is not None:
+        tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
     reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
     along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
     for axis, line in reading:
@@ -180,6 +200,19 @@ def convolution(op: Op) -> Labels:
     tracer.recording.products.append(Product(taps, (own, inner)))
     wide = torch.from_numpy(own).to(op.out.device)
     return wide.view(1, -1, *[1] * (op.out.ndim - 2)).expand(op.out.shape)
+
+
+def bilinear(op: Op) -> Labels:
+    """`F.bilinear`: a weight with an axis for each of two inputs, and one for what comes out."""
+    tracer = op.tracer
+    weight = op.args[1]
+    for dim, data in ((1, op.args[0]), (2, op.args[2])):
+        units = tracer.units(data)
+        for _, line in tracer.weight_lines(weight, dim, "reads"):
+            for held in lines(units.clamp(min=0), -1) if units is not None else ():
+                tracer.couple_lines(line, held)
+    produced = tracer.weight_lines(weight, 0, "own")
+    return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape) if produced else None
 
 
 def embedding(op: Op) -> Labels:

@@ -6,7 +6,11 @@ import numpy as np
 import torch
 
 from reprune.torch.labels import NONE, TAG, lines, unit_ids, varies
+from reprune.torch.location import here
 from reprune.torch.rules.op import Labels, Op, Rule
+
+# With the reduced axis kept, these are the parts of a normalisation written out; like LayerNorm it is not exact.
+NORMALISING = {"mean", "var", "std", "var_mean", "std_mean"}
 
 
 def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> Rule:
@@ -23,13 +27,15 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
                 continue
             if _couple_along(op, found, dim):
                 continue
-            if not sums:
+            if op.name in NORMALISING and op.out_tensor.ndim == found.ndim:
+                op.tracer.recording.approximate.append((unit_ids(found), here(op.name)))
+            elif not sums:
                 op.pin(f"'{op.name}' runs over its units")
             else:
                 op.tracer.recording.direct.append(unit_ids(found))
             return None
         kept = found.amax(dims, keepdim=True) if dims else found
-        out = op.out if isinstance(op.out, torch.Tensor) else op.out[0]
+        out = op.out_tensor
         if not reduces or out.ndim == found.ndim:
             return kept.expand(out.shape)
         return found.amax(dims) if dims else found
@@ -72,7 +78,6 @@ def pooling(spatial: int) -> Rule:
         if any(varies(units, dim) for dim in dims):
             op.pin(f"'{op.name}' runs over its units")
             return None
-        out = op.out if isinstance(op.out, torch.Tensor) else op.out[0]
-        return units.amax(dims, keepdim=True).expand(out.shape)
+        return units.amax(dims, keepdim=True).expand(op.out_tensor.shape)
 
     return rule

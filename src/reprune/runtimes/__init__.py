@@ -1,0 +1,67 @@
+"""Exported files and the runtimes that run them: NumPy arrays in, NumPy arrays out, one runtime per file.
+
+run = open_file("small.onnx", threads=1)
+(logits,) = run(frames)
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from reprune.core.exporting import ExportError
+
+RUNTIMES = {
+    ".onnx": "onnxruntime",
+    ".tflite": "litert",
+    ".pte": "executorch",
+    ".pt2": "torch_export",
+}
+"""The module of this package that runs files of a suffix."""
+
+
+class Runner(Protocol):
+    """A loaded file."""
+
+    runtime: str
+    """Name and version of the runtime."""
+
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs, in the file's own order, for inputs in the file's own order."""
+
+
+def open_file(path: str | Path, *, threads: int | None = None) -> Runner:
+    """Load an exported file into the runtime for its suffix.
+
+    Args:
+        path: The file.
+        threads: Threads the runtime may use; its own choice if None.
+
+    Raises:
+        ExportError: When the suffix is unknown, the runtime is not installed, or the file cannot be loaded.
+    """
+    path = Path(path)
+    name = RUNTIMES.get(path.suffix)
+    if name is None:
+        raise ExportError(f"{path}: no runtime for {path.suffix!r} files; known are {', '.join(RUNTIMES)}.")
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist.")
+    runner: Runner = importlib.import_module(f"reprune.runtimes.{name}").open_file(path, threads)
+    return runner
+
+
+def need(module: str, package: str, purpose: str) -> Any:
+    """Import an optional module.
+
+    Raises:
+        ExportError: When it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ExportError(f"{purpose} needs {package}: pip install {package}") from None

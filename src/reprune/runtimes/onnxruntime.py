@@ -1,0 +1,46 @@
+"""Run `.onnx` files in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprune.core.exporting import ExportError
+from reprune.runtimes import need
+
+
+class OnnxRunner:
+    """An `.onnx` file in an ONNX Runtime session on the CPU.
+
+    Attributes:
+        inputs: Axes of every input, by name; optional ones last.
+        outputs: Axes of every output, by name.
+    """
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        ort = need("onnxruntime", "onnxruntime", "Running .onnx files")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # The runtime's errors share no base class.
+            raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        self.runtime = f"onnxruntime {ort.__version__}"
+        ports = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+        self.inputs = {port.name: tuple(port.shape) for port in ports}
+        self.outputs = {port.name: tuple(port.shape) for port in self._session.get_outputs()}
+
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs for inputs in the file's order; optional ones at the end may be left out."""
+        feeds = dict(zip(self.inputs, inputs, strict=False))
+        return [np.asarray(output) for output in self._session.run(None, feeds)]
+
+
+def open_file(path: Path, threads: int | None) -> OnnxRunner:
+    """Load a file; see `runtimes.open_file`."""
+    return OnnxRunner(path, threads)

@@ -1,0 +1,40 @@
+"""Run `.pt2` files, PyTorch's own exported programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from reprune.core.exporting import ExportError
+from reprune.runtimes import need
+
+
+class ProgramRunner:
+    """A `.pt2` file; it needs PyTorch, but neither the model's class nor its dense form."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        self._torch = need("torch", "torch", "Running .pt2 files")
+        self._tree = need("torch.utils._pytree", "torch", "Running .pt2 files")
+        if threads is not None:
+            self._torch.set_num_threads(threads)
+        try:
+            self._program = self._torch.export.load(path)
+        except Exception as error:  # A damaged archive raises whatever its reader meets first.
+            raise ExportError(f"{path} cannot be loaded by torch.export: {error}") from error
+        self._module = self._program.module()
+        self.runtime = f"torch {self._torch.__version__}"
+
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs for inputs in the file's order, nested ones flattened."""
+        flat = [self._torch.from_numpy(array) for array in inputs]
+        args, kwargs = self._tree.tree_unflatten(flat, self._program.call_spec.in_spec)
+        with self._torch.no_grad():
+            outputs = self._tree.tree_leaves(self._module(*args, **kwargs))
+        return [output.numpy() for output in outputs if output is not None]
+
+
+def open_file(path: Path, threads: int | None) -> ProgramRunner:
+    """Load a file; see `runtimes.open_file`."""
+    return ProgramRunner(path, threads)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.decide import decide
 from reprune.core.errors import RecipeError
 from reprune.core.evidence import Evidence
-from reprune.core.methods import Method
+from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.torch.apply import apply
+from reprune.core.statistics import Moments
+from reprune.torch.apply import apply, named_tensors
 from reprune.torch.observe import gather
 from reprune.torch.trace import trace
 
@@ -26,8 +27,8 @@ class Pruner:
     """Prunes a model while it trains: units are selected and silenced again and again, and may grow back in between.
 
     Statistics come from the training's own forward passes. Silencing sets a unit's incoming weights and biases to zero;
-    the weights that read it stay, because through them the gradient reaches it again and it can regrow. The optimiser is
-    not touched: with its moments a unit that was learning goes on where it was heading.
+    the weights that read it stay, because through them the gradient reaches it again and it can regrow. The optimiser
+    is not touched: with its moments a unit that was learning goes on where it was heading.
 
     Args:
         model: The model, trained in place.
@@ -71,6 +72,11 @@ class Pruner:
             raise RecipeError(
                 "schedule='after' prunes a trained model: call reprune.torch.prune() when training is over."
             )
+        if get_method(method).needs_readings:
+            raise RecipeError(
+                f"method={method!r} compensates for what it removes, from observations that training does not make: "
+                "give one that only selects, such as 'iss-gm', or call reprune.torch.prune() when training is over."
+            )
         self.model = model
         self.structure = trace(model, example, forward)
         self.steps = 0
@@ -79,15 +85,20 @@ class Pruner:
         self._method = method
         self._exclude = tuple(exclude)
         self._seed = seed
-        self._observing = ExitStack()
-        self._moments = self._observing.enter_context(gather(model, self.structure))
+        self._moments = self._fresh()
+        self._current = ExitStack()
+        # Functions, not methods: a copy of the model then shares them instead of copying the pruner.
+        self._hooks = (
+            model.register_forward_pre_hook(lambda module, _: self._before_pass(module)),
+            model.register_forward_hook(lambda module, *_: self._after_pass(module), always_call=True),
+        )
 
     def step(self) -> None:
         """Count an optimiser step; when the schedule says so, select units and silence them."""
         self.steps += 1
         if self.schedule.due(self.steps):
             self.plan = self._decide()
-            self._forget()
+            self._moments = self._fresh()
             silence(self.model, self.plan)
 
     def finish(self) -> nn.Module:
@@ -102,7 +113,8 @@ class Pruner:
 
     def close(self) -> None:
         """Stop observing the model."""
-        self._observing.close()
+        for hook in self._hooks:
+            hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the model and the optimiser: steps, last selection, statistics since."""
@@ -121,29 +133,45 @@ class Pruner:
             self._moments[name].restore(moments)
 
     def _decide(self) -> Plan:
-        named = {slot.tensor for slot in self.structure.slots}
-        tensors = {name: tensor.detach() for name, tensor in tensors_of(self.model) if name in named}
-        evidence = Evidence(self.structure, tensors, self._moments)
+        tensors = named_tensors(self.model)
+        evidence = Evidence(
+            self.structure, {name: tensors[name].detach() for name in self.structure.shapes}, self._moments
+        )
         return decide(evidence, self._budget, self._method, exclude=self._exclude, seed=self._seed)
 
-    def _forget(self) -> None:
-        for moments in self._moments.values():
-            moments.restore({"count": 0, "mean": None, "scatter": None})
+    def _fresh(self) -> dict[str, Moments]:
+        return {name: Moments(name, layer.units) for name, layer in self.structure.layers.items()}
+
+    def _counts(self, model: nn.Module) -> bool:
+        """Whether a pass is one of training: not of a validation between two epochs, nor of a copy of the model."""
+        return model is self.model and model.training
+
+    def _before_pass(self, model: nn.Module) -> None:
+        if self._counts(model):
+            self._seen = self._current.enter_context(gather(model, self.structure))
+
+    def _after_pass(self, model: nn.Module) -> None:
+        if self._counts(model):
+            self._current.close()
+            for name, seen in self._seen.items():
+                moments = self._moments[name]
+                if moments.count and seen.count:
+                    # A checkpoint was loaded before the model went to its device.
+                    moments.restore(_moved(moments.state(), seen.mean.device))
+                moments.merge(seen)
+
+
+def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {**state, "mean": state["mean"].to(device), "scatter": state["scatter"].to(device)}
 
 
 def silence(model: nn.Module, plan: Plan) -> None:
     """Set the incoming weights and biases of the units that a plan removes to zero, in place: they respond with 0."""
     removed = plan.removed()
     own = {slot for layer in removed for slot in plan.structure.slots_of(layer, "own")}
-    tensors = dict(tensors_of(model))
+    tensors = named_tensors(model)
     with torch.no_grad():
         for slot in own:
             tensor = tensors[slot.tensor]
             positions = torch.from_numpy(slot.positions(removed)).to(tensor.device)
             tensor.index_fill_(slot.axis, positions, 0)
-
-
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, those with several names under each."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

@@ -1,0 +1,229 @@
+"""The `reprune` command line. Commands import frameworks when they run, so that `reprune --help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reprune.core.errors import RepruneError
+from reprune.core.methods import METHODS
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected errors end in one message and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except RepruneError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+_SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown", "add_completion": False}
+app = typer.Typer(
+    cls=_Commands,
+    pretty_exceptions_enable=False,
+    help="Make recurrent networks smaller: remove redundant hidden units, get an ordinary dense model back.",
+    **_SETTINGS,
+)
+train_app = typer.Typer(help="Train, prune, fine-tune and evaluate on a known kind of data.", **_SETTINGS)
+evaluate_app = typer.Typer(help="Evaluate what a run left in its folder.", **_SETTINGS)
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="MODULE:NAME", help="A function that builds the dense model, or the model.")
+]
+Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
+Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the fraction is of.")]
+MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Features = Annotated[str, typer.Option(metavar="NAME:SIZE,…", help="Feature lists and their bytes per frame.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ….")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the models and the report; new or empty.")],
+    seed: Seed = 0,
+    progress: Progress = False,
+) -> None:
+    """Run the whole job on generated videos: train, prune to half, fine-tune, evaluate. Takes a minute or two.
+
+    Example: `reprune demo --out demo`
+    """
+    from reprune.recipes.demo import run_demo
+
+    run_demo(out, seed=seed, progress=progress, say=typer.echo)
+
+
+@app.command()
+def inspect(
+    model: ModelOption,
+    example: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Batches, or a function that returns some; the first is used.")
+    ],
+) -> None:
+    """Show which recurrent layers can be pruned, what reads them, and why a layer has to stay.
+
+    Example: `reprune inspect --model shop.models:build --example shop.data:batches`
+    """
+    import reprune.torch as verbs
+
+    typer.echo(str(verbs.inspect(_model(model), _batches(example))))
+
+
+@app.command()
+def prune(
+    model: ModelOption,
+    batches: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Trained weights (.safetensors), unless the model has them."),
+    ] = None,
+    ratio: Ratio = 0.5,
+    of: Of = "units",
+    method: MethodOption = "reconstruct",
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
+    min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
+    round_to: Annotated[int, typer.Option(help="Units kept are a multiple of this.")] = 1,
+) -> None:
+    """Prune a trained PyTorch model.
+
+    Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
+    --ratio 0.5 --method iss-gm --out small`
+    """
+    from reprune.recipes.prune import prune_to
+
+    network = _model(model)
+    options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
+    typer.echo(prune_to(out, network, _batches(batches), weights=weights, round_to=round_to, **options))
+
+
+@train_app.command("youtube8m")
+def train_youtube8m(
+    train: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to train on; quoted, repeatable.")],
+    validate: Annotated[list[str], typer.Option(metavar="GLOB", help="Records measured after every epoch.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs, models and the report.")],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Records of the final measurement, if not those of --validate."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")
+    ] = False,
+    features: Features = "rgb:1024,audio:128",
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 3862,
+    hidden: Annotated[int, typer.Option(help="Units of the second LSTM; the first has half per direction.")] = 1024,
+    normalize: Annotated[bool, typer.Option(help="Scale every frame to length 1.")] = True,
+    max_frames: Annotated[int, typer.Option(help="Longest window of a video that is used.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Passes over the data before pruning is final.")] = 20,
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Passes after the model was shrunk; half of --epochs if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Videos per step.")] = 160,
+    learning_rate: Annotated[float, typer.Option(help="Adam's step size at the start.")] = 2e-4,
+    decay: Annotated[float, typer.Option(help="Factor on it after every --decay-examples.")] = 0.95,
+    decay_examples: Annotated[int, typer.Option(help="See --decay.")] = 4_000_000,
+    output_decay: Annotated[float, typer.Option(help="L2 penalty on the output layer.")] = 0.005,
+    clip_gradients: Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0 for no limit.")] = 1.0,
+    ratio: Ratio = 0.5,
+    of: Of = "units",
+    method: MethodOption = "iss-gm",
+    schedule: Annotated[
+        str, typer.Option(metavar="after|soft:S", help="Prune after training, or softly every S steps of it.")
+    ] = "after",
+    calibration_batches: Annotated[int, typer.Option(help="Batches on which responses are observed (after).")] = 100,
+    seed: Seed = 0,
+    on_error: Annotated[str, typer.Option(metavar="raise|skip", help="What to do about a damaged record.")] = "raise",
+    precision: Annotated[str, typer.Option(help="Lightning's precision, such as 16-mixed.")] = "32-true",
+    accelerator: Accelerator = "auto",
+    devices: Annotated[str, typer.Option(help="Lightning's devices: a number, a list, auto.")] = "1",
+    num_nodes: Annotated[int, typer.Option(help="Machines taking part.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning's strategy for several devices.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that read records.")] = 0,
+    checkpoint_steps: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = 500,
+    progress: Progress = True,
+) -> None:
+    """Train the ISS-GM paper's video classifier, prune it, fine-tune it, and evaluate both models.
+
+    Defaults are the paper's. Interrupted at any moment, the same command with --resume goes on where it was.
+
+    Example: `reprune train youtube8m --train 'yt8m/train*.tfrecord' --validate 'yt8m/validate*.tfrecord' --ratio 0.5
+    --out run`
+    """
+    given = dict(locals())
+    for name in ("out", "resume"):
+        del given[name]
+    for name in ("train", "validate", "test"):
+        given[name] = tuple(given[name] or ())
+    from reprune.recipes.options import Options, parse_features
+
+    given["features"] = parse_features(features)
+    options = Options(**given)
+    from reprune.recipes.youtube8m import run, table
+
+    summary = run(options, out, resume=resume, say=typer.echo)
+    typer.echo(table(summary))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+@evaluate_app.command("youtube8m")
+def evaluate_youtube8m(
+    checkpoint: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The --out folder of a training run.")],
+    data: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to measure on; quoted, repeatable.")],
+    batch_size: Annotated[int | None, typer.Option(help="Videos at a time; that of training if not given.")] = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Measure the dense and the pruned model of a run: GAP, mAP, Hit@1, PERR.
+
+    Example: `reprune evaluate youtube8m --checkpoint run --data 'yt8m/test*.tfrecord'`
+    """
+    from reprune.recipes.youtube8m import evaluate_folder, table
+
+    typer.echo(table(evaluate_folder(checkpoint, tuple(data), batch_size=batch_size, accelerator=accelerator)))
+
+
+def _model(reference: str) -> Any:
+    """The model that `module:name` builds or is."""
+    found = _find(reference)
+    # A torch module can be called as well; a factory is a function or a class.
+    return found() if isinstance(found, type) or not hasattr(found, "state_dict") else found
+
+
+def _batches(reference: str) -> Any:
+    found = _find(reference)
+    return found() if callable(found) else found
+
+
+def _find(reference: str) -> Any:
+    """The object that `package.module:name` means, looked for from the current folder as well."""
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise RepruneError(f"{reference!r} is not of the form package.module:name.")
+    # A console script has its own folder first on the path, not the user's.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise RepruneError(
+            f"{reference!r}: there is no module {error.name!r}; run reprune where it can be imported."
+        ) from None
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        raise RepruneError(f"{reference!r}: module {module!r} has no {name!r}.") from None

@@ -1,0 +1,141 @@
+"""Checkpoints from which a run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from reprune.core.errors import RecipeError, RepruneError
+from reprune.recipes.folder import replacing
+
+
+class InterruptedRunError(RepruneError):
+    """The user or the system asked the run to stop. What it had done is kept."""
+
+    exit_code = 130
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the last one, and lets it take its place only when all of it is on disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            RecipeError: When the disk is full or the folder cannot be written any more; the last one is still good.
+        """
+        try:
+            with replacing(Path(path)) as part:
+                torch.save(checkpoint, part)
+        except (OSError, RuntimeError) as error:
+            raise RecipeError(
+                f"The checkpoint {path} cannot be written: {error}. Make room, then add --resume to go on."
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint: tensors and plain data only, so a file from elsewhere cannot run code.
+
+        Raises:
+            RecipeError: When it cannot be read.
+        """
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise RecipeError(
+                f"The checkpoint {path} cannot be read: {error}. Start again in another folder."
+            ) from error
+        return checkpoint
+
+
+class Checkpoints(Checkpoint):
+    """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
+
+    The first one is there before a step is spent, so a full disk shows at once. Beside what Lightning saves, it holds
+    the position in the data and the state of the random number generators.
+
+    Ctrl-C finishes the step, saves, and raises `InterruptedRunError`; a second one stops at once.
+
+    Args:
+        path: The checkpoint file.
+        every: Steps from one checkpoint to the next.
+        position: Told where the data go on, as (epoch, batches of it that are used up), when a checkpoint is loaded.
+    """
+
+    def __init__(self, path: Path, every: int, position: Callable[[int, int], None]) -> None:
+        self.path = path
+        self.every = every
+        self._tell = position
+        self._position = (0, 0)
+        self._stop = False
+        self._old_handler: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for Ctrl-C, and save unless there is a checkpoint already."""
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+        if not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time, or when the run is to stop."""
+        self._position = (trainer.current_epoch, batch_idx + 1)
+        stop = self._stop or trainer.received_sigterm
+        # After its last batch an epoch still has to be measured: that checkpoint comes when it is over.
+        if trainer.is_last_batch:
+            return
+        if stop or trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
+        if stop:
+            raise InterruptedRunError(
+                f"Stopped in epoch {trainer.current_epoch + 1}, after {trainer.global_step} steps: --resume goes on."
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after every epoch."""
+        self._position = (trainer.current_epoch + 1, 0)
+        trainer.save_checkpoint(self.path)
+        if self._stop or trainer.received_sigterm:
+            raise InterruptedRunError(f"Stopped after epoch {trainer.current_epoch + 1}: --resume goes on.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give Ctrl-C its usual meaning back."""
+        self._restore_handler()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give Ctrl-C its usual meaning back."""
+        self._restore_handler()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the data and state of the random number generators."""
+        generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+        return {"position": self._position, "generators": generators}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._position = tuple(state_dict["position"])
+        self._tell(*self._position)
+        host, *devices = state_dict["generators"]
+        torch.set_rng_state(host.cpu())
+        if len(devices) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in devices])
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def _restore_handler(self) -> None:
+        if self._old_handler is not None:
+            signal.signal(signal.SIGINT, self._old_handler)
+            self._old_handler = None

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprune.recipes.options import Options
+from reprune.recipes.shards import CLASSES, FEATURES, write_shards
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose time when their work is shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, train=90, validate=30, shards=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(shards: Path) -> Options:
+    """Six steps per epoch and phase; a checkpoint every second one."""
+    return Options(
+        train=(str(shards / "train*.tfrecord"),),
+        validate=(str(shards / "validate*.tfrecord"),),
+        features=FEATURES,
+        classes=CLASSES,
+        hidden=8,
+        epochs=2,
+        finetune_epochs=1,
+        batch_size=16,
+        learning_rate=3e-3,
+        checkpoint_steps=2,
+        accelerator="cpu",
+        progress=False,
+    )

@@ -1,0 +1,182 @@
+"""A run that was interrupted ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprune.core.errors import RecipeError
+from reprune.recipes import youtube8m
+from reprune.recipes.checkpoints import AtomicCheckpointIO, InterruptedRunError
+from reprune.recipes.options import Options
+from reprune.recipes.tagger import Tagger
+
+STEPS = 6  # of an epoch: 90 videos in batches of 16
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, steps: int, act: Any) -> None:
+    """Let the training step after `steps` others call `act` first."""
+    original, seen = Tagger.training_step, []
+
+    def step(self: Tagger, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch_idx)
+        if len(seen) == steps + 1:
+            act()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Tagger, "training_step", step)
+
+
+def raise_crash() -> None:
+    raise CrashError
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = {f"dense.{name}": tensor for name, tensor in load_file(folder / "dense.safetensors").items()}
+    return {**found, **load_file(folder / "model.safetensors")}
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+    assert json.loads((first / "plan.json").read_text()) == json.loads((second / "plan.json").read_text())
+
+
+@pytest.fixture(scope="session", params=["after", "soft:4"])
+def undisturbed(request: pytest.FixtureRequest, tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    options = replace(tiny, schedule=request.param)
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    youtube8m.run(options, folder)
+    return options, folder
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5, 6, 8, 11, 12, 14])
+def test_crash_at_any_step(steps: int, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, folder = undisturbed
+    with monkeypatch.context() as patch:
+        crash_after(patch, steps, raise_crash)
+        with pytest.raises(CrashError):
+            youtube8m.run(options, tmp_path / "run")
+    youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
+
+
+def test_repeated_crashes(undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, folder = undisturbed
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            crash_after(patch, 4, raise_crash)
+            with pytest.raises(CrashError):
+                youtube8m.run(options, tmp_path / "run", resume=True)
+    youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("part", ["_prune", "_finetune", "_evaluate"])
+def test_crash_between_parts(part: str, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, folder = undisturbed
+    with monkeypatch.context() as patch:
+        patch.setattr(youtube8m, part, lambda *_: raise_crash())
+        with pytest.raises(CrashError):
+            youtube8m.run(options, tmp_path / "run")
+    youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("after", [3, 6])
+def test_ctrl_c_saves_the_step(after: int, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, folder = undisturbed
+    with monkeypatch.context() as patch:
+        crash_after(patch, after, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(InterruptedRunError, match=f"after {after + 1} steps"):
+            youtube8m.run(replace(options, checkpoint_steps=1000), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = []
+    with monkeypatch.context() as patch:
+        crash_after(patch, 0, lambda: resumed.append(True))
+        youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
+
+
+def test_ctrl_c_twice_stops_at_once(tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    crash_after(monkeypatch, 1, twice)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        youtube8m.run(tiny, tmp_path / "run")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_sigkill_while_a_checkpoint_is_written(undisturbed: Any, tmp_path: Path) -> None:
+    options, folder = undisturbed
+    script = textwrap.dedent("""
+        import os, signal, sys, json
+        from pathlib import Path
+        import torch
+        from reprune.recipes import checkpoints, youtube8m
+        from reprune.recipes.options import Options
+        save, count = torch.save, 0
+        def dying(checkpoint, path):
+            global count
+            count += 1
+            if count < 4:
+                return save(checkpoint, path)
+            Path(path).write_bytes(b"half a checkpoint")
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.save = dying
+        youtube8m.run(Options.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+    """)
+    arguments = [sys.executable, "-c", script, json.dumps(options.to_dict()), str(tmp_path / "run")]
+    assert subprocess.run(arguments, capture_output=True, check=False).returncode == -signal.SIGKILL
+    youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def full(checkpoint: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RecipeError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_damaged_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"nonsense")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_finished_run_is_not_repeated(undisturbed: Any) -> None:
+    options, folder = undisturbed
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    said: list[str] = []
+    summary = youtube8m.run(options, folder, resume=True, say=said.append)
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert said == ["This run is finished."]
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before

@@ -1,0 +1,152 @@
+"""`Pruner` in a loop of one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.core.errors import RecipeError
+from reprune.core.schedule import Schedule, parse_schedule
+from reprune.torch import apply, mask
+from reprune.torch.training import Pruner, silence
+
+
+class Net(nn.Module):
+    def __init__(self, units: int = 8) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, units, num_layers=2, batch_first=True)
+        self.head = nn.Linear(units, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return out
+
+
+def start(every: int = 3, seed: int = 0) -> tuple[Net, torch.optim.Optimizer, Pruner]:
+    torch.manual_seed(seed)
+    model = Net()
+    pruner = Pruner(model, torch.randn(2, 5, 3), ratio=0.5, schedule=f"soft:{every}")
+    return model, torch.optim.Adam(model.parameters(), lr=1e-2), pruner
+
+
+def train(model: Net, optimizer: torch.optim.Optimizer, pruner: Pruner, first: int, last: int) -> None:
+    for step in range(first, last):
+        x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(step))
+        loss = (model(x) - x[:, -1, :2]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+
+
+def test_ends_in_a_smaller_model_that_equals_the_masked_one() -> None:
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, 0, 8)
+    small = pruner.finish()
+    assert pruner.plan is not None
+    assert sum(pruner.plan.counts().values()) == 8
+    x = torch.randn(3, 7, 3)
+    torch.testing.assert_close(small.eval()(x), mask(model, pruner.plan).eval()(x))
+
+
+def test_silenced_units_respond_with_zero_and_grow_back() -> None:
+    model, optimizer, pruner = start(every=3)
+    train(model, optimizer, pruner, 0, 3)
+    assert pruner.plan is not None
+    gone = pruner.plan.removed()["lstm:l1"]
+    assert gone
+    assert (model.lstm(torch.randn(2, 5, 3))[0][..., gone] == 0).all()
+    torch.testing.assert_close(model(torch.ones(1, 4, 3)), apply(model, pruner.plan)(torch.ones(1, 4, 3)))
+    train(model, optimizer, pruner, 3, 5)
+    assert (model.lstm(torch.randn(2, 5, 3))[0][..., gone] != 0).all()
+
+
+def test_plain_gradient_descent_grows_units_back() -> None:
+    """No momentum is needed: what reads a silenced unit stays, so its gradient is not zero."""
+    model, _, pruner = start(every=1)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), pruner, 0, 1)
+    assert pruner.plan is not None
+    model.zero_grad()
+    model(torch.randn(2, 5, 3)).square().sum().backward()
+    rows = model.lstm.weight_ih_l1.grad.reshape(4, 8, -1)[:, pruner.plan.removed()["lstm:l1"]]  # type: ignore[union-attr]
+    assert rows.abs().sum() > 0
+
+
+def test_statistics_are_of_training_since_the_last_selection() -> None:
+    model, optimizer, pruner = start(every=3)
+    train(model, optimizer, pruner, 0, 4)
+    model.eval()
+    with torch.no_grad():
+        model(torch.randn(50, 6, 3))
+    assert {state["count"] for state in pruner.state_dict()["moments"].values()} == {4 * 6}
+
+
+def test_goes_on_from_its_state() -> None:
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, 0, 10)
+    expected = pruner.finish().state_dict()
+
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, 0, 5)
+    saved = (model.state_dict(), optimizer.state_dict(), pruner.state_dict())
+    other, optimizer2, pruner2 = start(seed=1)
+    other.load_state_dict(saved[0])
+    optimizer2.load_state_dict(saved[1])
+    pruner2.load_state_dict(saved[2])
+    train(other, optimizer2, pruner2, 5, 10)
+    for name, tensor in pruner2.finish().state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_leaves_no_hooks_behind() -> None:
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, 0, 4)
+    small = pruner.finish()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not small._forward_hooks
+
+
+def test_an_error_in_the_pass_stops_observing() -> None:
+    model, optimizer, pruner = start()
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 5, 4))
+    train(model, optimizer, pruner, 0, 4)
+    assert pruner.finish().lstm is not None
+
+
+@pytest.mark.parametrize("text", ["", "soft", "soft:", "soft:x", "soft:0", "after:3", "soft:-1", "gradual:5"])
+def test_not_a_schedule(text: str) -> None:
+    with pytest.raises(RecipeError, match="is not a schedule"):
+        parse_schedule(text)
+
+
+@pytest.mark.parametrize("text", ["after", "soft:200"])
+def test_schedule_as_text(text: str) -> None:
+    schedule = parse_schedule(text)
+    assert str(schedule) == text
+    assert parse_schedule(schedule) is schedule
+
+
+def test_when_a_schedule_is_due() -> None:
+    assert [Schedule("soft", 3).due(step) for step in range(1, 7)] == [False, False, True, False, False, True]
+    assert not Schedule("after").due(1)
+
+
+def test_what_cannot_be_done_while_training() -> None:
+    with pytest.raises(RecipeError, match=r"reprune\.torch\.prune"):
+        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, schedule="after")
+    with pytest.raises(RecipeError, match="iss-gm"):
+        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="reconstruct")
+
+
+def test_silence_spares_what_stays() -> None:
+    model, optimizer, pruner = start(every=1)
+    train(model, optimizer, pruner, 0, 1)
+    assert pruner.plan is not None
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    silence(model, pruner.plan)
+    silence(model, pruner.plan)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])

@@ -41,8 +41,8 @@ def distance_sums(points: Array) -> NDArray[np.float64]:
 
     ‖a − b‖² = ‖a‖² + ‖b‖² − 2a·b needs one matrix product instead of a pass over all pairs, but it cancels where two
     points nearly coincide. Single precision is tried first, and double precision where any pair comes too near for it.
-    There a distance is off by at most about 1e-7 (‖a‖ + ‖b‖); as the points are centred, no sum is off by more than a
-    like share of itself, wherever the points lie.
+    There a distance is off by at most about 1e-7 (‖a‖ + ‖b‖); as the points are centred there, no sum is off by more
+    than a like share of itself, wherever the points lie.
 
     Args:
         points: Points (n × d) in single or double precision, NumPy or PyTorch on any device.
@@ -56,9 +56,14 @@ def distance_sums(points: Array) -> NDArray[np.float64]:
     """
     points = _placed(points)
     xp = array_namespace(points)
-    squares, scale = _squared_distances(points)
-    if points.dtype == xp.float32 and _too_near(squares, scale):
-        squares, scale = _squared_distances(xp.astype(points, xp.float64))
+    single = points.dtype == xp.float32
+    if single:
+        squares, scale = _squared_distances(points)
+        single = not _too_near(squares, scale)
+    if not single:
+        points = xp.astype(points, xp.float64)
+        # A common shift changes no distance and shrinks the norms that cancel.
+        squares, scale = _squared_distances(points - xp.mean(points, axis=0))
     # Asked this way round, NaN stays NaN.
     squares[squares <= COINCIDENT * scale] = 0.0
     return to_numpy(xp.sum(xp.sqrt(squares), axis=1))
@@ -77,12 +82,9 @@ def _placed(points: Array) -> Array:
 
 
 def _squared_distances(points: Array) -> tuple[Array, Array]:
-    """‖a − b‖² and ‖a‖² + ‖b‖² for all pairs (n × n each), the points centred first."""
-    xp = array_namespace(points)
-    # A common shift changes no distance and shrinks the norms that cancel.
-    points = points - xp.mean(points, axis=0)
+    """‖a − b‖² and ‖a‖² + ‖b‖² for all pairs (n × n each)."""
     squares = points @ points.T
-    norms = xp.linalg.diagonal(squares)
+    norms = array_namespace(points).linalg.diagonal(squares)
     scale = norms[:, None] + norms[None, :]
     squares *= -2.0
     squares += scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -14,6 +13,7 @@ from reprune.core.errors import PlanError
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
 from reprune.torch.attention import NarrowAttention
+from reprune.torch.copies import duplicate
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, unroll
 from reprune.torch.sizes import set_size
 
@@ -33,7 +33,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: When the plan does not belong to the model.
     """
     check(model, plan)
-    masked = copy.deepcopy(model)
+    masked = duplicate(model)
     tensors = named_tensors(masked)
     _fold(tensors, plan)
     removed = plan.removed()
@@ -66,7 +66,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         >>> small = reprune.apply(model, plan)                  # doctest: +SKIP
     """
     check(model, plan)
-    small = copy.deepcopy(model)
+    small = duplicate(model)
     tensors = named_tensors(small)
     _fold(tensors, plan)
     changed = _slice(small, tensors, plan)
@@ -225,17 +225,19 @@ def _attention(module: nn.MultiheadAttention) -> nn.Module | None:
 
 
 def _recurrent(module: nn.RNNBase) -> nn.Module:
-    weights = dict(module.named_parameters(recurse=False))
-    hidden = {weight.shape[0] for name, weight in weights.items() if name.startswith("weight_hh")}
-    state = {weight.shape[1] for name, weight in weights.items() if name.startswith("weight_hh")}
+    # Not weight_hh: it may be computed from another parameter before each call, and be of the old size until then.
+    weights = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    projected = module.proj_size > 0
+    hidden = {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("weight_ih")}
+    hidden = hidden or {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("bias")}
+    projected = {weight.shape[0] for name, weight in weights.items() if name.startswith("weight_hr")}
     # PyTorch has no projection to as many components as there are units.
-    if len(hidden) > 1 or len(state) > 1 or (projected and min(state) * gates >= max(hidden)):
+    if len(hidden) > 1 or len(projected) > 1 or (projected and min(projected) >= max(hidden)):
         return cast(nn.Module, unroll(cast(nn.LSTM, module)))
-    module.input_size = weights["weight_ih_l0"].shape[1]
-    module.hidden_size = hidden.pop() // gates
-    module.proj_size = state.pop() if projected else 0
+    if "weight_ih_l0" in weights:
+        module.input_size = weights["weight_ih_l0"].shape[1]
+    module.hidden_size = hidden.pop() if hidden else module.hidden_size
+    module.proj_size = projected.pop() if projected else 0
     module.flatten_parameters()
     return module
 

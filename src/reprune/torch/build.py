@@ -67,7 +67,7 @@ class Builder:
             for name, layer in self._layers.items()
         }
         self._spread_pins(layers, groups)
-        buffers = sum(prod(shape) for name, shape in shapes.items() if not self._is_parameter(name))
+        buffers = tuple(name for name in shapes if not self._is_parameter(name))
         return Structure(
             layers=layers,
             slots=slots,
@@ -77,7 +77,8 @@ class Builder:
             consumers=tuple(self._consumers(shapes)),
             contractions=tuple(self._contractions()),
             steps=float(max(self.recording.steps.values(), default=1)),
-            other_parameters=self._parameters - named - buffers,
+            other_parameters=self._parameters - named,
+            buffers=buffers,
             sizes=sizes,
             outside_states=tuple(name for name in layers if name in self.recording.outside_states),
         )

@@ -151,7 +151,7 @@ def _consumer(tracer: Tracer, weight: torch.Tensor, bias: torch.Tensor | None) -
 def _feature_lines(tracer: Tracer, data: torch.Tensor) -> list[Ids]:
     labels = tracer.units(data)
     if labels is not None:
-        return list(lines(labels.clamp(min=0), -1))
+        return list(lines(labels, -1))
     if tracer.is_weight(data):
         return [line for _, line in tracer.weight_lines(data, -1, "follows")]
     return []
@@ -169,7 +169,7 @@ def _initial_states(tracer: Tracer, pieces: Sequence[_Piece], states: Sequence[t
             if learned:
                 tracer.couple_lines(learned[0][1], layer.labels)
                 continue
-            given = lines(labels[k].clamp(min=0), -1) if labels is not None else np.zeros((0, 0), dtype=np.int64)
+            given = lines(labels[k], -1) if labels is not None else np.zeros((0, 0), dtype=np.int64)
             for line in given:
                 for tag in np.unique(line[line >= TAG]):
                     tracer.constrain(tracer.tags[tag - TAG], layer.labels, hard=False)

@@ -61,40 +61,63 @@ class Couplings:
 
 
 class ShadowMemory:
-    """Labels beside the elements of every storage, so that views and in-place writes need no rules of their own."""
+    """Labels beside the elements of every storage, so that views and in-place writes need no rules of their own.
+
+    Labels of a whole tensor are kept as they were given, broadcast axes at length one: those of a language model's
+    scores are one line. They are written out when another view of the storage asks for them.
+    """
 
     def __init__(self) -> None:
-        self._memory: dict[tuple[int, int], torch.Tensor] = {}
-        self._alive: list[torch.UntypedStorage] = []
+        self._whole: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]] = {}
+        self._flat: dict[tuple[int, int], torch.Tensor] = {}
+        self._alive: dict[tuple[int, int], torch.UntypedStorage] = {}
 
     def get(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the tensor's elements (same shape), or None when it has none."""
-        flat = self._memory.get(_key(tensor))
-        if flat is None:
-            return None
-        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        key = _key(tensor)
+        if key in self._whole:
+            size, stride, labels = self._whole[key]
+            if size == tensor.shape and stride == tensor.stride():
+                return labels
+        flat = self._written_out(key)
+        return None if flat is None else flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def set(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
         """Write labels (broadcast to the tensor's shape) beside the tensor's elements; None clears them."""
         key = _key(tensor)
-        if key not in self._memory:
-            if labels is None or tensor.numel() == 0:
-                return
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if tensor.numel() == 0 or (labels is None and key not in self._alive):
+            return
+        # A key is an address: it must not be given to another storage while the trace lasts.
+        self._alive[key] = storage
+        if tensor.numel() * tensor.element_size() == storage.nbytes() and 0 not in tensor.stride():
+            self._flat.pop(key, None)
+            self._whole.pop(key, None)
+            if labels is not None:
+                # A copy: labels may be a view of another storage's, which can be written to later.
+                kept = compact(labels).clone().expand(tensor.shape)
+                self._whole[key] = tuple(tensor.shape), tuple(tensor.stride()), kept
+            return
+        if self._written_out(key) is None:
             size = storage.nbytes() // tensor.element_size()
-            self._memory[key] = torch.zeros(size, dtype=torch.int64, device=tensor.device)
-            # A key is an address: it must not be given to another storage while the trace lasts.
-            self._alive.append(storage)
-        view = self._memory[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+            self._flat[key] = torch.zeros(size, dtype=torch.int64, device=tensor.device)
+        view = self._flat[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         if labels is None:
             view.zero_()
-        elif 0 in tensor.stride():
-            for dim, stride in enumerate(tensor.stride()):
-                if stride == 0 and tensor.size(dim) > 1:
-                    view, labels = view.narrow(dim, 0, 1), labels.expand(tensor.shape).narrow(dim, 0, 1)
-            view.copy_(labels)
-        else:
-            view.copy_(labels)
+            return
+        labels = labels.expand(tensor.shape)
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.size(dim) > 1:
+                view, labels = view.narrow(dim, 0, 1), labels.narrow(dim, 0, 1)
+        view.copy_(labels)
+
+    def _written_out(self, key: tuple[int, int]) -> torch.Tensor | None:
+        if key in self._whole:
+            size, stride, labels = self._whole.pop(key)
+            flat = torch.zeros(labels.numel(), dtype=torch.int64, device=labels.device)
+            flat.as_strided(size, stride).copy_(labels)
+            self._flat[key] = flat
+        return self._flat.get(key)
 
 
 def storage_id(tensor: torch.Tensor) -> int:
@@ -106,8 +129,17 @@ def _key(tensor: torch.Tensor) -> tuple[int, int]:
     return storage_id(tensor), tensor.element_size()
 
 
+def compact(labels: torch.Tensor) -> torch.Tensor:
+    """The labels with every broadcast axis at length one."""
+    for dim, stride in enumerate(labels.stride()):
+        if stride == 0 and labels.size(dim) > 1:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
 def varies(labels: torch.Tensor, dim: int) -> bool:
     """Whether two different labels occur on some line along `dim`; elements without label do not count."""
+    labels = compact(labels)
     if labels.size(dim) < 2:
         return False
     highest = labels.amax(dim)
@@ -118,7 +150,9 @@ def varies(labels: torch.Tensor, dim: int) -> bool:
 def squeeze_constant(labels: torch.Tensor, dims: list[int] | None = None) -> torch.Tensor:
     """The labels with every axis (of `dims`) along which they do not vary reduced to length 1."""
     for dim in range(labels.ndim) if dims is None else dims:
-        if labels.size(dim) > 1 and not varies(labels, dim):
+        if labels.size(dim) > 1 and labels.stride(dim) == 0:
+            labels = labels.narrow(dim, 0, 1)
+        elif labels.size(dim) > 1 and not varies(labels, dim):
             labels = labels.amax(dim, keepdim=True)
     return labels
 

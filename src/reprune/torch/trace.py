@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect as python_inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Site, Structure
 from reprune.torch.build import Builder
+from reprune.torch.copies import duplicate
 from reprune.torch.labels import storage_id
 from reprune.torch.location import of_function
 from reprune.torch.ragged_base import RaggedBase
@@ -72,7 +74,11 @@ class Trace:
 
 def record(model: nn.Module, example: Any, forward: Forward | None = None, *, uniform: bool = False) -> Trace:
     """The trace itself; `trace` turns it into a structure. `uniform` keeps the layers of one module at equal sizes."""
+    # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
+    model = duplicate(model)
     tracer = Tracer(model)
+    equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
+    example = copy.deepcopy(example)
     tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -83,7 +89,7 @@ def record(model: nn.Module, example: Any, forward: Forward | None = None, *, un
         stack.enter_context(_without_fastpath())
         output = run(tracer, lambda: call(model, example, forward))
     states = _outputs(model, tracer, example, output, forward)
-    _bind_modules(model, tracer, uniform)
+    _bind_modules(equal, tracer)
     builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
     if not builder.has_layers:
         raise UnsupportedModelError(
@@ -93,19 +99,32 @@ def record(model: nn.Module, example: Any, forward: Forward | None = None, *, un
     return Trace(builder, frozenset(states))
 
 
-def _bind_modules(model: nn.Module, tracer: Tracer, uniform: bool) -> None:
-    """A recurrent module with a forward of its own cannot be replaced by a ragged one: its layers stay equal."""
-    plain = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.RNNBase) and (uniform or type(module).forward not in plain):
-            for kind in (False, True):
-                names = [
-                    layer.name
-                    for layer in tracer.recording.layers.values()
-                    if layer.module == path and (layer.cell == "projection") == kind
-                ]
-                if len(names) > 1:
-                    tracer.recording.count_coupled.append(names)
+def _bind_modules(paths: Sequence[str], tracer: Tracer) -> None:
+    """Keep the layers of these modules at equal sizes."""
+    for path in paths:
+        for kind in (False, True):
+            names = [
+                layer.name
+                for layer in tracer.recording.layers.values()
+                if layer.module == path and (layer.cell == "projection") == kind
+            ]
+            if len(names) > 1:
+                tracer.recording.count_coupled.append(names)
+
+
+def _uniform_modules(model: nn.Module, uniform: bool) -> list[str]:
+    """Recurrent modules with code of their own, which no ragged one can replace; or all of them if `uniform`."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase) and (uniform or not _replaceable(module))
+    ]
+
+
+def _replaceable(module: nn.RNNBase) -> bool:
+    """Whether the module computes what its class does, from parameters of its own."""
+    plain = type(module).forward in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+    return plain and all(name in module._parameters for names in module._all_weights for name in names)
 
 
 def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any, forward: Forward | None) -> list[int]:

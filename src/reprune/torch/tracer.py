@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.core.layers import Role, Site
-from reprune.torch.labels import NONE, TAG, Couplings, Ids, ShadowMemory, storage_id, unit_ids
+from reprune.torch.labels import NONE, TAG, Couplings, Ids, ShadowMemory, compact, storage_id, unit_ids
 from reprune.torch.location import here
 from reprune.torch.sizes import Expression
 
@@ -113,21 +113,25 @@ class Tracer:
         if self.is_parameter(tensor):
             return self._element_ids(tensor)
         found = self.memory.get(tensor)
-        return found if found is not None and bool((found != NONE).any()) else None
+        return found if found is not None and bool((compact(found) != NONE).any()) else None
 
     def units(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Labels of the units in an activation, or None when it holds none."""
-        if self.is_parameter(tensor):
+        """Labels of the units in an activation (0 or more), or None when it holds none."""
+        found = None if self.is_parameter(tensor) else self.memory.get(tensor)
+        if found is None:
             return None
-        found = self.memory.get(tensor)
-        return found if found is not None and bool((found > NONE).any()) else None
+        small = compact(found)
+        highest, lowest = int(small.max()), int(small.min())
+        if highest <= NONE:
+            return None
+        return found if lowest >= NONE else small.clamp(min=NONE).expand(found.shape)
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter, a view of one, or computed from parameters alone."""
         if self.is_parameter(tensor):
             return True
         found = self.memory.get(tensor)
-        return found is not None and bool((found < NONE).any()) and not bool((found > NONE).any())
+        return found is not None and bool((compact(found) < NONE).any()) and not bool((compact(found) > NONE).any())
 
     def owner(self, tensor: torch.Tensor) -> str | None:
         """Name of the parameter or buffer that the tensor is a view of, or None."""
@@ -243,14 +247,15 @@ class Tracer:
 
     def couple(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Couple two tensors of unit labels element by element (they broadcast); returns the labels of the result."""
-        first, second = first.clamp(min=0), second.clamp(min=0)
+        shape = torch.broadcast_tensors(first, second)[0].shape  # type: ignore[no-untyped-call]
+        first, second = compact(first).clamp(min=0), compact(second).clamp(min=0)
         wide_first, wide_second = first + torch.zeros_like(second), second + torch.zeros_like(first)
         differ = (wide_first != wide_second) & (wide_first != NONE) & (wide_second != NONE)
         if bool(differ.any()):
             pairs = torch.stack([wide_first[differ], wide_second[differ]], 1)
             self._couple_pairs(np.unique(pairs.cpu().numpy(), axis=0))
         prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
-        return torch.where(prefer_second, wide_second, wide_first)
+        return torch.where(prefer_second, wide_second, wide_first).expand(shape)
 
     def meet_tags(self, old: torch.Tensor | None, new: torch.Tensor) -> None:
         """Units are written into a tensor whose length was taken from an attribute."""

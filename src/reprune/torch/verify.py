@@ -7,6 +7,7 @@ pruned model must compute what the masked one does; a size written into the user
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,8 +40,6 @@ def rehearse(
     pins = {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
     structure = found.structure(pins)
     trial = _Trial(found, model, example, forward)
-    if (leaking := trial.leak(structure, _blocks(structure))) is not None:
-        raise leaking
     if trial.problem(structure, _blocks(structure)) is None:
         return structure
     for block in _blocks(structure):
@@ -50,9 +49,9 @@ def rehearse(
     structure = found.structure(pins)
     left = _blocks(structure)
     joint = trial.problem(structure, left)
-    return (
-        structure if joint is None else found.structure({**pins, **{name: joint for block in left for name in block}})
-    )
+    if joint is not None:
+        pins.update({name: joint for block in left for name in block})
+    return found.structure(pins)
 
 
 def _blocks(structure: Structure) -> list[list[str]]:
@@ -67,7 +66,11 @@ def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model, example, forward)
-    if trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)) and not _inexact(plan):
+    if _inexact(plan):
+        return
+    masked = mask(model, plan)
+    expected = trial.outputs(masked)
+    if _differ(expected, trial.outputs(small)) and trial.repeats(masked, expected):
         raise VerificationError(
             "The pruned model does not compute what the masked one does on the first batch: it is not returned. "
             "Exclude layers (exclude=[...]) to find the one, and report it with the model's forward."
@@ -75,32 +78,65 @@ def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example
 
 
 class _Trial:
+    """Runs pruned and masked models on the user's example."""
+
     def __init__(self, found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> None:
         self._found, self._model, self._example, self._forward = found, model, example, forward
-        first, second = self.outputs(model), self.outputs(model)
-        # A model that is random in spite of the seed cannot be compared, only run.
-        self._comparable = not self.differs(first, second)
 
     def outputs(self, model: nn.Module) -> list[torch.Tensor]:
         """Output tensors but for carried states, with the same random numbers each time."""
         devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
         with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
             torch.manual_seed(0)
-            output = call(model, self._example, self._forward)
+            output = call(model, copy.deepcopy(self._example), self._forward)
         found = list(tensors_in(output))
         return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
 
-    def differs(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
-        """Whether two lists of outputs differ by more than rounding."""
-        if len(first) != len(second):
-            return True
-        return any(_differs(a, b) for a, b in zip(first, second, strict=True))
+    def repeats(self, model: nn.Module, before: Sequence[torch.Tensor]) -> bool:
+        """Whether a model computes again what it did; one that is random in spite of the seed cannot be compared."""
+        return not _differ(before, self.outputs(model))
 
-    def leak(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> VerificationError | None:
-        """The error to raise if units are read by something that the trace did not find."""
-        if not blocks or not self._comparable or not self._leaks(structure, blocks):
+    def problem(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> Pin | None:
+        """Why these layers cannot lose units, or None.
+
+        Raises:
+            VerificationError: When something reads units that the trace did not see.
+        """
+        exact = [block for block in blocks if not any(structure.layers[name].approximate for name in block)]
+        trials = [exact] if exact else []
+        if len(exact) < len(blocks):
+            trials.append(list(blocks))  # What is not exact cannot be compared, but it must run.
+        for together in trials:
+            pin = self._problem(structure, together, compare=together is exact)
+            if pin is not None:
+                return pin
+        return None
+
+    def _problem(self, structure: Structure, blocks: Sequence[Sequence[str]], *, compare: bool) -> Pin | None:
+        plan = random_plan(structure, blocks)
+        try:
+            outputs = self.outputs(apply(self._model, plan))
+        except RepruneError:
+            raise
+        except Exception as error:
+            text = str(error).strip().split("\n")[0]
+            site = of_error(error, type(error).__name__)
+            return Pin(site, f"the model's code does not run with fewer units: {text}")
+        # One comparison passes both checks; what failed is only asked when it does not.
+        if not compare or not _differ(self.outputs(_noisy(self._model, plan)), outputs):
             return None
-        guilty = [name for block in blocks if self._leaks(structure, [block]) for name in block]
+        masked = mask(self._model, plan)
+        expected = self.outputs(masked)
+        if not self.repeats(masked, expected):
+            return None
+        if _differ(self.outputs(_noisy(self._model, plan)), expected):
+            raise self._leak(structure, blocks)
+        names = [name for block in blocks for name in block]
+        site = self._found.suspect(names) or Site("forward", "")
+        return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+
+    def _leak(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> VerificationError:
+        guilty = [name for block in blocks if self._leaks(random_plan(structure, [block])) for name in block]
         return VerificationError(
             f"Something in {type(self._model).__name__} reads the units of {', '.join(guilty) or 'its layers'} in a "
             "way that was not seen: with every weight that is known to read them set to zero, the output still depends "
@@ -108,39 +144,8 @@ class _Trial:
             f"hook). Leave the layer alone with exclude={guilty!r}, or rewrite that part with PyTorch operations."
         )
 
-    def _leaks(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> bool:
-        exact = [
-            block
-            for block in blocks
-            if not any(structure.layers[name].direct or structure.layers[name].approximate for name in block)
-        ]
-        if not exact:
-            return False
-        plan = random_plan(structure, exact)
-        masked = mask(self._model, plan)
-        before = self.outputs(masked)
-        _add_noise(masked, plan)
-        return self.differs(before, self.outputs(masked))
-
-    def problem(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> Pin | None:
-        """Why these layers cannot lose units, or None."""
-        if not blocks:
-            return None
-        plan = random_plan(structure, blocks)
-        try:
-            small = apply(self._model, plan)
-            outputs = self.outputs(small)
-        except RepruneError:
-            raise
-        except Exception as error:
-            text = str(error).strip().split("\n")[0]
-            site = of_error(error, type(error).__name__)
-            return Pin(site, f"the model's code does not run with fewer units: {text}")
-        if not self._comparable or _inexact(plan) or not self.differs(self.outputs(mask(self._model, plan)), outputs):
-            return None
-        names = [name for block in blocks for name in block]
-        site = self._found.suspect(names) or Site("forward", "")
-        return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+    def _leaks(self, plan: Plan) -> bool:
+        return _differ(self.outputs(mask(self._model, plan)), self.outputs(_noisy(self._model, plan)))
 
 
 def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
@@ -159,9 +164,13 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
     return Plan(structure, kept)
 
 
-def _add_noise(model: nn.Module, plan: Plan) -> None:
-    tensors = named_tensors(model)
-    removed = plan.removed()
+def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
+    """The masked model, with noise in the removed units' own weights: nothing reads them, so nothing may change."""
+    masked = mask(model, plan)
+    tensors = named_tensors(masked)
+    # Units that are also read without a weight are zeroed at their source instead.
+    layers = plan.structure.layers
+    removed = {name: [] if layers[name].direct else units for name, units in plan.removed().items()}
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for slot in plan.structure.slots:
@@ -171,14 +180,22 @@ def _add_noise(model: nn.Module, plan: Plan) -> None:
                 continue
             shape = list(tensor.shape)
             shape[slot.axis] = len(gone)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+            noise = torch.randn(shape, generator=generator).to(tensor)
             current = tensor.data.index_select(slot.axis, gone.to(tensor.device))
             tensor.data.index_copy_(slot.axis, gone.to(tensor.device), current + noise)
+    return masked
 
 
 def _inexact(plan: Plan) -> bool:
     removed = plan.removed()
     return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
+
+
+def _differ(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    """Whether two lists of outputs differ by more than rounding."""
+    if len(first) != len(second):
+        return True
+    return any(_differs(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _differs(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -79,13 +81,12 @@ class SharedConsumer(nn.Module):
 
 
 @case()
-class WeightNormHook(nn.Module):
-    """The old `weight_norm` on a consumer: the weight is computed before each call."""
+class WeightComputed(nn.Module):
+    """A consumer whose weight is the product of two parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lstm = nn.LSTM(5, 8, batch_first=True)
-        self.out = nn.Linear(8, 3)
         self.direction, self.length = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.rand(4, 1))
         self.last = nn.Linear(4, 3)
 
@@ -129,3 +130,47 @@ class AwdLanguageModel(nn.Module):
         for rnn in self.rnns:
             x, _ = rnn(x)
         return self.out(x)
+
+
+@case(batch=tokens, equal=(("rnn.module:l0", "rnn.module:l1"),))
+class StackedWeightDrop(nn.Module):
+    """Weight drop on a stack: weights that are no parameters of the module keep its layers together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.rnn = WeightDrop(nn.LSTM(6, 8, 2), ["weight_hh_l0", "weight_hh_l1"])
+        self.out = nn.Linear(8, 11)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rnn(self.embedding(words.t()))[0])
+
+
+@case(approximate=True)
+class WeightNorm(nn.Module):
+    """The old `weight_norm` on a consumer: fewer columns make the others longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 8, batch_first=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.out = nn.utils.weight_norm(nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lstm(x)[0])
+
+
+@case()
+class WeightNormRows(nn.Module):
+    """Weight normalisation of a convolution in front does not touch the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv = nn.utils.weight_norm(nn.Conv1d(5, 6, 3, padding=1))
+        self.gru, self.out = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.gru(self.conv(x.transpose(1, 2)).transpose(1, 2))[0])

@@ -10,7 +10,7 @@ import torch
 from reprune.torch.labels import storage_id
 from reprune.torch.rules.elementwise import copy, glu, like, nothing, pointwise, real_and_complex, unknown
 from reprune.torch.rules.movement import check_view, fold, move
-from reprune.torch.rules.normalisation import batch_norm, group_norm, layer_norm
+from reprune.torch.rules.normalisation import batch_norm, group_norm, layer_norm, weight_norm
 from reprune.torch.rules.op import Op, Rule
 from reprune.torch.rules.products import bilinear, convolution, dot, embedding, matmul, matvec
 from reprune.torch.rules.reductions import over_dims, pooling
@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                      "cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
     "native_group_norm": group_norm,
+    "_weight_norm_interface": weight_norm,
     **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
                      "upsample_nearest2d", "upsample_bilinear2d", "max_pool2d"), pooling(2)),
     **dict.fromkeys(("avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "adaptive_avg_pool1d"), pooling(1)),

@@ -21,7 +21,7 @@ def pointwise(op: Op) -> Labels:
     for tensor in operands:
         units = tracer.units(tensor)
         if units is not None:
-            base = units.clamp(min=0).expand(shape) if base is None else tracer.couple(base, units)
+            base = units.expand(shape) if base is None else tracer.couple(base, units)
         elif tracer.is_weight(tensor):
             weights.append(tensor)
         elif tensor.numel() > 1:

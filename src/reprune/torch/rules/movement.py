@@ -25,7 +25,7 @@ def move(*data: int) -> Rule:
         found = op.func(*args, **op.kwargs)
         found = [tensor.round().long() if tensor.dtype == torch.float64 else None for tensor in tensors_in(found)]
         for result in found[:1] if not tracer.inside_module else ():
-            _check_rectangular(op, result)
+            _check_rectangular(op, result.clamp(min=NONE))
         return found
 
     return rule
@@ -96,7 +96,7 @@ def _side_by_side(op: Op, whole: torch.Tensor) -> bool:
     if op.name == "diagonal":
         return True
     at = 2 if op.name in ("split", "split_with_sizes", "chunk") else 1
-    for line in lines(whole.clamp(min=0), op.arg(at, "dim", 0)):
+    for line in lines(whole, op.arg(at, "dim", 0)):
         held = op.tracer.units_by_layer(torch.from_numpy(line))
         if len(held) > 1 and any(len(units) > 1 for units in held.values()):
             return True
@@ -108,7 +108,7 @@ def _check_parts(op: Op, labels: torch.Tensor) -> None:
     for dim in range(small.ndim):
         if small.size(dim) < 2:
             continue
-        for line in lines(small.clamp(min=0), dim):
+        for line in lines(small, dim):
             for name, units in op.tracer.units_by_layer(torch.from_numpy(line)).items():
                 layer = op.tracer.recording.layers[name]
                 if 1 < len(units) < len(layer.labels):
@@ -118,7 +118,7 @@ def _check_parts(op: Op, labels: torch.Tensor) -> None:
 
 def _check_rectangular(op: Op, labels: torch.Tensor) -> None:
     """Lines of different layers side by side need equal lengths."""
-    small = squeeze_constant(labels.clamp(min=0))
+    small = squeeze_constant(labels)
     for dim in range(small.ndim):
         if small.size(dim) < 2:
             continue

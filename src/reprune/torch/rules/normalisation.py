@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from reprune.torch.labels import unit_ids, varies
+from reprune.torch.labels import NONE, unit_ids, varies
 from reprune.torch.location import here
-from reprune.torch.rules.elementwise import follow
+from reprune.torch.rules.elementwise import follow, unknown
 from reprune.torch.rules.op import Labels, Op
 
 
@@ -16,7 +16,6 @@ def layer_norm(op: Op) -> Labels:
     units = op.tracer.units(op.args[0])
     if units is None:
         return None
-    units = units.clamp(min=0)
     dims = len(op.args[1])
     if any(varies(units, units.ndim - 1 - d) for d in range(dims)):
         op.tracer.recording.approximate.append((unit_ids(units), here("layer_norm")))
@@ -25,12 +24,28 @@ def layer_norm(op: Op) -> Labels:
     return units
 
 
+def weight_norm(op: Op) -> Labels:
+    """`g * v / |v|`: a weight whose rows go with their lengths; fewer columns change the lengths of those that stay."""
+    v, g = op.args[:2]
+    if not op.tracer.is_weight(v):
+        unknown(op)
+        return None
+    dim = op.arg(2, "dim", 0) % v.ndim
+    for axis in range(v.ndim):
+        for _, line in op.tracer.weight_lines(v, axis, "follows"):
+            if axis != dim:
+                op.tracer.recording.approximate.append((line[line > NONE], here("weight_norm")))
+            else:
+                for _, length in op.tracer.weight_lines(g, axis, "follows"):
+                    op.tracer.couple_lines(line, length)
+    return op.tracer.labels(v)
+
+
 def batch_norm(op: Op) -> Labels:
     """Per-channel statistics follow the channel's unit (exact in eval mode)."""
     units = op.tracer.units(op.args[0])
     if units is None:
         return None
-    units = units.clamp(min=0)
     channels_last = units.movedim(1, -1)
     for weight in (value for value in op.args[1:5] if isinstance(value, torch.Tensor)):
         follow(op, channels_last, weight)
@@ -43,7 +58,6 @@ def group_norm(op: Op) -> Labels:
     units = op.tracer.units(op.args[0])
     if units is None:
         return None
-    units = units.clamp(min=0)
     channels, groups = op.args[4], op.args[6]
     if groups not in (1, channels):
         op.pin(f"group_norm cuts its units into {groups} groups")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from reprune.torch.labels import NONE, TAG, Ids, lines, varies
+from reprune.torch.labels import NONE, TAG, Ids, compact, lines, varies
 from reprune.torch.rules.op import Labels, Op, Rule
 from reprune.torch.tracer import Product, Tracer
 
@@ -26,18 +26,15 @@ class _Side:
 def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read: bool) -> _Side:
     units = tracer.units(tensor)
     if units is not None:
-        units = units.clamp(min=0)
         # A tensor that was only made in a size from an attribute has its units along the axis that a weight reads.
-        tagged = bool((units >= TAG).any())
+        tagged = bool((compact(units) >= TAG).any())
         if tagged and not read:
             units = units.where(units < TAG, NONE)
         over_units = varies(units, contracted) or (tensor.size(contracted) == 1 and not varies(units, free))
         if over_units or (tagged and read):
             return _Side(tensor, False, list(lines(units, contracted)), [], None)
-        along = units.amax(contracted, keepdim=True).transpose(contracted, free).amax(free, keepdim=True)
-        return _Side(
-            tensor, False, [], [], units.amax(contracted) if varies(units, free) or bool(along.any()) else None
-        )
+        over = compact(units).amax(contracted)
+        return _Side(tensor, False, [], [], over if bool((over > NONE).any()) else None)
     if tracer.is_weight(tensor):
         found = tracer.weight_lines(tensor, contracted, "reads")
         return _Side(tensor, True, [line for _, line in found], [axis for axis, _ in found], None)
@@ -169,11 +166,9 @@ def convolution(op: Op) -> Labels:
     tracer = op.tracer
     units = tracer.units(data)
     channels_in, channels_out = (0, 1) if transposed else (1, 0)
-    if units is not None:
-        units = units.clamp(min=0)
-        if any(varies(units, dim) for dim in range(data.ndim) if dim != 1 and dim != 0):
-            op.pin("a convolution slides over its units")
-            return None
+    if units is not None and any(varies(units, dim) for dim in range(2, data.ndim)):
+        op.pin("a convolution slides over its units")
+        return None
     depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
     if groups > 1 and not depthwise:
         op.pin("a convolution in groups")
@@ -209,7 +204,7 @@ def bilinear(op: Op) -> Labels:
     for dim, data in ((1, op.args[0]), (2, op.args[2])):
         units = tracer.units(data)
         for _, line in tracer.weight_lines(weight, dim, "reads"):
-            for held in lines(units.clamp(min=0), -1) if units is not None else ():
+            for held in lines(units, -1) if units is not None else ():
                 tracer.couple_lines(line, held)
     produced = tracer.weight_lines(weight, 0, "own")
     return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape) if produced else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reprune.torch.labels import NONE, TAG, lines, unit_ids, varies
+from reprune.torch.labels import NONE, TAG, compact, lines, unit_ids, varies
 from reprune.torch.location import here
 from reprune.torch.rules.op import Labels, Op, Rule
 
@@ -20,7 +20,6 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
         found = op.tracer.units(op.args[0])
         if found is None:
             return None
-        found = found.clamp(min=0)
         dims = _dims(op, dims_at, found.ndim)
         for dim in dims:
             if not varies(found, dim):
@@ -34,11 +33,10 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
             else:
                 op.tracer.recording.direct.append(unit_ids(found))
             return None
-        kept = found.amax(dims, keepdim=True) if dims else found
-        out = op.out_tensor
-        if not reduces or out.ndim == found.ndim:
-            return kept.expand(out.shape)
-        return found.amax(dims) if dims else found
+        small = compact(found)
+        if not dims:
+            return found
+        return small.amax(dims, keepdim=not reduces or op.out_tensor.ndim == found.ndim)
 
     return rule
 
@@ -73,11 +71,10 @@ def pooling(spatial: int) -> Rule:
         units = op.tracer.units(op.args[0])
         if units is None:
             return None
-        units = units.clamp(min=0)
         dims = list(range(units.ndim - spatial, units.ndim))
         if any(varies(units, dim) for dim in dims):
             op.pin(f"'{op.name}' runs over its units")
             return None
-        return units.amax(dims, keepdim=True).expand(op.out_tensor.shape)
+        return compact(units).amax(dims, keepdim=True).expand(op.out_tensor.shape)
 
     return rule

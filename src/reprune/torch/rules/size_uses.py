@@ -33,7 +33,7 @@ def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping
         sizes = _sizes(args[1:], kwargs)
         if found is not None and len(sizes) == out.ndim:
             for axis, size in enumerate(sizes):
-                _constrain(tracer, size, lines(found.clamp(min=0), axis) if varies(found, axis) else ())
+                _constrain(tracer, size, lines(found, axis) if varies(found, axis) else ())
     elif name == "__getitem__":
         _record_slices(tracer, args[0], args[1])
     elif name in ("split", "narrow", "chunk"):
@@ -42,7 +42,7 @@ def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping
         dim = kwargs.get("dim", args[2] if name == "split" and len(args) > 2 else args[1] if name == "narrow" else 0)
         for size in _integers((args[1:], kwargs)):
             if found is not None and varies(found, int(dim)):
-                _constrain(tracer, size, lines(found.clamp(min=0), int(dim)))
+                _constrain(tracer, size, lines(found, int(dim)))
 
 
 def _record_slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
@@ -59,7 +59,7 @@ def _record_slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
             if isinstance(item, slice) and varies(found, dim):
                 for bound in (item.start, item.stop):
                     if isinstance(bound, SizeInt):
-                        held = lines(found.clamp(min=0), dim)
+                        held = lines(found, dim)
                         _constrain(tracer, bound, held[:, :bound] if bound > 0 else held[:, bound:])
             dim += 1
 

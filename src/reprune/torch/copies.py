@@ -1,0 +1,45 @@
+"""Copies of models, those included that hold tensors of an earlier step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from reprune.core.errors import UnsupportedModelError
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, in which tensors computed with a graph are plain values.
+
+    `copy.deepcopy` refuses a model that keeps its hidden state, or a weight with dropout applied, from a training step.
+
+    Raises:
+        UnsupportedModelError: When the model holds something that cannot be copied, such as a lock or an open file.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in _held(list(vars(module).values()), depth=4):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied ({error}), and reprune never changes the model it is given. "
+            "Remove what cannot be copied from its attributes, or give it a __deepcopy__."
+        ) from error
+
+
+def _held(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _held(item, depth - 1)
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _held(item, depth - 1)

@@ -66,9 +66,10 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _valid(data: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Rows without padding: a recurrent layer never answers with exact zeros in all of its units."""
+    """Rows without padding: exact zeros in all units at once, unless the layer never answers anything else."""
     places = torch.cat([torch.arange(s.start, s.start + s.units * s.each) for s in slot.spans]).to(data.device)
-    return data[(data[:, places] != 0).any(1)]
+    answered = (data[:, places] != 0).any(1)
+    return data[answered] if bool(answered.any()) else data
 
 
 @contextmanager

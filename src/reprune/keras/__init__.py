@@ -16,6 +16,7 @@ from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
+from reprune.core.readings import readings
 from reprune.keras.apply import apply, mask
 from reprune.keras.graph import ModelGraph, array, check_keras
 from reprune.keras.observe import observe
@@ -184,8 +185,12 @@ def _plan(
     example, batches = _first(batches)
     found = record(model, example, forward, uniform=uniform)
     structure = rehearse(found, model, exclude) if verify else found.structure()
-    statistics = observe(model, structure, batches, forward) if method_.needs_statistics else None
-    evidence = Evidence(structure, _arrays(found.graph), statistics)
+    arrays = _arrays(found.graph)
+    evidence = Evidence(structure, arrays)
+    if method_.needs_statistics:
+        statistics = observe(model, structure, batches, forward, readings=method_.needs_readings)
+        read = readings(structure, arrays, statistics, statistics.readings) if method_.needs_readings else ()
+        evidence = Evidence(structure, arrays, statistics, read)
     return decide(evidence, budget, method, exclude=exclude, seed=seed), found
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from reprune.core.errors import PlanError
-from reprune.core.layers import Slot
 from reprune.core.plan import Plan
 from reprune.keras.cloning import Cloner, named_cells
 from reprune.keras.compiling import compile_like
@@ -41,14 +40,11 @@ def apply(model: Any, plan: Plan) -> Any:
     """
     graph = graph_of(model)
     plan = fitted(plan, graph)
+    tensors = _folded(graph, plan)
     removed = plan.removed()
-
-    def cut(value: Array, slots: Sequence[Slot]) -> Array:
-        for slot in slots:
-            value = np.delete(value, slot.positions(removed), axis=slot.axis)
-        return value
-
-    return _rebuilt(model, graph, plan, plan.counts(), cut)
+    for slot in plan.structure.slots:
+        tensors[slot.tensor] = np.delete(tensors[slot.tensor], slot.positions(removed), axis=slot.axis)
+    return _rebuilt(model, graph, plan, plan.counts(), tensors)
 
 
 def mask(model: Any, plan: Plan) -> Any:
@@ -65,17 +61,42 @@ def mask(model: Any, plan: Plan) -> Any:
     """
     graph = graph_of(model)
     plan = fitted(plan, graph)
+    tensors = _folded(graph, plan)
     removed = plan.removed()
     # Units that are also read without a weight are silenced at their source.
     direct = {name: units for name, units in removed.items() if plan.structure.layers[name].direct}
+    for slot in plan.structure.slots:
+        gone = slot.positions(removed if slot.role == "reads" else direct)
+        np.moveaxis(tensors[slot.tensor], slot.axis, 0)[gone] = 0
+    return _rebuilt(model, graph, plan, plan.structure.counts(), tensors)
 
-    def blank(value: Array, slots: Sequence[Slot]) -> Array:
-        for slot in slots:
-            gone = slot.positions(removed if slot.role == "reads" else direct)
-            np.moveaxis(value, slot.axis, 0)[gone] = 0
-        return value
 
-    return _rebuilt(model, graph, plan, plan.structure.counts(), blank)
+def _folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
+    """Copies of all weights, with the plan's corrections added: `W_K += W_P A`, `bias += W_P b`."""
+    tensors = {name: array(weight) for name, weight in graph.weights().items()}
+    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
+    removed = plan.removed()
+    for fold in plan.folds:
+        slot = slots[fold.tensor, fold.axis]
+        gone = slot.positions(removed)
+        stay = np.setdiff1d(np.arange(slot.size), gone)
+        coefficients, offsets = fold.arrays(len(gone), len(stay))
+        columns = np.moveaxis(tensors[fold.tensor], fold.axis, 0)
+        lost = columns[gone].astype("float64")
+        columns[stay] += np.tensordot(coefficients.T, lost, 1).astype(columns.dtype)
+        if fold.bias is not None:
+            _add_to_bias(tensors[fold.bias], np.tensordot(offsets, lost, 1), fold.tensor)
+    return tensors
+
+
+def _add_to_bias(bias: Array, gain: Array, tensor: str) -> None:
+    while gain.ndim > bias.ndim:
+        # The taps of a convolution's window.
+        gain = gain.sum(0)
+    if gain.ndim < bias.ndim:
+        # A GRU that resets after the product has one bias for its input and one for its state.
+        bias = bias[int(tensor.endswith("recurrent_kernel"))]
+    bias += gain.astype(bias.dtype)
 
 
 def _rebuilt(
@@ -83,20 +104,17 @@ def _rebuilt(
     graph: ModelGraph,
     plan: Plan,
     sizes: Mapping[str, int],
-    change: Callable[[Array, Sequence[Slot]], Array],
+    tensors: Mapping[str, Array],
 ) -> Any:
     cloner = Cloner(graph, plan, sizes)
     cells = {id(cell): name for cell, name in named_cells(graph)}
     rebuilt = cloner.model(model)
-    slots: dict[str, list[Slot]] = {}
-    for slot in plan.structure.slots:
-        slots.setdefault(slot.tensor, []).append(slot)
     named = {id(variable): name for name, variable in graph.weights().items()}
     for _, layer in graph.layers():
         if isinstance(layer, keras.layers.InputLayer):
             continue
         for old, new in zip(layer.weights, cloner.of(layer).weights, strict=True):
-            value = change(array(old), slots.get(named[id(old)], ()))
+            value = tensors[named[id(old)]]
             if value.shape != tuple(new.shape):
                 raise PlanError(
                     f"{named[id(old)]!r} would have shape {value.shape} after pruning, but the rebuilt model gives it "

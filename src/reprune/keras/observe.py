@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.layers import Structure
+from reprune.core.layers import Consumer, Structure
+from reprune.core.readings import Axis, SplitMoments
 from reprune.core.statistics import Moments
 from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph, flat_inputs, graph_of, run
@@ -16,30 +17,52 @@ from reprune.keras.rules.recurrent import cell_kind, cells_of, width
 from reprune.keras.trace import Forward, captured, states_kept
 
 Array = Any
-Response = tuple[str, Any, Any]
+Key = str | Axis
+
+
+class Statistics(dict[str, Moments]):
+    """Moments of every layer's responses by name.
+
+    Attributes:
+        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings: dict[Axis, SplitMoments] = {}
 
 
 def observe(
-    model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None = None
-) -> dict[str, Moments]:
-    """Mean and covariance of the responses of every layer that can be pruned; padding never counts.
+    model: Any,
+    structure: Structure,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    *,
+    readings: bool = False,
+) -> Statistics:
+    """Mean and covariance of the responses of every layer; padding never counts.
 
     Args:
         model: The model; it is left as it was.
         structure: What `trace` found.
         batches: Inputs as the model takes them, one held at a time.
         forward: Replaces `model(batch)`.
+        readings: Gather what consumers read, too.
     """
-    moments = {name: Moments(name, structure.layers[name].units) for name in structure.prunable}
+    statistics = Statistics()
     probe: Probe | None = None
     for batch in batches:
         example = captured(model, batch, forward)
         if probe is None:
-            probe = Probe(graph_of(model, example))
-        for name, rows in probe.responses(example):
-            if name in moments:
-                moments[name].update(rows)
-    return moments
+            probe = Probe(graph_of(model, example), structure.consumers if readings else ())
+        for key, rows in probe.responses(example):
+            if isinstance(key, tuple):
+                statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
+            elif key in structure.layers:
+                statistics.setdefault(key, Moments(key, structure.layers[key].units)).update(rows)
+    for name, layer in structure.layers.items():
+        statistics.setdefault(name, Moments(name, layer.units))
+    return statistics
 
 
 class Probe:
@@ -47,43 +70,48 @@ class Probe:
 
     Args:
         graph: The graph; its layers are run as they are, without being changed.
+        consumers: Weights whose inputs are yielded, too, where they can be had.
     """
 
-    def __init__(self, graph: ModelGraph) -> None:
+    def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer] = ()) -> None:
         self._graph = graph
         self._names = {id(cell): name for cell, name in named_cells(graph)}
+        self._readers = _readers(graph, consumers)
         self._siblings: dict[int, Any] = {}
         self._runner = _Runner(self)
-        self._seen: list[Response] = []
-        self.order: list[tuple[str, bool]] = []
+        self._seen: list[tuple[Key, Any, Any]] = []
+        self._order: list[tuple[Key, bool]] = []
 
-    def responses(self, batch: Any) -> Iterator[tuple[str, Array]]:
-        """Name and responses (rows × units) of every layer, for one batch; a layer that runs twice comes twice."""
+    def responses(self, batch: Any) -> Iterator[tuple[Key, Array]]:
+        """Name and responses (rows × units) of every layer, for one batch; a layer that runs twice comes twice.
+
+        Inputs of consumers come under their tensor and axis.
+        """
         inputs = [value for value in flat_inputs(self._graph.root, batch) if value is not None]
         with states_kept(self._graph):
             flat = keras.tree.flatten(self._runner.predict_on_batch(inputs))
         parts = iter(flat)
-        for name, masked in self.order:
+        for key, masked in self._order:
             sequence = np.asarray(next(parts))
             rows = sequence.reshape(-1, sequence.shape[-1])
             if masked:
                 valid = np.asarray(next(parts)).astype(bool)
-                each = rows.shape[0] // valid.size
-                rows = rows[np.repeat(valid.ravel(), each)]
-            yield name, rows
+                rows = rows[np.repeat(valid.ravel(), rows.shape[0] // valid.size)]
+            yield key, rows
 
     def walk(self, inputs: list[Any]) -> list[Any]:
-        """Sequences, each followed by its mask if it has one, in the order that `order` names."""
+        """Sequences, each followed by its mask if it has one, in the order in which they were seen."""
         self._seen = []
         run(self._graph.root, inputs, self._call)
-        self.order = [(name, mask is not None) for name, _, mask in self._seen]
         seen, self._seen = self._seen, []
+        self._order = [(key, mask is not None) for key, _, mask in seen]
         return [part for _, sequence, mask in seen for part in ((sequence,) if mask is None else (sequence, mask))]
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in self._graph.inner:
             tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(leaf)]
             return run(self._graph.inner[id(operation)], tensors, self._call)
+        self._note_inputs(operation, args, kwargs)
         if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
             return self._folded(operation, args[0])
         output = operation(*args, **kwargs)
@@ -169,6 +197,18 @@ class Probe:
         for (_, cell), state in zip(cells, output[1], strict=True):
             self._note(cell, keras.tree.flatten(state)[0], None)
 
+    def _note_inputs(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
+        for key, place in self._readers.get(id(target), ()):
+            given = [
+                *args,
+                *(kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs),
+            ]
+            tensor = given[min(place, len(given) - 1)]
+            mask = getattr(tensor, "_keras_mask", None)
+            fits = mask is not None and len(mask.shape) < len(tensor.shape)
+            self._seen.append((key, tensor, mask if fits else None))
+
     def _note(self, cell: Any, sequence: Any, mask: Any) -> None:
         if id(cell) in self._names and cell_kind(cell) is not None:
             if getattr(cell, "data_format", None) == "channels_first":
@@ -186,6 +226,28 @@ class _Runner(keras.Model):  # type: ignore[misc]
     def call(self, inputs: Any, training: bool = False) -> Any:
         """All that the walk saw."""
         return self._walk(list(inputs))
+
+
+def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list[tuple[Axis, int]]]:
+    """Which argument of which layer each consumer reads, by the layer's id; others are not watched."""
+    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers}
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    found: dict[int, list[tuple[Axis, int]]] = {}
+    for _, layer in graph.layers():
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            two = isinstance(layer, keras.layers.Bidirectional)
+            parts = (layer.forward_layer, layer.backward_layer) if two else (layer,)
+            weights = [(getattr(cells_of(part)[0][1], "kernel", None), 0) for part in parts]
+        elif isinstance(layer, keras.layers.MultiHeadAttention):
+            weights = [
+                (part.kernel, i) for i, part in enumerate((layer.query_dense, layer.value_dense, layer.key_dense))
+            ]
+        else:
+            weights = [(getattr(layer, "kernel", None), 0)]
+        last = getattr(layer, "data_format", "channels_last") != "channels_first"
+        pairs = [(wanted.get(named.get(id(weight), "")), place) for weight, place in weights if last]
+        found[id(layer)] = [(key, place) for key, place in pairs if key is not None]
+    return found
 
 
 def _turned(mask: Any, backwards: bool) -> Any:

@@ -7,6 +7,7 @@ the same weights under other names.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,14 +43,33 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
         names[name] = new or name
     for size in plan.structure.sizes:
-        if size.owner not in graph.paths.values():
-            raise PlanError(f"The plan belongs to another model: there is no layer {size.owner!r}. Name it (name=…).")
+        names[size.owner] = _owner(size.owner, tensors, graph)
     return Plan.from_json(json.dumps(_renamed(json.loads(plan.to_json()), {**tensors, **names})))
 
 
 def _names(graph: ModelGraph, cell: Any) -> list[str]:
     own = {id(weight) for weight in cell.weights}
     return [name for name, weight in graph.weights().items() if id(weight) in own]
+
+
+def _owner(owner: str, tensors: Mapping[str, str], graph: ModelGraph) -> str:
+    """The path of a layer in this model: told by its weights, or by its name where it has none."""
+    for old, new in tensors.items():
+        if old.startswith(f"{owner}/"):
+            return "/".join(new.split("/")[: owner.count("/") + 1])
+    if owner in graph.paths.values():
+        return owner
+    alike = [path for path in dict.fromkeys(graph.paths.values()) if _unnumbered(path) == _unnumbered(owner)]
+    if len(alike) != 1:
+        raise PlanError(
+            f"The plan has a layer {owner!r} without weights, which {len(alike)} layers here could be: give such "
+            "layers names of their own (name=…) before planning."
+        )
+    return alike[0]
+
+
+def _unnumbered(path: str) -> str:
+    return re.sub(r"_\d+$", "", path)
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

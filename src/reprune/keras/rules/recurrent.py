@@ -183,7 +183,9 @@ def _reads(call: Call, layer_cell: Any, gates: int, labels: Ids, rows: float, ce
     bias = tracer.name(layer_cell.bias) if layer_cell.use_bias else None
     own: int | Ids = np.tile(cell.labels, gates) if cell.labels.any() else cell.units * gates
     for weight, read in ((layer_cell.kernel, labels), (layer_cell.recurrent_kernel, cell.labels)):
-        if (read > NONE).any():
+        # A GRU that resets before the product reads its state twice, once scaled: nothing can be folded in there.
+        foldable = weight is layer_cell.kernel or getattr(layer_cell, "reset_after", True)
+        if (read > NONE).any() and foldable:
             tracer.records.consumers[tracer.name(weight), len(weight.shape) - 2] = bias
         window = prod(weight.shape[:-2])
         tracer.product(rows * window, read if len(read) else cell.units, own)

@@ -1,0 +1,177 @@
+"""Recurrent layers worked out in NumPy, step by step: what masking and pruning mean, and what is observed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import keras_zoo as zoo
+import numpy as np
+import pytest
+from keras_helpers import outputs, some_plan
+
+import reprune.keras
+from reprune.core.errors import StatisticsError
+from reprune.keras.graph import array
+
+L, T, F = zoo.L, zoo.T, zoo.F
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_loop(x: Any, kernel: Any, recurrent: Any, bias: Any, valid: Any | None = None) -> Any:
+    """All hidden states (batch × time × units); masked steps repeat the state before."""
+    h = c = np.zeros((len(x), recurrent.shape[0]))
+    states = []
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, axis=-1)
+        new_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        new_h = sigmoid(o) * np.tanh(new_c)
+        on = np.ones((len(x), 1), bool) if valid is None else valid[:, t, None]
+        h, c = np.where(on, new_h, h), np.where(on, new_c, c)
+        states.append(h)
+    return np.stack(states, axis=1)
+
+
+def gru_loop(x: Any, kernel: Any, recurrent: Any, bias: Any, reset_after: bool) -> Any:
+    h = np.zeros((len(x), recurrent.shape[0]))
+    states = []
+    for t in range(x.shape[1]):
+        if reset_after:
+            xz, xr, xh = np.split(x[:, t] @ kernel + bias[0], 3, axis=-1)
+            hz, hr, hh = np.split(h @ recurrent + bias[1], 3, axis=-1)
+            z, r = sigmoid(xz + hz), sigmoid(xr + hr)
+            candidate = np.tanh(xh + r * hh)
+        else:
+            xz, xr, xh = np.split(x[:, t] @ kernel + bias, 3, axis=-1)
+            rz, rr, rh = np.split(recurrent, 3, axis=-1)
+            z, r = sigmoid(xz + h @ rz), sigmoid(xr + h @ rr)
+            candidate = np.tanh(xh + (r * h) @ rh)
+        h = z * h + (1 - z) * candidate
+        states.append(h)
+    return np.stack(states, axis=1)
+
+
+def weights(layer: Any) -> list[Any]:
+    return [array(weight).astype("float64") for weight in layer.weights]
+
+
+def test_pruned_lstm_is_the_loop_without_the_units() -> None:
+    model = zoo.sequential(L.LSTM(6), L.Dense(2))
+    x = zoo.inputs_for(model)
+    plan = some_plan(reprune.keras.trace(model, x), seed=4)
+    ((_, kept),) = plan.kept.items()
+    kernel, recurrent, bias = weights(model.layers[0])
+    columns = np.concatenate([gate * 6 + np.array(kept) for gate in range(4)])
+    h = lstm_loop(x, kernel[:, columns], recurrent[np.ix_(kept, columns)], bias[columns])[:, -1]
+    head, offset = weights(model.layers[1])
+    expected = h @ head[kept] + offset
+    np.testing.assert_allclose(outputs(reprune.keras.apply(model, plan), x)[0], expected, rtol=1e-4, atol=1e-5)
+    # And the full-size loop in which nothing reads the removed units.
+    gone = np.setdiff1d(np.arange(6), kept)
+    recurrent[gone], head[gone] = 0, 0
+    expected = lstm_loop(x, kernel, recurrent, bias)[:, -1] @ head + offset
+    np.testing.assert_allclose(outputs(reprune.keras.mask(model, plan), x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_pruned_gru_is_the_loop_without_the_units(reset_after: bool) -> None:
+    model = zoo.sequential(L.GRU(6, reset_after=reset_after), L.Dense(2))
+    x = zoo.inputs_for(model)
+    plan = some_plan(reprune.keras.trace(model, x), seed=5)
+    ((_, kept),) = plan.kept.items()
+    kernel, recurrent, bias = weights(model.layers[0])
+    columns = np.concatenate([gate * 6 + np.array(kept) for gate in range(3)])
+    states = gru_loop(x, kernel[:, columns], recurrent[np.ix_(kept, columns)], bias[..., columns], reset_after)
+    head, offset = weights(model.layers[1])
+    expected = states[:, -1] @ head[kept] + offset
+    np.testing.assert_allclose(outputs(reprune.keras.apply(model, plan), x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def check(moments: Any, rows: Any) -> None:
+    rows = rows.reshape(-1, rows.shape[-1])
+    assert moments.count == len(rows)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-6)
+
+
+def test_observes_every_valid_step_of_both_directions() -> None:
+    model = zoo.sequential(L.Masking(0.0), zoo.both(4), L.LSTM(5), L.Dense(2), shape=(None, F))
+    rng = np.random.default_rng(0)
+    batches, valids = [], []
+    for steps in (5, 7):
+        x = rng.normal(size=(3, steps, F)).astype("float32")
+        valid = np.arange(steps)[None] < np.array([[steps], [3], [2]])
+        batches.append(x * valid[..., None])
+        valids.append(valid)
+    structure = reprune.keras.trace(model, batches[0])
+    moments = reprune.keras.observe(model, structure, batches)
+    forward, backward = (weights(part) for part in (model.layers[1].forward_layer, model.layers[1].backward_layer))
+    second = weights(model.layers[2])
+    seen: dict[str, list[Any]] = {name: [] for name in structure.layers}
+    for x, valid in zip(batches, valids, strict=True):
+        fore = lstm_loop(x, *forward, valid)
+        back = lstm_loop(x[:, ::-1], *backward, valid[:, ::-1])[:, ::-1]
+        above = lstm_loop(np.concatenate([fore, back], -1) * valid[..., None], *second, valid)
+        for name, states in zip(seen, (fore, back, above), strict=True):
+            seen[name].append(states[valid])
+    for name, rows in seen.items():
+        check(moments[name], np.concatenate(rows))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_observes_one_layer(backwards: bool, sequences: bool) -> None:
+    model = zoo.sequential(L.LSTM(4, go_backwards=backwards, return_sequences=sequences), L.Dense(2))
+    x = zoo.inputs_for(model, 4)
+    structure = reprune.keras.trace(model, x)
+    moments = reprune.keras.observe(model, structure, [x])
+    turned = x[:, ::-1] if backwards else x
+    check(next(iter(moments.values())), lstm_loop(turned, *weights(model.layers[0])))
+
+
+def test_observes_cells_of_a_stack_and_layers_under_time_distributed() -> None:
+    model = zoo.sequential(
+        L.TimeDistributed(L.RNN([L.LSTMCell(4), L.LSTMCell(3)])), L.Flatten(), L.Dense(2), shape=(2, T, F)
+    )
+    x = zoo.inputs_for(model, 3)
+    structure = reprune.keras.trace(model, x)
+    moments = reprune.keras.observe(model, structure, [x])
+    first, second = (weights(cell) for cell in model.layers[0].layer.cell.cells)
+    below = lstm_loop(x.reshape(-1, T, F), *first)
+    check(moments[next(iter(structure.layers))], below)
+    check(moments[list(structure.layers)[1]], lstm_loop(below, *second))
+
+
+def test_observes_from_given_states() -> None:
+    model = zoo.encoder_decoder(L.GRU)
+    inputs = zoo.inputs_for(model, 4)
+    structure = reprune.keras.trace(model, inputs)
+    moments = reprune.keras.observe(model, structure, [inputs])
+    encoder, decoder = (layer for layer in model.layers if isinstance(layer, L.GRU))
+    sequences = keras.Model(model.inputs, decoder.output)(inputs)
+    check(moments[decoder.name], array(sequences))
+    check(moments[encoder.name], gru_loop(inputs[0], *weights(encoder), reset_after=True))
+
+
+def test_stateful_layers_end_where_they_began() -> None:
+    model = zoo.sequential(L.LSTM(4, stateful=True), L.Dense(2), batch_size=2)
+    x = zoo.inputs_for(model)
+    model(x)
+    before = [array(state) for state in model.layers[0].states]
+    assert before[0].any()
+    result = reprune.keras.prune(model, [x, x], ratio=0.5)
+    assert all(np.array_equal(a, array(b)) for a, b in zip(before, model.layers[0].states, strict=True))
+    kept = next(iter(result.plan.kept.values()))
+    for old, new in zip(before, result.model.layers[0].states, strict=True):
+        np.testing.assert_array_equal(array(new), old[:, kept])
+
+
+def test_nan_in_the_responses_names_the_layer() -> None:
+    model = zoo.sequential(L.LSTM(4, name="broken"), L.Dense(2))
+    x = zoo.inputs_for(model)
+    x[0, 0, 0] = np.nan
+    with pytest.raises(StatisticsError, match="broken"):
+        reprune.keras.prune(model, [x], ratio=0.5, verify=False)

@@ -23,11 +23,13 @@ from reprune.keras.observe import observe
 from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.result import Result, load
 from reprune.keras.trace import Forward, Trace, record, trace
+from reprune.keras.training import PruningCallback
 from reprune.keras.verify import rehearse, verify
 from reprune.report import render_structure
 
 __all__ = [
     "Inspection",
+    "PruningCallback",
     "RaggedBidirectional",
     "Result",
     "apply",

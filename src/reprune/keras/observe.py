@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import keras
 import numpy as np
 
+from reprune.core.errors import StatisticsError
 from reprune.core.layers import Consumer, Structure
 from reprune.core.readings import Axis, SplitMoments
 from reprune.core.statistics import Moments
@@ -49,19 +51,25 @@ def observe(
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
     """
+    examples = (captured(model, batch, forward) for batch in batches)
+    first = next(examples, None)
+    if first is None:
+        raise StatisticsError("batches is empty: give at least one input.")
+    probe = Probe(graph_of(model, first), structure.consumers if readings else ())
+    return gather(probe, structure, chain([first], examples))
+
+
+def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Statistics:
+    """Mean and covariance of what a probe yields on examples, as the graph takes them."""
     statistics = Statistics()
-    probe: Probe | None = None
-    for batch in batches:
-        example = captured(model, batch, forward)
-        if probe is None:
-            probe = Probe(graph_of(model, example), structure.consumers if readings else ())
+    for name, layer in structure.layers.items():
+        statistics[name] = Moments(name, layer.units)
+    for example in examples:
         for key, rows in probe.responses(example):
             if isinstance(key, tuple):
                 statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
             elif key in structure.layers:
-                statistics.setdefault(key, Moments(key, structure.layers[key].units)).update(rows)
-    for name, layer in structure.layers.items():
-        statistics.setdefault(name, Moments(name, layer.units))
+                statistics[key].update(rows)
     return statistics
 
 

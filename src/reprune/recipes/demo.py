@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reprune.core.plan import Plan
+from reprune.recipes.checkpoints import InterruptedRunError
 from reprune.recipes.folder import RunFolder, read_json, write_json
 from reprune.recipes.options import Options
 from reprune.recipes.quiet import quiet
@@ -70,6 +73,8 @@ def run_demo(
     Returns:
         The run's summary, with the metrics of the baseline as `baseline`.
     """
+    # Models this small only lose time when their work is shared out.
+    torch.set_num_threads(1)
     options = Options.from_dict({**(options or demo_options(out, seed)).to_dict(), "progress": progress})
     folder = RunFolder(out, options, resume=True)
     if folder.done("evaluate"):
@@ -85,7 +90,10 @@ def run_demo(
         say("Training a baseline that averages over time, so that it cannot see order")
         with folder.part("baseline"), quiet():
             write_json(baseline, train_baseline(options))
-    summary = run(options, out, resume=True, say=say)
+    try:
+        summary = run(options, out, resume=True, say=say)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"{str(error).split(':')[0]}. Run the same command again to go on.") from None
     summary = {**summary, "baseline": read_json(baseline)}
     seconds = RunFolder(out, options, resume=True).seconds
     say("\n" + render_table(Plan.from_json((out / "plan.json").read_bytes())))

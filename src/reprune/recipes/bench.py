@@ -1,0 +1,277 @@
+"""Measure models side by side: latency, throughput, peak memory and file size, beside what the arithmetic promises."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from reprune.core.exporting import ExportError
+from reprune.runtimes import RUNTIMES, open_file
+from reprune.torch.export import export
+from reprune.torch.export.recurrent import recurrent_modules
+
+Subject = nn.Module | Path
+"""A model, or the file of one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one runtime.
+
+    Attributes:
+        model: Its name.
+        runtime: `torch`, `onnxruntime`, `onnxruntime-int8`, …
+        threads: Threads the runtime might use.
+        median_ms: Median latency of one call.
+        p95_ms: 95th percentile of it.
+        per_second: Calls per second at the median.
+        peak_mb: Growth of the process's memory while the model is loaded and runs once; NaN where it is not known.
+        size_mb: Size of the file; of the parameters for a model that has none.
+        macs: Multiply-accumulates of one call; NaN for a file.
+    """
+
+    model: str
+    runtime: str
+    threads: int
+    median_ms: float
+    p95_ms: float
+    per_second: float
+    peak_mb: float
+    size_mb: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of a measurement; `print` it.
+
+    Attributes:
+        rows: The first model in every runtime is what the others are compared with.
+        shapes: Shapes of the inputs.
+    """
+
+    rows: tuple[Row, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def speed_up(self, row: Row) -> float:
+        """How many times as fast as the first model a row is, in its runtime with its threads."""
+        return self._base(row).median_ms / row.median_ms
+
+    def reduction(self, row: Row) -> float:
+        """How many times fewer MACs a row has than the first model."""
+        return self._base(row).macs / row.macs
+
+    def _base(self, row: Row) -> Row:
+        return next(r for r in self.rows if (r.runtime, r.threads) == (row.runtime, row.threads))
+
+    def to_json(self) -> str:
+        """The rows as JSON, with both ratios."""
+        rows = [
+            {**asdict(row), "speed_up": self.speed_up(row), "mac_reduction": self.reduction(row)} for row in self.rows
+        ]
+        known = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
+        return json.dumps({"shapes": self.shapes, "rows": known}, indent=2) + "\n"
+
+    def __str__(self) -> str:
+        table = Table("runtime", "threads", "model", title=f"inputs {' '.join(map(str, self.shapes))}")
+        for name in ("median ms", "p95 ms", "per second", "speed-up", "MACs ÷", "peak MB", "file MB"):
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            numbers = (row.median_ms, row.p95_ms, row.per_second, self.speed_up(row), self.reduction(row))
+            sizes = (row.peak_mb, row.size_mb)
+            cells = ["–" if math.isnan(value) else f"{value:.2f}" for value in (*numbers, *sizes)]
+            table.add_row(row.runtime, str(row.threads), row.model, *cells)
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip()
+
+    def plot(self, path: Path) -> None:
+        """Draw measured speed-up beside MAC reduction; the suffix decides between PNG and SVG."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        labels = [f"{row.model}\n{row.runtime}, {row.threads} thr." for row in self.rows]
+        places = np.arange(len(labels))
+        axes.bar(places - 0.2, [self.reduction(row) for row in self.rows], 0.4, label="MACs, times fewer")
+        axes.bar(places + 0.2, [self.speed_up(row) for row in self.rows], 0.4, label="measured, times as fast")
+        axes.set_xticks(places, labels, fontsize=7)
+        axes.legend()
+        figure.savefig(path)
+
+
+def bench(
+    models: Mapping[str, Subject],
+    example: Any,
+    *,
+    runtimes: Sequence[str] = ("torch", "onnxruntime"),
+    threads: Sequence[int] = (1,),
+    repeats: int = 20,
+) -> Comparison:
+    """Measure models on the same input; they take turns, so that whatever else the machine does falls on all alike.
+
+    Args:
+        models: The models by name, the one to compare with first: modules, or files (these run in their own runtime).
+        example: An input as the models take it; arrays or tensors for files.
+        runtimes: For modules: `torch`, `onnxruntime`, `onnxruntime-int8` or `executorch`.
+        threads: Numbers of threads to measure with.
+        repeats: Timed calls of each model.
+
+    Example:
+        >>> print(bench({"dense": model, "pruned": result.model}, torch.randn(1, 300, 1152)))     # doctest: +SKIP
+    """
+    rows: list[Row] = []
+    with TemporaryDirectory() as folder:
+        for runtime in runtimes:
+            prepared = {name: _prepare(name, model, example, runtime, Path(folder)) for name, model in models.items()}
+            for count in threads:
+                rows += _measure(prepared, example, count, repeats)
+    unique = {(row.model, row.runtime, row.threads): row for row in rows}
+    return Comparison(tuple(unique.values()), tuple(tuple(array.shape) for array in _arrays(example)))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model ready to be loaded in a runtime: `load(threads)` returns what is timed."""
+
+    runtime: str
+    load: Callable[[int], Callable[[], Any]]
+    size: float
+    macs: float
+
+
+def _prepare(name: str, model: Subject, example: Any, runtime: str, folder: Path) -> _Prepared:
+    arrays = _arrays(example)
+    if isinstance(model, Path):
+        return _file(model, RUNTIMES.get(model.suffix, runtime), arrays, math.nan)
+    macs = count_macs(model, example)
+    if runtime == "torch":
+        return _Prepared("torch", lambda threads: _torch(model, example, threads), _bytes(model), macs)
+    suffixes = {"onnxruntime": ".onnx", "onnxruntime-int8": ".onnx", "executorch": ".pte", "litert": ".tflite"}
+    if runtime not in suffixes:
+        raise ExportError(f"Unknown runtime {runtime!r}; known are torch, {', '.join(suffixes)}.")
+    path = folder / f"{name}-{runtime}{suffixes[runtime]}"
+    export(model, example, path, int8=runtime.endswith("int8"))
+    return _file(path, runtime, arrays, macs)
+
+
+def _file(path: Path, runtime: str, arrays: list[Any], macs: float) -> _Prepared:
+    def load(threads: int) -> Callable[[], Any]:
+        runner = open_file(path, threads=threads)
+        return lambda: runner(*arrays)
+
+    return _Prepared(runtime, load, path.stat().st_size, macs)
+
+
+def _torch(model: nn.Module, example: Any, threads: int) -> Callable[[], Any]:
+    twin = copy.deepcopy(model).cpu().eval()
+
+    def call() -> Any:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            return _call(twin, example)
+
+    return call
+
+
+def _measure(prepared: Mapping[str, _Prepared], example: Any, threads: int, repeats: int) -> Iterator[Row]:
+    calls, peaks = {}, {}
+    before = torch.get_num_threads()
+    for name, model in prepared.items():
+        with _peak_memory() as peak:
+            calls[name] = model.load(threads)
+            calls[name]()
+        peaks[name] = peak
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            # The first turns allocate memory and choose kernels.
+            if turn >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    torch.set_num_threads(before)
+    for name, model in prepared.items():
+        middle = median(times[name])
+        tail = float(np.percentile(times[name], 95))
+        peak_mb = peaks[name][0] / 1e6
+        yield Row(name, model.runtime, threads, middle, tail, 1e3 / middle, peak_mb, model.size / 1e6, model.macs)
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[float]]:
+    """Growth of the process's peak resident memory in bytes, as the first entry once the context is left."""
+    found = [math.nan]
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(key: str) -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+        return 1024 * float(line.split()[1])
+
+    try:
+        # What was freed but not given back would be used again without the process growing.
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")
+        before = read("VmRSS")
+    except (OSError, AttributeError):  # Linux with glibc only.
+        yield found
+        return
+    yield found
+    found[0] = max(0.0, read("VmHWM") - before)
+
+
+def count_macs(model: nn.Module, example: Any) -> float:
+    """Multiply-accumulates of recurrent, linear and convolutional layers in one call of the model."""
+    total = 0.0
+    twin = copy.deepcopy(model).cpu().eval()
+
+    def recurrent(module: Any, args: Any, output: Any) -> None:
+        nonlocal total
+        data = output[0].data if not isinstance(output[0], Tensor) else output[0]
+        matrices = [weight for weight in module.parameters(recurse=False) if weight.dim() == 2]
+        total += sum(weight.numel() for weight in matrices) * (data.numel() // data.shape[-1])
+
+    def product(module: Any, args: Any, output: Any) -> None:
+        nonlocal total
+        total += module.weight[0].numel() * output.numel()
+
+    for _, module in recurrent_modules(twin):
+        module.register_forward_hook(recurrent)
+    for module in twin.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            module.register_forward_hook(product)
+    with torch.inference_mode():
+        _call(twin, example)
+    return total
+
+
+def _call(model: nn.Module, example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+def _arrays(example: Any) -> list[Any]:
+    leaves = torch.utils._pytree.tree_leaves(example)
+    return [leaf.numpy() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _bytes(model: nn.Module) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()))

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
+from reprune.torch.importance import output_importance
 from reprune.torch.observe import observe
 from reprune.torch.trace import trace
 
@@ -115,3 +116,43 @@ def test_fold_that_does_not_fit_is_refused(model):
     ):
         with pytest.raises(reprune.PlanError):
             reprune.Plan.from_json(text.replace(old, new))
+
+
+def test_importance_of_the_last_consumer_is_what_it_reads(model):
+    x, lengths = next(batches(1, size=1))
+    consumers = trace(model, (x, lengths)).consumers
+    seen = []
+    handle = model.head.register_forward_hook(lambda _, args, out: seen.append(args[0].detach()))
+    found = output_importance(model, consumers, (x, lengths))
+    handle.remove()
+    # The head's outputs are the model's own: with one row and signs ±1 the estimate is exact.
+    expected = seen[0].square().sum().expand(4)
+    torch.testing.assert_close(found["head.weight", 1], expected)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_importance_estimates_the_jacobian(model):
+    """Outputs of a gate weight count by the squared Jacobian of the model's output, summed over rows."""
+    x, lengths = next(batches(1, size=3))
+    consumers = trace(model, (x, lengths)).consumers
+    found = output_importance(model, consumers, (x, lengths), draws=400)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda weight: torch.func.functional_call(model, {"lstm.weight_hh_l1": weight}, (x, lengths)),
+        model.lstm.weight_hh_l1.detach(),
+    )
+    expected = jacobian.square().sum((0, 1, 3))
+    torch.testing.assert_close(found["lstm.weight_hh_l1", 1], expected, rtol=0.5, atol=1e-5)
+
+
+def test_a_model_without_gradient_has_no_importance(model):
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x, lengths):
+            return self.model(x, lengths).argmax(-1)
+
+    decoder, example = Decoder(), next(batches(1))
+    assert output_importance(decoder, trace(decoder, example).consumers, example) == {}
+    assert reprune.prune(decoder, [example], ratio=0.5).model(*example).shape == (40,)

@@ -70,12 +70,20 @@ class Reading:
         rows: Number of rows that were read.
     """
 
-    def __init__(self, consumer: Consumer, slot: Slot, whole: Sequence[Moments], weight: Array) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        slot: Slot,
+        whole: Sequence[Moments],
+        weight: Array,
+        gradient: Array | None = None,
+    ) -> None:
         self.consumer = consumer
         self.slot = slot
         self.rows = sum(half.count for half in whole)
         self._whole = whole
         self._weight = weight
+        self._gradient = gradient
 
     @property
     def source(self) -> tuple[int, bool]:
@@ -100,8 +108,17 @@ class Reading:
 
     @cached_property
     def gram(self) -> Matrix:
-        """Products of the weight's columns with each other (n × n): G Gᵀ with one row of G per feature."""
-        columns = np.moveaxis(to_numpy(self._weight), self.consumer.axis, 0).reshape(self.slot.size, -1)
+        """Products of the weight's columns with each other (n × n): G Gᵀ with one row of G per feature.
+
+        Where it is known how much the model's output depends on the consumer's outputs, these count accordingly.
+        """
+        weight = np.moveaxis(to_numpy(self._weight), self.consumer.axis, 0)
+        if self._gradient is not None:
+            # The squared gradient of the weight, over the features, is that of its output times their mean square.
+            moments = self.moments
+            square = float(np.trace(moments.matrix) + moments.mean @ moments.mean)
+            weight = weight * np.sqrt(to_numpy(self._gradient) / max(square, np.finfo(np.float64).tiny))
+        columns = weight.reshape(self.slot.size, -1)
         return np.asarray(columns @ columns.T)
 
 
@@ -110,10 +127,13 @@ def readings(
     tensors: Mapping[str, Array],
     responses: Mapping[str, Moments],
     observed: Mapping[Axis, SplitMoments],
+    gradients: Mapping[Axis, Array] | None = None,
 ) -> list[Reading]:
     """All consumers with what they read.
 
     Where a consumer's own input was not observed, it is taken to read its layers' responses, each for itself.
+    `gradients` says how much the model's output depends on each consumer's outputs: squared gradients of a projection
+    of the output with respect to the weight, summed over the contracted axis.
     """
     slots = {(slot.tensor, slot.axis): slot for slot in structure.slots}
     found = []
@@ -124,7 +144,8 @@ def readings(
             whole: Sequence[Moments] = [_from_responses(slot, responses)]
         else:
             whole = split.halves
-        found.append(Reading(consumer, slot, whole, tensors[consumer.tensor]))
+        gradient = (gradients or {}).get((consumer.tensor, consumer.axis))
+        found.append(Reading(consumer, slot, whole, tensors[consumer.tensor], gradient))
     _warn_if_few(found)
     return found
 

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
-from reprune.core.decide import decide
-from reprune.core.errors import StatisticsError, UnsupportedModelError
-from reprune.core.evidence import Evidence
+from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Structure
-from reprune.core.methods import Method, get_method
+from reprune.core.methods import Method
 from reprune.core.plan import Plan
-from reprune.core.readings import readings
 from reprune.report import render_structure
-from reprune.torch.apply import apply, mask, named_tensors
+from reprune.torch.apply import apply, mask
+from reprune.torch.calibration import Calibration, calibrate, first_batch
+from reprune.torch.labelled import Labels, Loss
 from reprune.torch.observe import gather, observe
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.result import Result, load
-from reprune.torch.trace import Forward, Trace, record, trace
+from reprune.torch.trace import Forward, record, trace
 from reprune.torch.unwrap import unwrap
-from reprune.torch.verify import rehearse, verify
+from reprune.torch.verify import rehearse
 
 __all__ = [
+    "Calibration",
     "Inspection",
     "RaggedGRU",
     "RaggedLSTM",
     "RaggedRNN",
     "Result",
     "apply",
+    "calibrate",
     "gather",
     "inspect",
     "load",
@@ -95,7 +95,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     model = unwrap(model)
-    example, _ = _first(batches)
+    example, _ = first_batch(batches)
     found = record(model, example, forward)
     info = Inspection(rehearse(found, model, example, forward) if verify else found.structure())
     if strict and info.pinned:
@@ -107,56 +107,84 @@ def inspect(
 def plan(
     model: nn.Module,
     batches: Iterable[Any],
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
+    include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     verify: bool = True,
     seed: int = 0,
 ) -> Plan:
-    """Decide which units go.
+    """Decide which units go. For several plans of one model, `calibrate` once and plan from that.
 
     Args:
         model: The model; it is left as it was.
         batches: Calibration inputs as the model takes them: `model(x)`, `model(*xs)` or `model(**named)`. Iterated
             once, one batch at a time.
-        ratio: Fraction to remove.
+        ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
         of: What the fraction is of: `units`, `parameters` or `macs`.
         method: A preset's name (`core.methods.METHODS`) or a `Method`.
+        include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
+        counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
+            budget is met with the other layers.
         min_units: Units that every layer keeps at least.
         round_to: Make the units kept a multiple of this.
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
+        loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch.
         verify: Check the trace on the first batch.
         seed: Seed of methods that are random.
+
+    Example:
+        >>> plan(model, batches, 0.5, of="macs", counts={"encoder:l0": 64})   # doctest: +SKIP
 
     Raises:
         UnsupportedModelError: When nothing can be pruned; the message says why.
         BudgetError: When the budget cannot be met.
         VerificationError: When something reads units in a way that the trace did not see.
     """
-    return _plan(
-        unwrap(model), batches, Budget(ratio, of, min_units, round_to), method, exclude, uniform, forward, verify, seed
-    )[0]
+    # A budget that is out of range is told before the model is run.
+    Budget(ratio, of, min_units, round_to)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        labels=labels,
+        loss=loss,
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.plan(ratio, of, method, counts=counts, min_units=min_units, round_to=round_to, seed=seed)
 
 
 def prune(
     model: nn.Module,
     batches: Iterable[Any],
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
+    include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -167,65 +195,19 @@ def prune(
         >>> result = prune(model, batches, ratio=0.5)      # doctest: +SKIP
         >>> result.model(x)                                # doctest: +SKIP
     """
-    model = unwrap(model)
-    budget = Budget(ratio, of, min_units, round_to)
-    decided, found, example = _plan(model, batches, budget, method, exclude, uniform, forward, verify, seed)
-    small = apply(model, decided)
-    if verify:
-        _verify(decided, found, model, small, example, forward)
-    return Result(small, decided)
-
-
-_verify = verify
-
-
-def _plan(
-    model: nn.Module,
-    batches: Iterable[Any],
-    budget: Budget,
-    method: str | Method,
-    exclude: Sequence[str],
-    uniform: bool,
-    forward: Forward | None,
-    verify: bool,
-    seed: int,
-) -> tuple[Plan, Trace, Any]:
-    method_ = get_method(method)
-    example, batches = _first(batches)
-    found = record(model, example, forward, uniform=uniform)
-    structure = rehearse(found, model, example, forward, exclude) if verify else found.structure()
-    arrays = _arrays(model, structure)
-    evidence = Evidence(structure, arrays)
-    if method_.needs_statistics:
-        statistics = observe(model, structure, batches, forward, readings=method_.needs_readings)
-        found_readings = readings(structure, arrays, statistics, statistics.readings) if method_.needs_readings else ()
-        evidence = Evidence(structure, arrays, statistics, found_readings)
-    with torch.no_grad():
-        decided = decide(evidence, budget, method, exclude=exclude, seed=seed)
-    return decided, found, example
-
-
-def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
-    """The tensors that know units, in a precision that linear algebra accepts."""
-    tensors = named_tensors(model)
-    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-    return {
-        name: tensors[name].detach().to(wide.get(tensors[name].dtype, tensors[name].dtype)) for name in structure.shapes
-    }
-
-
-def _first(batches: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and an iterator over all of them that holds no more than it."""
-    if isinstance(batches, (torch.Tensor, Mapping)):
-        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
-    iterator = iter(batches)
-    try:
-        example = next(iterator)
-    except StopIteration:
-        raise StatisticsError("batches is empty: give at least one input, such as [x] or a DataLoader.") from None
-
-    def all_batches() -> Iterator[Any]:
-        yield example
-        yield from iterator
-
-    return example, all_batches()
+    Budget(ratio, of, min_units, round_to)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        labels=labels,
+        loss=loss,
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.prune(
+        ratio, of=of, method=method, counts=counts, min_units=min_units, round_to=round_to, seed=seed
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,24 @@ class OnnxRunner:
 def open_file(path: Path, threads: int | None) -> OnnxRunner:
     """Load a file; see `runtimes.open_file`."""
     return OnnxRunner(path, threads)
+
+
+def quantise(path: Path) -> Path:
+    """The same model with 8-bit weights in LSTM, MatMul and Gemm, by ONNX Runtime's dynamic quantisation."""
+    tool = need("onnxruntime.quantization", "onnxruntime", "int8=True")
+    target = path.with_name(f"int8-{path.name}")
+    # It logs advice for convolutional networks to the root logger.
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            tool.quantize_dynamic(
+                str(path),
+                str(target),
+                op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
+                weight_type=tool.QuantType.QInt8,
+                per_channel=True,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    return target

@@ -132,11 +132,9 @@ def _symbols(program: Any) -> dict[Axis, str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' remarks about their own internals from the user."""
-    names = ("torch.onnx._internal.exporter._registration", "root")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -144,5 +142,4 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*were assigned during export")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)

@@ -13,6 +13,7 @@ from torch import nn
 
 from reprune.core.exporting import Comparison, ExportReport, require_close
 from reprune.runtimes import Runner, need
+from reprune.runtimes.onnxruntime import quantise
 from reprune.torch.export.capture import Captured, capture, quiet
 from reprune.torch.export.compare import run_beside
 from reprune.torch.export.example import Example
@@ -126,18 +127,3 @@ def _finish(path: Path, captured: Captured, zeros: Sequence[torch.Tensor]) -> No
         port.type.tensor_type.shape.dim[zero.dim() - 2].dim_param = "batch"
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))
-
-
-def quantise(path: Path) -> Path:
-    """The same model with 8-bit weights in LSTM, MatMul and Gemm, by ONNX Runtime's dynamic quantisation."""
-    tool = need("onnxruntime.quantization", "onnxruntime", "int8=True")
-    target = path.with_name(f"int8-{path.name}")
-    with quiet():
-        tool.quantize_dynamic(
-            str(path),
-            str(target),
-            op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
-            weight_type=tool.QuantType.QInt8,
-            per_channel=True,
-        )
-    return target

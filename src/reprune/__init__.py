@@ -40,6 +40,7 @@ __all__ = [
     "UnsupportedModelError",
     "VerificationError",
     "apply",
+    "calibrate",
     "inspect",
     "load",
     "mask",
@@ -62,6 +63,16 @@ def plan(model: Any, batches: Any, ratio: float = 0.5, **options: Any) -> Plan:
     """Decide which hidden units go. See `reprune.torch.plan` for the options."""
     decided: Plan = _adapter(model).plan(model, batches, ratio, **options)
     return decided
+
+
+def calibrate(model: Any, batches: Any, **options: Any) -> Any:
+    """Observe a model once, for any number of plans. See `reprune.torch.calibrate` for the options.
+
+    Example:
+        >>> calibration = reprune.calibrate(model, batches)                    # doctest: +SKIP
+        >>> results = [calibration.prune(ratio) for ratio in (0.25, 0.5)]      # doctest: +SKIP
+    """
+    return _adapter(model).calibrate(model, batches, **options)
 
 
 def apply(model: Any, plan: Plan) -> Any:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import CostModel
+from reprune.core.cost import CostModel, Measure
 from reprune.core.criteria import Ranking
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.evidence import Evidence
@@ -19,7 +19,13 @@ from reprune.core.plan import Diagnostics, Plan
 
 
 def decide(
-    evidence: Evidence, budget: Budget, method: str | Method, *, exclude: Sequence[str] = (), seed: int = 0
+    evidence: Evidence,
+    budget: Budget,
+    method: str | Method,
+    *,
+    exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Decide which units of which layer stay.
 
@@ -29,12 +35,14 @@ def decide(
         method: A name in `METHODS`, or a `Method`.
         exclude: Globs of layer names to leave alone. The plan's structure pins these layers and all that are coupled
             with them, so that they are no part of what `ratio` counts as units.
+        counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
+            budget is met with the other layers.
         seed: Seed of the criterion's randomness.
 
     Raises:
         UnsupportedModelError: When no layer is left that can be pruned.
         BudgetError: When the budget cannot be met.
-        PlanError: When a glob of `exclude` matches no layer.
+        PlanError: When a glob of `exclude` or `counts` matches no layer, or a count is impossible.
         StatisticsError: When weights or responses hold NaN or infinite values; the layer is named.
     """
     resolved = get_method(method)
@@ -49,25 +57,30 @@ def decide(
     with np.errstate(over="ignore", invalid="ignore"):
         rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
     _check_scores(rankings)
+    before, cost = structure.counts(), CostModel(structure)
+    fixed = fixed_counts(sets, before, counts or {})
     blocks = []
     for together in sets:
         layers = tuple(name for group in together for name in group)
+        if layers[0] in fixed:
+            continue
         ranking = _joint([rankings[group] for group in together])
         thresholds = allocation.thresholds([evidence.layers[name] for name in layers], ranking)
+        if allocation.per_cost:
+            thresholds = thresholds / _saved(cost, budget.of, before, layers)
         blocks.append(Block(layers, thresholds))
 
-    before = structure.counts()
-    counts = allocate(budget, blocks, CostModel(structure), before)
+    sizes = allocate(budget, blocks, cost, before, fixed, allocation.level)
     kept = {name: list(range(units)) for name, units in before.items()}
     for group, ranking in rankings.items():
-        stay = sorted(ranking.order[before[group[0]] - counts[group[0]] :].tolist())
+        stay = sorted(ranking.order[before[group[0]] - sizes[group[0]] :].tolist())
         kept.update({name: list(stay) for name in group})
     scores = {name: ranking.scores.tolist() for group, ranking in rankings.items() for name in group}
     return Plan(
         structure=structure,
         kept=kept,
         method=method if isinstance(method, str) else repr(method),
-        ratio=budget.ratio,
+        ratio=1.0 - cost(budget.of, sizes) / cost(budget.of, before) if budget.ratio is None else budget.ratio,
         of=budget.of,
         diagnostics=Diagnostics(scores, _spectra(evidence, scores) if allocation.needs_statistics else {}),
         folds=resolved.compensate(structure, kept, evidence.readings),
@@ -87,7 +100,7 @@ def free_blocks(structure: Structure, exclude: Sequence[str] = ()) -> list[list[
     return _together(structure, [group for group in structure.index_coupled if not held & set(group)])
 
 
-def excluded(structure: Structure, exclude: Sequence[str]) -> set[str]:
+def excluded(structure: Structure, exclude: Sequence[str], option: str = "exclude") -> set[str]:
     """Names of the layers that match one of the globs.
 
     Raises:
@@ -95,8 +108,57 @@ def excluded(structure: Structure, exclude: Sequence[str]) -> set[str]:
     """
     for glob in exclude:
         if not any(fnmatchcase(name, glob) for name in structure.layers):
-            raise PlanError(f"exclude={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
+            raise PlanError(f"{option}={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
     return {name for name in structure.layers if any(fnmatchcase(name, glob) for glob in exclude)}
+
+
+def left_out(structure: Structure, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Globs of the layers to leave alone: those of `exclude`, and every layer that no glob of `include` matches.
+
+    Raises:
+        PlanError: When a glob matches no layer.
+    """
+    excluded(structure, exclude)
+    matching = excluded(structure, include, "include") if include else set(structure.layers)
+    return [*exclude, *(name.replace("[", "[[]") for name in structure.layers if name not in matching)]
+
+
+def fixed_counts(
+    sets: Sequence[Sequence[tuple[str, ...]]], before: Mapping[str, int], counts: Mapping[str, float]
+) -> dict[str, int]:
+    """Units to keep in every layer of the sets that `counts` names, coupled layers together.
+
+    Raises:
+        PlanError: When a glob matches no layer that can be pruned, a value is impossible, or two contradict each other.
+    """
+    fixed: dict[str, int] = {}
+    for glob, value in counts.items():
+        named = [s for s in sets if any(fnmatchcase(name, glob) for group in s for name in group)]
+        if not named:
+            free = ", ".join(name for entry in sets for group in entry for name in group)
+            raise PlanError(f"counts[{glob!r}] matches no layer that can be pruned. Those are: {free}.")
+        for names in ([name for group in entry for name in group] for entry in named):
+            kept = _kept(glob, value, before[names[0]])
+            if any(fixed.get(name, kept) != kept for name in names):
+                raise PlanError(f"counts[{glob!r}]={value} contradicts another entry for {', '.join(names)}.")
+            fixed.update(dict.fromkeys(names, kept))
+    return fixed
+
+
+def _kept(glob: str, value: float, units: int) -> int:
+    whole = isinstance(value, (int, np.integer))
+    if isinstance(value, bool) or not (1 <= value <= units if whole else 0 <= value < 1):
+        raise PlanError(
+            f"counts[{glob!r}]={value!r} is neither a number of units to keep (a whole number from 1 to {units}) nor a "
+            "fraction to remove (from 0.0 to under 1.0)."
+        )
+    return int(value) if whole else max(round(units * (1 - value)), 1)
+
+
+def _saved(cost: CostModel, of: Measure, before: Mapping[str, int], layers: Sequence[str]) -> float:
+    """What the first unit of each of these layers saves; 1 where a measure does not see them."""
+    less = {**before, **{name: before[name] - 1 for name in layers}}
+    return (cost(of, before) - cost(of, less)) or 1.0
 
 
 def _nothing_left(structure: Structure) -> UnsupportedModelError:

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Role, Span, Structure
 from reprune.core.readings import Places, Reading
@@ -27,6 +28,8 @@ class LayerEvidence:
         name: The layer.
         moments: Statistics of its responses, or None when none were gathered.
         readings: All consumers of the model with what they read; empty when that was not gathered.
+        classes: Moments of its responses by class; empty when no labels were given.
+        gradients: Gradient of the loss with respect to the tensors; empty when no loss was given.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class LayerEvidence:
         name: str,
         moments: Moments | None,
         readings: Sequence[Reading] = (),
+        classes: ClassMoments | None = None,
+        gradients: Mapping[str, Array] | None = None,
     ) -> None:
         self.name = name
         self.units = structure.layers[name].units
@@ -43,6 +48,8 @@ class LayerEvidence:
         self._structure = structure
         self._tensors = tensors
         self._readings = readings
+        self._classes = classes
+        self._gradients = gradients or {}
 
     @cached_property
     def incoming(self) -> Array:
@@ -64,10 +71,65 @@ class LayerEvidence:
         Raises:
             StatisticsError: When no statistics were gathered, or the responses hold NaN or infinite values.
         """
+        return np.clip(np.linalg.eigvalsh(self.covariance)[::-1], 0.0, None)
+
+    @cached_property
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the responses (units × units).
+
+        Raises:
+            StatisticsError: As for `spectrum`.
+        """
+        return to_numpy(self._observed().covariance)
+
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean response (units).
+
+        Raises:
+            StatisticsError: As for `spectrum`.
+        """
+        return to_numpy(self._observed().mean)
+
+    @cached_property
+    def separability(self) -> NDArray[np.float64]:
+        """Scatter of the responses between classes over that within them (units).
+
+        Raises:
+            StatisticsError: When no labels were given.
+        """
+        if self._classes is None:
+            raise StatisticsError(
+                f"{self.name}: this method needs the classes of the calibration sequences. Give labels=, a function of "
+                "a batch."
+            )
+        return self._classes.separability()
+
+    @cached_property
+    def sensitivity(self) -> NDArray[np.float64]:
+        """Σ |w · ∂L/∂w| over the incoming and outgoing weights of every unit (units).
+
+        Raises:
+            StatisticsError: When no loss was given.
+        """
+        if not self._gradients:
+            raise StatisticsError(
+                f"{self.name}: this method needs gradients of a loss. Give loss=, a function of model and batch."
+            )
+        total = np.zeros(self.units)
+        for slot in self._structure.slots_of(self.name, "own", "reads"):
+            products = np.abs(to_numpy(self._tensors[slot.tensor]) * to_numpy(self._gradients[slot.tensor]))
+            if products.ndim >= 2:
+                rows = np.moveaxis(products, slot.axis, 0).reshape(slot.size, -1).sum(axis=1)
+                for span in (span for span in slot.spans if span.layer == self.name):
+                    held = rows[span.start : span.start + span.units * span.each].reshape(span.units, -1).sum(axis=1)
+                    total[span.unit : span.unit + span.units] += held
+        return total
+
+    def _observed(self) -> Moments:
         if self.moments is None:
             raise StatisticsError(f"{self.name}: this method needs response statistics. Give calibration batches.")
-        values = np.linalg.eigvalsh(to_numpy(self.moments.covariance))
-        return np.clip(values[::-1], 0.0, None)
+        return self.moments
 
     @cached_property
     def readings(self) -> list[tuple[Reading, Places]]:
@@ -111,6 +173,8 @@ class Evidence:
         tensors: Every tensor that a slot names, as arrays (NumPy, or PyTorch on any device).
         moments: Response statistics by layer; may be empty for methods that look at weights alone.
         readings: Consumers with statistics of what they read; may be empty for methods that do not look at them.
+        classes: Moments of the responses by class, by layer; empty without labels.
+        gradients: Gradient of the loss with respect to each of the tensors; empty without a loss.
     """
 
     def __init__(
@@ -119,12 +183,18 @@ class Evidence:
         tensors: Mapping[str, Array],
         moments: Mapping[str, Moments] | None = None,
         readings: Sequence[Reading] = (),
+        *,
+        classes: Mapping[str, ClassMoments] | None = None,
+        gradients: Mapping[str, Array] | None = None,
     ) -> None:
         self.structure = structure
         self.readings = tuple(readings)
-        moments = moments or {}
+        moments, classes = moments or {}, classes or {}
         self.layers = {
-            name: LayerEvidence(structure, tensors, name, moments.get(name), self.readings) for name in structure.layers
+            name: LayerEvidence(
+                structure, tensors, name, moments.get(name), self.readings, classes.get(name), gradients
+            )
+            for name in structure.layers
         }
 
 

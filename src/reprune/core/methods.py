@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from reprune.core.allocation import ALLOCATIONS, Allocation
+from reprune.core.allocation import ALLOCATIONS, Allocation, Energy
 from reprune.core.compensation import COMPENSATIONS
 from reprune.core.criteria import CRITERIA, Criterion
 from reprune.core.errors import RepruneError
@@ -58,6 +58,16 @@ class Method:
         """Whether what the consumers read must be observed, too."""
         return self.compensation is not None or self.resolve()[1].needs_readings
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the criterion looks at the classes of the calibration sequences."""
+        return self.resolve()[1].needs_labels
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the criterion looks at gradients of a loss."""
+        return self.resolve()[1].needs_loss
+
     def compensate(
         self, structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
     ) -> tuple[Fold, ...]:
@@ -70,7 +80,18 @@ class Method:
 METHODS: dict[str, Method] = {
     "reconstruct": Method(allocation="cost", criterion="reconstruction", compensation="reconstruction"),
     "iss-gm": Method(allocation="energy", criterion="geometric-median"),
+    "iss-gm-structure": Method(allocation="energy", criterion="iss-median"),
+    "iss-gm-responses": Method(allocation="energy", criterion="response-median"),
+    "iss-gm-medoid": Method(allocation="energy", criterion="medoid"),
+    "iss-gm-weiszfeld": Method(allocation="energy", criterion="weiszfeld"),
+    "iss-norm": Method(allocation="uniform", criterion="iss-norm"),
     "magnitude": Method(allocation="uniform", criterion="iss-norm"),
+    "pfa-en": Method(allocation=Energy(threshold=0.95), criterion="correlation"),
+    "pfa-kl": Method(allocation="kl", criterion="correlation"),
+    "fsdp": Method(allocation="uniform", criterion="discriminant"),
+    "class-separability": Method(allocation="uniform", criterion="class-separability"),
+    "taylor": Method(allocation="uniform", criterion="taylor"),
+    "variance": Method(allocation="uniform", criterion="variance"),
     "random": Method(allocation="uniform", criterion="random"),
 }
 _ADDED = {"+reconstruct": "reconstruction", "+mean": "mean"}

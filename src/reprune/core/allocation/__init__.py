@@ -5,12 +5,14 @@ from __future__ import annotations
 from reprune.core.allocation.base import Allocation
 from reprune.core.allocation.cost import Cost
 from reprune.core.allocation.energy import Energy
+from reprune.core.allocation.kl import KL
 from reprune.core.allocation.uniform import Uniform
 
 ALLOCATIONS: dict[str, type[Allocation]] = {
     "cost": Cost,
     "energy": Energy,
+    "kl": KL,
     "uniform": Uniform,
 }
 
-__all__ = ["ALLOCATIONS", "Allocation", "Cost", "Energy", "Uniform"]
+__all__ = ["ALLOCATIONS", "KL", "Allocation", "Cost", "Energy", "Uniform"]

@@ -20,6 +20,13 @@ class Allocation(ABC):
     """Splits a budget over layers."""
 
     needs_statistics: bool = False
+    per_cost: bool = False
+    """Whether thresholds are to be divided by what one unit of the layers saves in the budget's measure."""
+
+    @property
+    def level(self) -> float | None:
+        """Threshold at which the allocation stops by itself when no ratio is given; None when it needs one."""
+        return None
 
     @abstractmethod
     def thresholds(self, layers: Sequence[LayerEvidence], ranking: Ranking) -> NDArray[np.float64]:

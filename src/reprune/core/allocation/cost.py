@@ -19,7 +19,12 @@ from reprune.core.evidence import LayerEvidence
 
 @dataclass(frozen=True)
 class Cost(Allocation):
-    """A unit goes when the threshold reaches the cost of the dearest unit removed up to it."""
+    """A unit goes when the threshold reaches the cost of the dearest unit removed up to it.
+
+    The cost is that for each unit, parameter or MAC saved, whichever the budget counts.
+    """
+
+    per_cost = True
 
     def thresholds(self, layers: Sequence[LayerEvidence], ranking: Ranking) -> NDArray[np.float64]:
         """Costs in order of removal, made non-decreasing. See `Allocation.thresholds`."""

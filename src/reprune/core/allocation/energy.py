@@ -24,9 +24,19 @@ class Energy(Allocation):
 
     Thresholds are given as 1 − τ. Layers that lose units together share the mean of their spectra, each scaled to
     sum 1. A layer that never responds (zero covariance) has no energy to keep and goes first, down to its minimum.
+
+    Attributes:
+        threshold: τ where no ratio is given; a ratio finds its own.
     """
 
+    threshold: float | None = None
     needs_statistics = True
+
+    @property
+    def level(self) -> float | None:
+        """1 − τ, or None without a τ of its own."""
+        # A threshold that is met exactly counts as met in spite of rounding in the sum.
+        return None if self.threshold is None else 1.0 - self.threshold + 1e-12
 
     def thresholds(self, layers: Sequence[LayerEvidence], ranking: Ranking) -> NDArray[np.float64]:
         """Energy lost with each further unit. See `Allocation.thresholds`."""

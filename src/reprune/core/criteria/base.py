@@ -32,6 +32,8 @@ class Criterion(ABC):
 
     needs_statistics: bool = False
     needs_readings: bool = False
+    needs_labels: bool = False
+    needs_loss: bool = False
 
     @abstractmethod
     def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:

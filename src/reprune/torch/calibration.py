@@ -1,0 +1,217 @@
+"""One trace and one pass over the calibration batches, any number of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from reprune.core.budget import Budget
+from reprune.core.cost import Measure
+from reprune.core.decide import decide, left_out
+from reprune.core.errors import StatisticsError
+from reprune.core.evidence import Evidence
+from reprune.core.layers import Structure
+from reprune.core.methods import Method, get_method
+from reprune.core.plan import Plan
+from reprune.core.readings import Reading, readings
+from reprune.torch.apply import apply, named_tensors
+from reprune.torch.importance import output_importance
+from reprune.torch.importance import output_importance
+from reprune.torch.labelled import Labels, Loss, loss_gradients, observe_classes
+from reprune.torch.observe import observe
+from reprune.torch.result import Result
+from reprune.torch.trace import Forward, Trace, record
+from reprune.torch.unwrap import unwrap
+from reprune.torch.verify import rehearse, verify
+
+NEEDS = {"statistics": "calibration batches", "readings": "calibration batches", "labels": "labels=", "loss": "loss="}
+
+
+class Calibration:
+    """What planning needs to know of a model; made by `calibrate`.
+
+    The model must not change in between: plans are made from the weights and responses at the time of calibration.
+
+    Attributes:
+        structure: What can be pruned, what is pinned and why.
+        gathered: Which kinds of evidence there are: `statistics`, `readings`, `labels`, `loss`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Trace,
+        evidence: Evidence,
+        gathered: Iterable[str],
+        example: Any,
+        forward: Forward | None,
+        check: bool,
+    ) -> None:
+        self.structure: Structure = evidence.structure
+        self.gathered = frozenset(gathered)
+        self._model, self._found, self._evidence = model, found, evidence
+        self._example, self._forward, self._check = example, forward, check
+
+    def plan(
+        self,
+        ratio: float | None = 0.5,
+        of: Measure = "units",
+        method: str | Method = "reconstruct",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        counts: Mapping[str, float] | None = None,
+        min_units: int = 1,
+        round_to: int = 1,
+        seed: int = 0,
+    ) -> Plan:
+        """Decide which units go. See `reprune.torch.plan` for the arguments.
+
+        Raises:
+            StatisticsError: When the method needs what was not gathered.
+            BudgetError: When the budget cannot be met.
+        """
+        missing = needs(get_method(method)) - self.gathered
+        if missing:
+            given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
+            raise StatisticsError(f"method={method!r} needs what this calibration lacks: calibrate with {given}.")
+        with torch.no_grad():
+            return decide(
+                self._evidence,
+                Budget(ratio, of, min_units, round_to),
+                method,
+                exclude=left_out(self.structure, include, exclude),
+                counts=counts,
+                seed=seed,
+            )
+
+    def prune(self, ratio: float | None = 0.5, **options: Any) -> Result:
+        """Decide which units go and return a smaller model. See `plan` for the options.
+
+        Raises:
+            VerificationError: When the smaller model does not compute what the masked one does.
+        """
+        decided = self.plan(ratio, **options)
+        small = apply(self._model, decided)
+        if self._check:
+            verify(decided, self._found, self._model, small, self._example, self._forward)
+        return Result(small, decided)
+
+
+def needs(method: Method) -> set[str]:
+    """Kinds of evidence that a method looks at."""
+    return {kind for kind in NEEDS if getattr(method, f"needs_{kind}")}
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    methods: Sequence[str | Method] | None = None,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    uniform: bool = False,
+    forward: Forward | None = None,
+    verify: bool = True,
+) -> Calibration:
+    """Trace the model and observe it on calibration batches once, for a whole grid of ratios and methods.
+
+    Args:
+        model: The model; it is left as it was.
+        batches: Calibration inputs as the model takes them. Iterated once, and once more for labels and for a loss.
+        methods: Gather only what these look at; everything by default.
+        labels: Classes of a batch's sequences, for methods that look at them: a function of a batch that returns class
+            numbers (sequences) or ones and zeros (sequences × classes).
+        loss: Mean loss, for methods that look at its gradient: a function of model and batch.
+        include: Globs of layers; all others are left alone.
+        exclude: Globs of layers to leave alone.
+        uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        forward: Replaces `model(batch)`: a function of model and batch.
+        verify: Check the trace on the first batch, and every pruned model.
+
+    Example:
+        >>> calibration = calibrate(model, batches)                                # doctest: +SKIP
+        >>> plans = [calibration.plan(ratio) for ratio in (0.25, 0.5, 0.75)]       # doctest: +SKIP
+
+    Raises:
+        UnsupportedModelError: When there is no recurrent layer.
+        VerificationError: When something reads units in a way that the trace did not see.
+    """
+    model = unwrap(model)
+    wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
+    wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
+    example, passes = _passes(batches, len(wanted - {"readings"}))
+    found = record(model, example, forward, uniform=uniform)
+    exclude = left_out(found.structure(), include, exclude)
+    structure = rehearse(found, model, example, forward, exclude) if verify else found.structure()
+    arrays = _arrays(model, structure)
+    statistics, read = None, list[Reading]()
+    if "statistics" in wanted:
+        statistics = observe(model, structure, next(passes), forward, readings="readings" in wanted)
+    if statistics is not None and "readings" in wanted:
+        weights = output_importance(model, structure.consumers, example, forward)
+        read = readings(structure, arrays, statistics, statistics.readings, weights)
+    classes = None
+    if "labels" in wanted and labels is not None:
+        classes = observe_classes(model, structure, next(passes), labels, forward)
+    gradients = None
+    if "loss" in wanted and loss is not None:
+        gradients = loss_gradients(model, structure, next(passes), loss)
+    evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
+    return Calibration(model, found, evidence, wanted, example, forward, verify)
+
+
+def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
+    """The tensors that know units, in a precision that linear algebra accepts."""
+    tensors = named_tensors(model)
+    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+    return {
+        name: tensors[name].detach().to(wide.get(tensors[name].dtype, tensors[name].dtype)) for name in structure.shapes
+    }
+
+
+def _passes(batches: Iterable[Any], count: int) -> tuple[Any, Iterator[Iterable[Any]]]:
+    """The first batch, and the batches as often as they are asked for, none of them held but the first.
+
+    Raises:
+        StatisticsError: When there are none, or they can be iterated only once and are needed more often.
+    """
+    example, first = first_batch(batches)
+    if count > 1 and iter(batches) is batches:
+        raise StatisticsError(
+            f"These methods need {count} passes over batches, and a {type(batches).__name__} gives only one: give a "
+            "list or a DataLoader."
+        )
+
+    def passes() -> Iterator[Iterable[Any]]:
+        yield first
+        while True:
+            yield batches
+
+    return example, passes()
+
+
+def first_batch(batches: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and an iterator over all of them that holds no more than it.
+
+    Raises:
+        StatisticsError: When it is a tensor rather than an iterable of inputs, or empty.
+    """
+    if isinstance(batches, (torch.Tensor, Mapping)):
+        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
+    iterator = iter(batches)
+    try:
+        example = next(iterator)
+    except StopIteration:
+        raise StatisticsError("batches is empty: give at least one input, such as [x] or a DataLoader.") from None
+
+    def all_batches() -> Iterator[Any]:
+        yield example
+        yield from iterator
+
+    return example, all_batches()

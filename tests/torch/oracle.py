@@ -118,7 +118,9 @@ def _check_gradients(small: nn.Module, masked: nn.Module, found: Any, expected: 
     for name, parameter in small.named_parameters():
         gradient = wide[name].grad
         if parameter.grad is None or gradient is None:
-            assert (parameter.grad is None) == (gradient is None), name
+            # A direction that nothing reads has no gradient in the ragged form, and zeros in a fused kernel.
+            found = gradient if parameter.grad is None else parameter.grad
+            assert found is None or not found.any(), name
             continue
         for slot in slots.get(name, ()):
             stay = np.setdiff1d(np.arange(slot.size), slot.positions(removed))

@@ -79,6 +79,10 @@ class ShadowMemory:
             size, stride, labels = self._whole[key]
             if size == tensor.shape and stride == tensor.stride():
                 return labels
+            line = compact(labels)
+            features = line.numel() == line.size(-1) == tensor.size(-1) if tensor.ndim and line.ndim else False
+            if features and tensor.numel() == labels.numel() and tensor.is_contiguous() and _contiguous(size, stride):
+                return line.view(-1).expand(tensor.shape)  # Rows in another arrangement: `view(T * B, H)`.
         flat = self._written_out(key)
         return None if flat is None else flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
@@ -123,6 +127,15 @@ class ShadowMemory:
 def storage_id(tensor: torch.Tensor) -> int:
     """Identity of the memory behind a tensor."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def _contiguous(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for length, step in zip(reversed(size), reversed(stride), strict=True):
+        if length > 1 and step != expected:
+            return False
+        expected *= length
+    return True
 
 
 def _key(tensor: torch.Tensor) -> tuple[int, int]:

@@ -157,11 +157,10 @@ class Tracer:
     def axis(self, name: str, axis: int, role: Role) -> Ids:
         """Labels of the positions on one axis of a parameter, made on first use."""
         key = (name, axis % self.tensors[name].ndim)
-        size = self.tensors[name].shape[key[1]]
-        if size == 1:
-            return np.zeros(1, dtype=np.int64)  # The only position of an axis cannot be removed: it needs no name.
         if key not in self.recording.axes:
-            self.recording.axes[key] = self.recording.couplings.new(size)
+            size = self.tensors[name].shape[key[1]]
+            # The only position of an axis cannot be removed: it needs no name.
+            self.recording.axes[key] = self.recording.couplings.new(size) if size > 1 else np.zeros(1, dtype=np.int64)
         self.recording.roles.setdefault(key, set()).add(role)
         return self.recording.axes[key]
 

@@ -123,7 +123,7 @@ class _Trial:
             site = of_error(error, type(error).__name__)
             return Pin(site, f"the model's code does not run with fewer units: {text}")
         # One comparison passes both checks; what failed is only asked when it does not.
-        if not compare or not _differ(self.outputs(_noisy(self._model, plan)), outputs):
+        if not compare or not _differ(self._full_size(_noisy(self._model, plan)), outputs):
             return None
         masked = mask(self._model, plan)
         expected = self.outputs(masked)
@@ -134,6 +134,17 @@ class _Trial:
         names = [name for block in blocks for name in block]
         site = self._found.suspect(names) or Site("forward", "")
         return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+
+    def _full_size(self, model: nn.Module) -> list[torch.Tensor]:
+        try:
+            return self.outputs(model)
+        except Exception as error:
+            where = of_error(error, type(error).__name__)
+            raise VerificationError(
+                f"{type(model).__name__} does not run ({error}; {where}) after its pruned copy did: its code keeps "
+                "tensors somewhere outside the model, such as in a global variable, and both copies read them. Keep "
+                "them in an attribute of the model."
+            ) from error
 
     def _leak(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> VerificationError:
         guilty = [name for block in blocks if self._leaks(random_plan(structure, [block])) for name in block]

@@ -8,12 +8,12 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
 from reprune.report import render_table, write_report
-from reprune.torch.apply import apply, named_tensors
+from reprune.torch.apply import apply
 
 WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.html"
 
@@ -47,15 +47,19 @@ class Result:
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{WEIGHTS}.partial"
-        safetensors.torch.save_model(self.model, str(partial))
-        partial.replace(folder / WEIGHTS)
-        (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+        # Weights and plan belong together: both are complete on disk before either takes its place.
+        weights, plan = folder / f"{WEIGHTS}.partial", folder / f"{PLAN}.partial"
+        safetensors.torch.save_model(self.model, str(weights))
+        plan.write_text(self.plan.to_json(), encoding="utf-8")
+        weights.replace(folder / WEIGHTS)
+        plan.replace(folder / PLAN)
         write_report(folder / REPORT, self.plan, summary)
 
 
 def load(dense_model: nn.Module, directory: str | Path) -> nn.Module:
     """A pruned model from the files of `Result.save` and a freshly built dense one, which is left as it was.
+
+    Weights have the precision they were saved in.
 
     Raises:
         PlanError: When a file is missing or damaged, or belongs to another model.
@@ -66,28 +70,40 @@ def load(dense_model: nn.Module, directory: str | Path) -> nn.Module:
             raise PlanError(f"{folder / name} does not exist: give the directory that Result.save() wrote.")
     plan = Plan.from_json((folder / PLAN).read_bytes())
     small = apply(dense_model, plan)
-    _load_weights(small, folder / WEIGHTS)
+    load_weights(small, folder / WEIGHTS)
     return small
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    expected = named_tensors(model)
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model from a safetensors file; every tensor is checked before the first one is changed.
+
+    Raises:
+        PlanError: When the file is damaged or belongs to another model.
+    """
     try:
         found = safetensors.torch.load_file(str(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read ({error}): it is damaged, or not a safetensors file.") from error
-    for name, tensor in found.items():
-        if name in expected and tensor.shape != expected[name].shape:
-            raise PlanError(
-                f"{path}: {name!r} has shape {tuple(tensor.shape)}, the plan beside it gives "
-                f"{tuple(expected[name].shape)}: the two files do not belong together."
-            )
-    missing, unexpected = model.load_state_dict(found, strict=False)
+    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     # Tied tensors are stored once: another name of the same tensor is enough.
-    state = model.state_dict(keep_vars=True)
     held = {id(state[name]) for name in found if name in state}
-    missing = [name for name in missing if id(state[name]) not in held]
+    missing = [name for name, tensor in state.items() if id(tensor) not in held]
+    unexpected = [name for name in found if name not in state]
     if missing or unexpected:
         raise PlanError(
             f"{path} belongs to another model: missing {missing or 'none'}, not known {unexpected or 'none'}."
         )
+    for name, tensor in found.items():
+        if tensor.shape != state[name].shape:
+            raise PlanError(
+                f"{path}: {name!r} has shape {tuple(tensor.shape)}, the plan beside it gives "
+                f"{tuple(state[name].shape)}: the two files do not belong together."
+            )
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise PlanError(f"{path}: {name!r} holds {tensor.dtype}, the model {state[name].dtype}.")
+    for name, tensor in found.items():
+        # In place, so that tied modules and the lists that recurrent modules keep go on sharing it.
+        state[name].data = tensor.to(state[name].device)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()

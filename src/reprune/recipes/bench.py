@@ -139,12 +139,14 @@ def bench(
     """
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
+        prepared: dict[tuple[str, str], _Prepared] = {}
         for runtime in runtimes:
-            prepared = {name: _prepare(name, model, example, runtime, Path(folder)) for name, model in models.items()}
-            for count in threads:
-                rows += _measure(prepared, example, count, repeats)
-    unique = {(row.model, row.runtime, row.threads): row for row in rows}
-    return Comparison(tuple(unique.values()), tuple(tuple(array.shape) for array in _arrays(example)))
+            for name, model in models.items():
+                ready = _prepare(name, model, example, runtime, Path(folder))
+                prepared.setdefault((name, ready.runtime), ready)
+        for count in threads:
+            rows += _measure(prepared, count, repeats)
+    return Comparison(tuple(rows), tuple(tuple(array.shape) for array in _arrays(example)))
 
 
 @dataclass(frozen=True)
@@ -191,27 +193,27 @@ def _torch(model: nn.Module, example: Any, threads: int) -> Callable[[], Any]:
     return call
 
 
-def _measure(prepared: Mapping[str, _Prepared], example: Any, threads: int, repeats: int) -> Iterator[Row]:
+def _measure(prepared: Mapping[tuple[str, str], _Prepared], threads: int, repeats: int) -> Iterator[Row]:
     calls, peaks = {}, {}
     before = torch.get_num_threads()
-    for name, model in prepared.items():
+    for key, model in prepared.items():
         with _peak_memory() as peak:
-            calls[name] = model.load(threads)
-            calls[name]()
-        peaks[name] = peak
-    times: dict[str, list[float]] = {name: [] for name in calls}
+            calls[key] = model.load(threads)
+            calls[key]()
+        peaks[key] = peak
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for turn in range(repeats + 2):
-        for name, call in calls.items():
+        for key, call in calls.items():
             start = time.perf_counter()
             call()
             # The first turns allocate memory and choose kernels.
             if turn >= 2:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[key].append(1e3 * (time.perf_counter() - start))
     torch.set_num_threads(before)
-    for name, model in prepared.items():
-        middle = median(times[name])
-        tail = float(np.percentile(times[name], 95))
-        peak_mb = peaks[name][0] / 1e6
+    for key, model in prepared.items():
+        name, middle = key[0], median(times[key])
+        tail = float(np.percentile(times[key], 95))
+        peak_mb = peaks[key][0] / 1e6
         yield Row(name, model.runtime, threads, middle, tail, 1e3 / middle, peak_mb, model.size / 1e6, model.macs)
 
 

@@ -63,8 +63,7 @@ class Tagger(LightningModule):
         optimizer = torch.optim.Adam(groups, lr=options.learning_rate)
 
         def factor(step: int) -> float:
-            epochs = self.trainer.max_epochs or 1
-            left = 1 - self.trainer.current_epoch / epochs if self.anneal else 1.0
+            left = 1 - self.trainer.current_epoch / (self.trainer.max_epochs or 1) if self.anneal else 1.0
             return left * options.decay ** (step * options.batch_size // options.decay_examples)
 
         staircase = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -49,7 +49,7 @@ def open_file(path: Path, threads: int | None) -> OnnxRunner:
 
 
 def quantise(path: Path) -> Path:
-    """The same model with 8-bit weights in LSTM, MatMul and Gemm, by ONNX Runtime's dynamic quantisation."""
+    """The same model with 8-bit weights in LSTMs, products and embeddings, by ONNX Runtime's dynamic quantisation."""
     tool = need("onnxruntime.quantization", "onnxruntime", "int8=True")
     target = path.with_name(f"int8-{path.name}")
     # It logs advice for convolutional networks to the root logger.
@@ -60,7 +60,7 @@ def quantise(path: Path) -> Path:
             tool.quantize_dynamic(
                 str(path),
                 str(target),
-                op_types_to_quantize=["LSTM", "MatMul", "Gemm"],
+                op_types_to_quantize=["LSTM", "MatMul", "Gemm", "Gather"],
                 weight_type=tool.QuantType.QInt8,
                 per_channel=True,
             )

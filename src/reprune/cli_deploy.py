@@ -1,0 +1,142 @@
+"""The commands `reprune export` and `reprune bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reprune.core.errors import RepruneError
+
+deploy_app = typer.Typer(rich_markup_mode="markdown")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="MODULE:NAME", help="A function that builds the dense model, or the model.")
+]
+ExampleOption = Annotated[
+    str, typer.Option(metavar="MODULE:NAME", help="An input as the model takes it, or a function that returns one.")
+]
+
+
+@deploy_app.command("export")
+def export_command(
+    model: ModelOption,
+    example: ExampleOption,
+    out: Annotated[Path, typer.Option(help="The file; its suffix is the format: .onnx .tflite .pte .pt2 .mlpackage.")],
+    pruned: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder that `reprune prune` wrote for it.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights to 8 bits as well.")] = False,
+    streaming: Annotated[bool, typer.Option("--streaming", help="States as optional inputs and outputs.")] = False,
+) -> None:
+    """Write a model for a device, run the file in its own runtime and print how far it is from the model.
+
+    Example: `reprune export --model shop.models:build --pruned small --example shop.data:example --out small.onnx`
+    """
+    import reprune
+
+    network = _build(model)
+    if pruned is not None:
+        network = reprune.load(network, pruned)
+    options: dict[str, Any] = {"int8": int8, **({"streaming": True} if streaming else {})}
+    if type(network).__module__.split(".")[0] == "keras":
+        from reprune.keras.export import export as export_keras
+
+        typer.echo(str(export_keras(network, _value(example), out, **options)))
+        return
+    from reprune.torch.export import export
+
+    typer.echo(str(export(network, _value(example), out, **options)))
+
+
+@deploy_app.command("bench")
+def bench_command(
+    dense: Annotated[str, typer.Argument(metavar="MODULE:NAME|FILE", help="What to compare with.")],
+    pruned: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODULE:NAME|FILE|FOLDER …",
+            help="The others; a folder is one that `reprune prune` wrote for DENSE.",
+        ),
+    ],
+    example: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="An input, or a function that returns one.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch of random input, if there is no --example.")] = 1,
+    frames: Annotated[int, typer.Option(help="Steps of random input.")] = 300,
+    features: Annotated[int, typer.Option(help="Features of random input.")] = 1152,
+    runtime: Annotated[
+        str, typer.Option(help="torch, onnxruntime, onnxruntime-int8, litert, executorch; separated by commas.")
+    ] = "torch,onnxruntime",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    repeats: Annotated[int, typer.Option(help="Timed calls of each model.")] = 20,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them here (.png or .svg).")] = None,
+) -> None:
+    """Measure models side by side: latency, throughput, peak memory, file size, beside the MAC ratio.
+
+    Example: `reprune bench shop.models:build small --frames 300 --features 1152 --threads 1,2`
+    """
+    import torch
+
+    from reprune.recipes.bench import bench
+
+    given = _value(example) if example else torch.randn(batch, frames, features)
+    models = {"dense": _subject(dense, None)}
+    base = models["dense"]
+    models |= {name if name != "dense" else "pruned": _subject(name, base) for name in pruned}
+    found = bench(
+        models,
+        given,
+        runtimes=[name.strip() for name in runtime.split(",")],
+        threads=_numbers(threads),
+        repeats=repeats,
+    )
+    typer.echo(str(found))
+    if json is not None:
+        json.write_text(found.to_json(), encoding="utf-8")
+    if plot is not None:
+        found.plot(plot)
+
+
+def _subject(reference: str, dense: Any) -> Any:
+    """A file, the pruned form of `dense` that a folder holds, or what `module:name` builds."""
+    import reprune
+
+    path = Path(reference)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if dense is None or isinstance(dense, Path):
+            raise RepruneError(f"{reference}: a folder needs the dense model as MODULE:NAME first, to build from.")
+        return reprune.load(dense, path)
+    return _build(reference)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise RepruneError(f"--threads {text}: give positive numbers separated by commas, such as 1,2.")
+    return found
+
+
+def _build(reference: str) -> Any:
+    from reprune.cli import _find
+
+    found = _find(reference)
+    # A model can be called as well; a factory is a function or a class.
+    is_model = not isinstance(found, type) and (hasattr(found, "state_dict") or hasattr(found, "layers"))
+    return found if is_model else found()
+
+
+def _value(reference: str) -> Any:
+    from reprune.cli import _find
+
+    found = _find(reference)
+    is_value = isinstance(found, (Mapping, list, tuple)) or hasattr(found, "shape")
+    return found if is_value else found()

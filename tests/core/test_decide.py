@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
-from reprune.core.decide import decide, excluded, free_blocks
+from reprune.core.decide import decide, excluded, free_blocks, left_out
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
@@ -153,3 +153,26 @@ def test_responses_that_are_not_finite_name_the_layer():
     rows["b"][3, 2] = np.nan
     with pytest.raises(StatisticsError, match=r"^b: its responses hold NaN"):
         decide(model.evidence(rows), Budget(0.5), "iss-gm")
+
+
+def test_sizes_of_single_layers():
+    model = stack((8, 8, 8, 8), count_coupled=[["c", "d"]])
+    plan = decide(model.evidence(), Budget(0.25), "magnitude", counts={"a": 7, "[cd]": 0.25})
+    assert plan.counts() == {"a": 7, "b": 5, "c": 6, "d": 6}
+    for wrong, message in (
+        ({"z*": 3}, "matches no layer that can be pruned. Those are: a, b, c, d"),
+        ({"a": 9}, "whole number from 1 to 8"),
+        ({"a": 0}, "whole number from 1 to 8"),
+        ({"a": 1.5}, "fraction to remove"),
+        ({"c": 3, "d": 4}, "contradicts another entry for c, d"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            decide(model.evidence(), Budget(0.5), "magnitude", counts=wrong)
+
+
+def test_include_leaves_all_others_out():
+    structure = stack((4, 4, 4)).structure
+    assert left_out(structure, ["[ab]"], ["b"]) == ["b", "c"]
+    assert left_out(structure, [], []) == []
+    with pytest.raises(PlanError, match="include='x' matches no layer"):
+        left_out(structure, ["x"], [])

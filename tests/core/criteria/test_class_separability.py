@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import f_oneway
+
+from reprune.core.class_moments import ClassMoments
+from reprune.core.criteria import ClassSeparability, Discriminant
+from reprune.core.criteria.class_separability import interleave
+from reprune.core.criteria.geometric_median import distance_sums
+from reprune.core.errors import StatisticsError
+from reprune.core.evidence import Evidence
+
+from ..builders import stack
+
+
+def labelled(units=5, rows=90, classes=3):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, classes, size=rows)
+    values = rng.normal(size=(rows, units)) + labels[:, None] * np.linspace(0, 2, units)
+    moments = ClassMoments("a", units)
+    for part in np.array_split(np.arange(rows), 4):
+        moments.update(values[part], np.eye(classes)[labels[part]])
+    model = stack((units,))
+    return Evidence(model.structure, model.tensors, classes={"a": moments}).layers["a"], values, labels
+
+
+def test_scores_are_those_of_an_analysis_of_variance():
+    layer, values, labels = labelled()
+    ranking = ClassSeparability().rank([layer], np.random.default_rng(0))
+    statistic = f_oneway(*(values[labels == label] for label in range(3))).statistic
+    np.testing.assert_allclose(ranking.scores, statistic * (3 - 1) / (len(values) - 3), rtol=1e-9)
+
+
+def test_the_mixture_takes_its_share_from_each():
+    layer, *_ = labelled(units=10)
+    ranking = Discriminant(share=0.2).rank([layer], np.random.default_rng(0))
+    separability, median = np.argsort(layer.separability), np.argsort(distance_sums(layer.incoming))
+    assert set(median[:4]) <= set(ranking.order[:5].tolist())
+    assert ranking.order[4] == next(unit for unit in separability if unit not in median[:4])
+    assert sorted(ranking.order.tolist()) == list(range(10))
+    assert interleave(separability, median, 1.0).tolist() == separability.tolist()
+    assert interleave(separability, median, 0.0).tolist() == median.tolist()
+
+
+def test_without_labels_it_says_what_to_give():
+    with pytest.raises(StatisticsError, match="labels="):
+        ClassSeparability().rank([stack((3,)).evidence().layers["a"]], np.random.default_rng(0))
+    one_class = ClassMoments("a", 2)
+    one_class.update(np.zeros((4, 2)), np.ones((4, 1)))
+    with pytest.raises(StatisticsError, match="fewer than two classes"):
+        one_class.separability()
+    with pytest.raises(StatisticsError, match="3 labels for 4 responses"):
+        one_class.update(np.zeros((4, 2)), np.ones((3, 1)))

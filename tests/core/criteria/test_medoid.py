@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from reprune.core.criteria import Medoid
+from reprune.core.criteria.medoid import medoid_distances
+
+from ..builders import stack
+
+
+def test_scores_are_distances_to_the_most_central_unit():
+    points = np.random.default_rng(3).normal(size=(9, 4))
+    table = cdist(points, points)
+    np.testing.assert_allclose(medoid_distances(points), table[np.argmin(table.sum(axis=0))], rtol=1e-10, atol=1e-12)
+
+
+def test_the_medoid_goes_first():
+    layer = stack((6,)).evidence().layers["a"]
+    ranking = Medoid().rank([layer], np.random.default_rng(0))
+    assert ranking.order[0] == np.argmin(cdist(layer.incoming, layer.incoming).sum(axis=0))
+    assert ranking.scores[ranking.order[0]] == 0

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from reprune.core.criteria import Weiszfeld
+from reprune.core.criteria.weiszfeld import geometric_median_of
+
+from ..builders import stack
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_has_the_least_sum_of_distances(seed):
+    points = np.random.default_rng(seed).normal(size=(12, 3)) ** 3
+
+    def total(x):
+        return np.linalg.norm(points - x, axis=1).sum()
+
+    found = geometric_median_of(points)
+    best = minimize(total, points.mean(axis=0), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    assert total(found) <= best.fun * (1 + 1e-9)
+    np.testing.assert_allclose(found, best.x, atol=1e-5)
+
+
+def test_a_median_that_is_a_point_is_found_and_kept():
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(geometric_median_of(points), [0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(geometric_median_of(np.ones((4, 2))), [1.0, 1.0])
+
+
+def test_scores_are_distances_to_it():
+    layer = stack((6,)).evidence().layers["a"]
+    expected = np.linalg.norm(layer.incoming - geometric_median_of(layer.incoming), axis=1)
+    np.testing.assert_allclose(Weiszfeld().rank([layer], np.random.default_rng(0)).scores, expected)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow fuzz spoken-digits check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,18 @@ test: $(STAMP)  ## run the tests
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(BIN)/pytest -m slow
+
+fuzz: $(STAMP)  ## thousands of random models and plans against the oracle
+	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-5000} $(BIN)/pytest tests/torch/test_random_models.py --timeout 0
+
+REPRUNE_DATA ?= ../shared/data
+DIGITS = $(REPRUNE_DATA)/spoken_digits_yt8m
+SPOKEN = $(BIN)/reprune train youtube8m --train '$(DIGITS)/train*.tfrecord' --validate '$(DIGITS)/test00.tfrecord' \
+	--features audio:128 --classes 16 --hidden 128 --batch-size 32 --learning-rate 3e-3 --epochs 15
+spoken-digits: $(STAMP)  ## the recipe on spoken digits ($$REPRUNE_DATA), at two ratios and softly; lands in out/
+	$(SPOKEN) --ratio 0.5 --out out/digits-50 --resume
+	$(SPOKEN) --ratio 0.75 --out out/digits-75 --resume
+	$(SPOKEN) --ratio 0.5 --schedule soft:200 --out out/digits-soft --resume
 
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .

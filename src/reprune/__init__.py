@@ -41,6 +41,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "calibrate",
+    "export",
     "inspect",
     "load",
     "mask",
@@ -93,6 +94,16 @@ def inspect(model: Any, batches: Any, **options: Any) -> Any:
 def load(dense_model: Any, directory: Any) -> Any:
     """A pruned model from the files of `Result.save` and a freshly built dense one."""
     return _adapter(dense_model).load(dense_model, directory)
+
+
+def export(model: Any, example: Any, path: Any, **options: Any) -> Any:
+    """Write a model to a file of a runtime (`.onnx`, `.tflite`, `.pte`, `.pt2`), run it there and compare the outputs.
+
+    Example:
+        >>> print(reprune.export(small, example, "small.onnx"))     # doctest: +SKIP
+    """
+    adapter = importlib.import_module(f"{_adapter(model).__name__}.export")
+    return adapter.export(model, example, path, **options)
 
 
 def _adapter(model: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from reprune.cli_deploy import deploy_app
 from reprune.core.errors import RepruneError
 from reprune.core.methods import METHODS
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train, prune, fine-tune and evaluate on a known kind of data.", **_SETTINGS)
 evaluate_app = typer.Typer(help="Evaluate what a run left in its folder.", **_SETTINGS)
 app.add_typer(train_app, name="train")
+app.add_typer(deploy_app)
 app.add_typer(evaluate_app, name="evaluate")
 
 ModelOption = Annotated[

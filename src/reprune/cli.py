@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from reprune.cli_deploy import deploy_app
+from reprune.cli_references import build, value
 from reprune.core.errors import RepruneError
 from reprune.core.methods import METHODS
 
@@ -80,7 +79,7 @@ def inspect(
     """
     import reprune.torch as verbs
 
-    typer.echo(str(verbs.inspect(_model(model), _batches(example))))
+    typer.echo(str(verbs.inspect(build(model), value(example))))
 
 
 @app.command()
@@ -108,9 +107,9 @@ def prune(
     """
     from reprune.recipes.prune import prune_to
 
-    network = _model(model)
+    network = build(model)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
-    typer.echo(prune_to(out, network, _batches(batches), weights=weights, round_to=round_to, **options))
+    typer.echo(prune_to(out, network, value(batches), weights=weights, round_to=round_to, **options))
 
 
 @train_app.command("youtube8m")
@@ -195,37 +194,3 @@ def evaluate_youtube8m(
     from reprune.recipes.youtube8m import evaluate_folder, table
 
     typer.echo(table(evaluate_folder(checkpoint, tuple(data), batch_size=batch_size, accelerator=accelerator)))
-
-
-def _model(reference: str) -> Any:
-    """The model that `module:name` builds or is."""
-    found = _find(reference)
-    # A torch module can be called as well; a factory is a function or a class.
-    return found() if isinstance(found, type) or not hasattr(found, "state_dict") else found
-
-
-def _batches(reference: str) -> Any:
-    found = _find(reference)
-    return found() if callable(found) else found
-
-
-def _find(reference: str) -> Any:
-    """The object that `package.module:name` means, looked for from the current folder as well."""
-    module, _, name = reference.partition(":")
-    if not module or not name:
-        raise RepruneError(f"{reference!r} is not of the form package.module:name.")
-    # A console script has its own folder first on the path, not the user's.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise RepruneError(
-            f"{reference!r}: there is no module {error.name!r}; run reprune where it can be imported."
-        ) from None
-    try:
-        return getattr(found, name)
-    except AttributeError:
-        raise RepruneError(f"{reference!r}: module {module!r} has no {name!r}.") from None

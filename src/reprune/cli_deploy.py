@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from reprune.cli_references import build, value
 from reprune.core.errors import RepruneError
 
 deploy_app = typer.Typer(rich_markup_mode="markdown")
@@ -37,18 +37,18 @@ def export_command(
     """
     import reprune
 
-    network = _build(model)
+    network = build(model)
     if pruned is not None:
         network = reprune.load(network, pruned)
     options: dict[str, Any] = {"int8": int8, **({"streaming": True} if streaming else {})}
     if type(network).__module__.split(".")[0] == "keras":
         from reprune.keras.export import export as export_keras
 
-        typer.echo(str(export_keras(network, _value(example), out, **options)))
+        typer.echo(str(export_keras(network, value(example), out, **options)))
         return
     from reprune.torch.export import export
 
-    typer.echo(str(export(network, _value(example), out, **options)))
+    typer.echo(str(export(network, value(example), out, **options)))
 
 
 @deploy_app.command("bench")
@@ -83,7 +83,7 @@ def bench_command(
 
     from reprune.recipes.bench import bench
 
-    given = _value(example) if example else torch.randn(batch, frames, features)
+    given = value(example) if example else torch.randn(batch, frames, features)
     models = {"dense": _subject(dense, None)}
     base = models["dense"]
     models |= {name if name != "dense" else "pruned": _subject(name, base) for name in pruned}
@@ -112,7 +112,7 @@ def _subject(reference: str, dense: Any) -> Any:
         if dense is None or isinstance(dense, Path):
             raise RepruneError(f"{reference}: a folder needs the dense model as MODULE:NAME first, to build from.")
         return reprune.load(dense, path)
-    return _build(reference)
+    return build(reference)
 
 
 def _numbers(text: str) -> list[int]:
@@ -123,20 +123,3 @@ def _numbers(text: str) -> list[int]:
     if min(found) < 1:
         raise RepruneError(f"--threads {text}: give positive numbers separated by commas, such as 1,2.")
     return found
-
-
-def _build(reference: str) -> Any:
-    from reprune.cli import _find
-
-    found = _find(reference)
-    # A model can be called as well; a factory is a function or a class.
-    is_model = not isinstance(found, type) and (hasattr(found, "state_dict") or hasattr(found, "layers"))
-    return found if is_model else found()
-
-
-def _value(reference: str) -> Any:
-    from reprune.cli import _find
-
-    found = _find(reference)
-    is_value = isinstance(found, (Mapping, list, tuple)) or hasattr(found, "shape")
-    return found if is_value else found()

@@ -1,0 +1,55 @@
+"""Objects that command lines name as `package.module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from reprune.core.errors import RepruneError
+
+
+def build(reference: str) -> Any:
+    """The model that a reference names, or the one that the function it names returns.
+
+    Raises:
+        RepruneError: When there is no such module or name.
+    """
+    found = _find(reference)
+    # A model can be called as well; a factory is a function or a class.
+    is_model = not isinstance(found, type) and (hasattr(found, "state_dict") or hasattr(found, "layers"))
+    return found if is_model else found()
+
+
+def value(reference: str) -> Any:
+    """The data that a reference names, or what the function it names returns.
+
+    Raises:
+        RepruneError: When there is no such module or name.
+    """
+    found = _find(reference)
+    is_value = isinstance(found, (Mapping, list, tuple)) or hasattr(found, "shape") or not callable(found)
+    return found if is_value else found()
+
+
+def _find(reference: str) -> Any:
+    """The object that `package.module:name` means, looked for from the current folder as well."""
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise RepruneError(f"{reference!r} is not of the form package.module:name.")
+    # A console script has its own folder first on the path, not the user's.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise RepruneError(
+            f"{reference!r}: there is no module {error.name!r}; run reprune where it can be imported."
+        ) from None
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        raise RepruneError(f"{reference!r}: module {module!r} has no {name!r}.") from None

@@ -1,0 +1,158 @@
+"""Every method at every ratio on one model: the grid, kept cell by cell, with a table and a plot at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import reprune.torch as verbs
+from reprune.core.cost import CostModel, Measure
+from reprune.core.errors import RecipeError
+from reprune.core.layers import Structure
+from reprune.core.methods import get_method
+from reprune.recipes.folder import read_json, replacing
+from reprune.report.compare_plot import svg
+from reprune.report.compare_table import Cell, csv_text, json_text, markdown
+from reprune.torch.labelled import Labels, Loss
+from reprune.torch.trace import Forward
+
+Evaluate = Callable[[nn.Module], float]
+Finetune = Callable[[nn.Module, int], Any]
+
+
+def compare(
+    model: nn.Module,
+    batches: Iterable[Any],
+    evaluate: Evaluate,
+    out: Path,
+    *,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    of: Measure = "units",
+    finetune: Finetune | None = None,
+    finetune_steps: int = 0,
+    metric: str = "metric",
+    labels: Labels | None = None,
+    loss: Loss | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+    say: Callable[[str], Any] = print,
+) -> list[Cell]:
+    """Measure the dense model, and what each method leaves of it at each ratio.
+
+    Interrupted at any moment, the same call goes on with the cells that are missing: each is kept in a file of its own
+    as soon as it is measured. The model is observed once for all of them.
+
+    Args:
+        model: The trained model; it is left as it was.
+        batches: Calibration inputs.
+        evaluate: The metric of a model: one number.
+        out: Folder for the cells, `comparison.json`, `.csv`, `.md` and `.svg`.
+        methods: Names of methods.
+        ratios: Fractions to remove.
+        of: What the fractions are of.
+        finetune: Trains a model in place for a number of steps; needed with `finetune_steps`.
+        finetune_steps: Measure every pruned model again after this many steps.
+        metric: Name of the metric.
+        labels: Classes of a batch's sequences, for methods that look at them.
+        loss: Mean loss of model and batch, for methods that look at its gradient.
+        forward: Replaces `model(batch)`.
+        seed: Seed of methods that are random.
+        say: Takes a line of progress.
+
+    Returns:
+        All cells, the dense model's first.
+
+    Raises:
+        RecipeError: When the folder holds a grid with other settings, or fine-tuning is asked for without a way to.
+    """
+    for name in methods:
+        get_method(name)
+    if finetune_steps and finetune is None:
+        raise RecipeError(f"finetune_steps={finetune_steps} needs finetune=, a function of model and steps.")
+    grid = _Grid(out, {"of": of, "seed": seed, "metric": metric})
+    stages = [0, finetune_steps] if finetune_steps else [0]
+    missing = [
+        (name, ratio)
+        for name in methods
+        for ratio in ratios
+        if any(grid.read(name, ratio, steps) is None for steps in stages)
+    ]
+    dense = grid.read("dense", 0.0, 0)
+    if missing or dense is None:
+        used = sorted({name for name, _ in missing})
+        calibration = verbs.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
+        if dense is None:
+            structure = calibration.structure
+            dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, evaluate(model), 0.0))
+            say(f"dense: {dense.metric:.4g}")
+        for place, (name, ratio) in enumerate(missing, start=1):
+            started = time.perf_counter()
+            result = calibration.prune(ratio, of=of, method=name, seed=seed)
+            for steps in stages:
+                if steps and finetune is not None:
+                    started = time.perf_counter()
+                    finetune(result.model, steps)
+                took = time.perf_counter() - started
+                counts, structure = result.plan.counts(), result.plan.structure
+                cell = grid.keep(_cell(structure, counts, name, ratio, steps, evaluate(result.model), took))
+                say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
+    cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
+    found = [dense, *(cell for cell in cells if cell is not None)]
+    for suffix, text in (
+        ("json", json_text(found)),
+        ("csv", csv_text(found)),
+        ("md", markdown(found)),
+        ("svg", svg(found, metric)),
+    ):
+        _write(out / f"comparison.{suffix}", text)
+    return found
+
+
+def _cell(
+    structure: Structure, counts: dict[str, int], method: str, ratio: float, steps: int, metric: float, seconds: float
+) -> Cell:
+    cost = CostModel(structure)
+    units, parameters, macs = (cost(of, counts) for of in ("units", "parameters", "macs"))
+    return Cell(method, ratio, steps, float(metric), round(units), round(parameters), macs, round(seconds, 3))
+
+
+class _Grid:
+    """The cells on disk, one file each, complete or absent."""
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self._folder = out / "cells"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = out / "settings.json"
+        if not path.exists():
+            _write(path, json.dumps(settings) + "\n")
+        held = read_json(path)
+        if held != settings:
+            raise RecipeError(
+                f"{out} holds a comparison with {held}, this one has {settings}: give another folder, or the same "
+                "settings to go on with it."
+            )
+
+    def _path(self, method: str, ratio: float, steps: int) -> Path:
+        return self._folder / f"{method}@{ratio:g}@{steps}.json"
+
+    def read(self, method: str, ratio: float, steps: int) -> Cell | None:
+        """The cell, or None when it was not measured yet."""
+        path = self._path(method, ratio, steps)
+        return Cell(**read_json(path)) if path.exists() else None
+
+    def keep(self, cell: Cell) -> Cell:
+        """Write a cell down; returns it."""
+        _write(self._path(cell.method, cell.ratio, cell.steps), json.dumps(asdict(cell)) + "\n")
+        return cell
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

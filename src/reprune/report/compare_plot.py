@@ -1,0 +1,100 @@
+"""A comparison of methods as a plot: metric against size, one line per method, the dense model as a dotted line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from math import floor, log10
+
+from reprune.report.compare_table import Cell
+
+_WIDTH, _HEIGHT = 760, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 520, 24, 380
+_COLOURS = ("#0b6fa4", "#c1440e", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457", "#546e7a")
+_DASHES = ("", "7 3", "2 3", "10 3 2 3")
+
+
+def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
+    """The plot as a self-contained SVG image.
+
+    Args:
+        cells: Measured models, the dense one among them.
+        metric: Name of the vertical axis.
+
+    Example:
+        >>> svg([Cell("dense", 0.0, 0, 0.97, 64, 10, 9.0, 0.0)]).startswith("<svg")
+        True
+    """
+    lines: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if not cell.is_dense:
+            label = f"{cell.method}, {cell.steps} steps" if cell.steps else cell.method
+            lines.setdefault(label, []).append(cell)
+    across = _Scale([cell.parameters for cell in cells], _LEFT, _RIGHT)
+    up = _Scale([cell.metric for cell in cells], _BOTTOM, _TOP)
+    parts = [*_axes(across, up, metric)]
+    for cell in (cell for cell in cells if cell.is_dense):
+        y = up(cell.metric)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}" stroke="#444" stroke-dasharray="2 4" fill="none"/>')
+        parts.append(_text(_RIGHT + 6, y + 4, "dense"))
+    for index, (label, found) in enumerate(lines.items()):
+        colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        style = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        points = [(across(cell.parameters), up(cell.metric)) for cell in sorted(found, key=lambda c: c.parameters)]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        parts.append(f'<path d="{path}" {style} fill="none" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        row = _TOP + 20 + 18 * index
+        parts.append(f'<path d="M{_RIGHT + 60} {row}h22" {style} fill="none" stroke-width="2"/>')
+        parts.append(_text(_RIGHT + 88, row + 4, label))
+    height = max(_HEIGHT, _TOP + 40 + 18 * len(lines))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="12" role="img" aria-label="{escape(metric)} against parameters">'
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
+    )
+
+
+class _Scale:
+    """Values to places on an axis, with round numbers to mark."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        spread = (high - low) or abs(high) or 1.0
+        self._low, self._high = low - 0.05 * spread, high + 0.05 * spread
+        self._start, self._end = start, end
+        step = 10.0 ** floor(log10(spread / 4))
+        self._step = next(step * factor for factor in (1, 2, 5, 10) if spread / (step * factor) <= 6)
+
+    def __call__(self, value: float) -> float:
+        share = (value - self._low) / (self._high - self._low)
+        return self._start + share * (self._end - self._start)
+
+    def ticks(self) -> list[float]:
+        first = floor(self._low / self._step) + 1
+        last = floor(self._high / self._step)
+        return [mark * self._step for mark in range(first, last + 1)]
+
+
+def _axes(across: _Scale, up: _Scale, metric: str) -> list[str]:
+    parts = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" stroke="#444" fill="none"/>']
+    for value in across.ticks():
+        parts.append(f'<path d="M{across(value):.1f} {_BOTTOM}v5" stroke="#444"/>')
+        parts.append(_text(across(value), _BOTTOM + 20, _short(value), "middle"))
+    for value in up.ticks():
+        parts.append(f'<path d="M{_LEFT} {up(value):.1f}h-5" stroke="#444"/>')
+        parts.append(_text(_LEFT - 8, up(value) + 4, f"{value:.4g}", "end"))
+    middle = (_TOP + _BOTTOM) / 2
+    turned = f'<g transform="rotate(-90 16 {middle})">{_text(16, middle, metric, "middle")}</g>'
+    return [*parts, _text((_LEFT + _RIGHT) / 2, _BOTTOM + 44, "parameters", "middle"), turned]
+
+
+def _short(value: float) -> str:
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

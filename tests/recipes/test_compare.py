@@ -1,0 +1,120 @@
+"""The grid: what it measures, that it goes on where it was, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+
+import reprune
+from reprune.core.errors import RecipeError
+from reprune.recipes.compare import compare
+from reprune.report import compare_plot, compare_table
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+@pytest.fixture
+def setting():
+    torch.manual_seed(0)
+    model = Tagger().eval()
+    batches = [torch.randn(16, 6, 4) for _ in range(3)]
+    calls = []
+
+    def evaluate(net):
+        calls.append(net.lstm.hidden_size)
+        with torch.no_grad():
+            return -float((net(batches[0]) - model(batches[0])).square().mean())
+
+    return model, batches, evaluate, calls
+
+
+GRID = {"methods": ["reconstruct", "random"], "ratios": [0.25, 0.5]}
+
+
+def test_cells_are_what_pruning_one_by_one_gives(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+    said = []
+    cells = compare(model, batches, evaluate, tmp_path, **GRID, metric="minus error", say=said.append)
+    assert [(c.method, c.ratio, c.units) for c in cells] == [
+        ("dense", 0.0, 8),
+        ("reconstruct", 0.25, 6),
+        ("reconstruct", 0.5, 4),
+        ("random", 0.25, 6),
+        ("random", 0.5, 4),
+    ]
+    for cell in cells[1:]:
+        small = reprune.prune(model, batches, cell.ratio, method=cell.method).model
+        assert cell.metric == pytest.approx(evaluate(small), rel=1e-4)
+        # A pruned LSTM holds as many parameters as a small one, counted by PyTorch.
+        assert cell.parameters == sum(parameter.numel() for parameter in small.parameters())
+    assert said[-1].startswith("[4/4] random 50%, 0 steps")
+
+
+def test_it_goes_on_with_what_is_missing(setting, tmp_path):
+    model, batches, evaluate, calls = setting
+    stop = RuntimeError("power cut")
+
+    def say(line):
+        if line.startswith("[2/4]"):
+            raise stop
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        compare(model, batches, evaluate, tmp_path, **GRID, say=say)
+    assert calls == [8, 6, 4]
+    cells = compare(model, batches, evaluate, tmp_path, **GRID, say=lambda line: None)
+    assert calls == [8, 6, 4, 6, 4]
+    again = compare(model, iter(()), evaluate, tmp_path, **GRID, say=lambda line: None)
+    assert again == cells
+    with pytest.raises(RecipeError, match="give another folder"):
+        compare(model, batches, evaluate, tmp_path, **GRID, of="macs")
+
+
+def test_fine_tuned_models_are_measured_beside(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+
+    def finetune(net, steps):
+        with torch.no_grad():
+            net.head.bias += steps
+
+    cells = compare(
+        model, batches, evaluate, tmp_path, **GRID, finetune=finetune, finetune_steps=3, say=lambda line: None
+    )
+    assert [(c.method, c.steps) for c in cells[1:]] == [(m, s) for m in GRID["methods"] for s in (0, 3) for _ in "ab"]
+    assert cells[3].metric < cells[1].metric - 8
+    with pytest.raises(RecipeError, match="finetune="):
+        compare(model, batches, evaluate, tmp_path, **GRID, finetune_steps=3)
+
+
+def test_files(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+    cells = compare(model, batches, evaluate, tmp_path, **GRID, metric="a < b", say=lambda line: None)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
+    assert [float(row["metric"]) for row in rows] == [cell.metric for cell in cells]
+    assert [compare_table.Cell(**entry) for entry in json.loads((tmp_path / "comparison.json").read_text())] == cells
+    table = (tmp_path / "comparison.md").read_text().splitlines()
+    assert table[0] == "| method | 25% | 50% |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| dense", "| reconstruct", "| random"]
+    root = ElementTree.parse(tmp_path / "comparison.svg").getroot()
+    words = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"dense", "reconstruct", "random", "parameters", "a < b"} <= set(words)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+
+
+@pytest.mark.parametrize("module", [compare_table, compare_plot])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0

@@ -200,7 +200,7 @@ BLOCKS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(sorted(KINDS)),
         "wiring": st.sampled_from(WIRINGS),
-        "units": st.integers(2, 7),
+        "units": st.integers(6, 10),
         "layers": st.integers(1, 3),
         "bidirectional": st.booleans(),
         "bias": st.booleans(),
@@ -216,14 +216,22 @@ def batch(generator: torch.Generator, sequences: int, steps: int) -> tuple[torch
     return torch.randn(sequences, steps, 5, generator=generator, dtype=torch.float64), sizes
 
 
+RIGHT = (
+    "those of several layers",  # A layer multiplied with the two directions of another one.
+    "in step with layers of other sizes",
+    "even when they are zero",  # A norm after an activation that does not keep zeros.
+)
+
+
 def check(blocks: list[dict[str, Any]], head: str, seed: int, *, train: bool) -> None:
     torch.manual_seed(seed)
     model = prepared(RandomModel(blocks, head).double(), train=False)
     generator = torch.Generator().manual_seed(seed)
     structure = reprune.torch.inspect(model, [batch(generator, 3, 4)]).structure
+    # What a single unit is combined with cannot lose units either, and nothing but running shows it.
+    right = (*RIGHT, "does not run") if any(layer.units == 1 for layer in structure.layers.values()) else RIGHT
     for name, layer in structure.layers.items():
-        # A layer beside the two halves of another one: their units go together, but not index by index.
-        assert layer.pin is None or "those of several layers" in layer.pin.reason, f"{name}: {layer.pin}"
+        assert layer.pin is None or any(reason in layer.pin.reason for reason in right), f"{name}: {layer.pin}"
     plan = random_plans(structure, seed % 3 + 1)[-1]
     for sequences, steps in ((2, 6), (4, 4)):
         check_oracle(prepared(model, train=train), plan, batch(generator, sequences, steps))

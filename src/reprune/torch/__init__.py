@@ -16,6 +16,7 @@ from reprune.core.plan import Plan
 from reprune.report import render_structure
 from reprune.torch.apply import apply, mask
 from reprune.torch.calibration import Calibration, calibrate, first_batch
+from reprune.torch.cells import register_cell
 from reprune.torch.labelled import Labels, Loss
 from reprune.torch.observe import gather, observe
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
@@ -40,6 +41,7 @@ __all__ = [
     "observe",
     "plan",
     "prune",
+    "register_cell",
     "trace",
 ]
 

@@ -55,6 +55,7 @@ class Builder:
         groups = self._groups()
         sizes, bonds = self._sizes()
         self._pins.update(extra_pins or {})
+        count_coupled = self._equal_bonds([*(tuple(names) for names in self.recording.count_coupled), *bonds])
         slots = tuple(self._slots())
         shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
         named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
@@ -73,7 +74,7 @@ class Builder:
             slots=slots,
             shapes=shapes,
             index_coupled=groups,
-            count_coupled=tuple(dict.fromkeys([*(tuple(n) for n in self.recording.count_coupled), *bonds])),
+            count_coupled=count_coupled,
             consumers=tuple(self._consumers(shapes)),
             contractions=tuple(self._contractions()),
             steps=float(max(self.recording.steps.values(), default=1)),
@@ -142,6 +143,19 @@ class Builder:
 
     def _pin(self, name: str, site: Site, reason: str) -> None:
         self._pins.setdefault(name, Pin(site, reason))
+
+    def _equal_bonds(self, bonds: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+        """Layers that must keep equal numbers of units; those that must although they differ are pinned."""
+        kept = []
+        for bond in dict.fromkeys(bonds):
+            if len({len(self._layers[name].labels) for name in bond}) == 1:
+                kept.append(bond)
+                continue
+            for name in bond:
+                self._pin(
+                    name, self._coupled_at(name), f"must stay in step with layers of other sizes ({', '.join(bond)})"
+                )
+        return tuple(kept)
 
     def _coupled_at(self, name: str) -> Site:
         """The last place at which this layer's units were coupled with something."""

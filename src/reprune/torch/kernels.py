@@ -52,7 +52,7 @@ def trace_sequence(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
                 _connect(tracer, piece, cell, below, steps)
                 row.append(piece)
             pieces += row
-            below = [np.concatenate([piece.output.labels for piece in row])]
+            below = [np.concatenate([piece.output.emitted for piece in row])]
         _initial_states(tracer, pieces, states)
         _outputs(tracer, pieces, out, directions)
 
@@ -70,7 +70,7 @@ def trace_cell(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
         states = list(hx) if cell == "lstm" else [hx]
         _initial_states(tracer, [piece], [state.unsqueeze(0) for state in states])
         for state in out if cell == "lstm" else [out]:
-            tracer.memory.set(state, _spread(piece.layer.labels, state))
+            tracer.memory.set(state, _spread(piece.layer.emitted, state))
             tracer.states[storage_id(state)] = State([piece.layer.name], state.ndim)
 
     return rule
@@ -182,12 +182,12 @@ def _initial_states(tracer: Tracer, pieces: Sequence[_Piece], states: Sequence[t
 
 def _outputs(tracer: Tracer, pieces: Sequence[_Piece], out: Sequence[torch.Tensor], directions: int) -> None:
     output, *finals = out
-    last = np.concatenate([piece.output.labels for piece in pieces[-directions:]])
+    last = np.concatenate([piece.output.emitted for piece in pieces[-directions:]])
     tracer.memory.set(output, _spread(last, output))
     for index, state in enumerate(finals):
         layers = [piece.output if index == 0 else piece.layer for piece in pieces]
         if len({len(layer.labels) for layer in layers}) == 1:
-            stacked = torch.from_numpy(np.stack([layer.labels for layer in layers])).to(state.device)
+            stacked = torch.from_numpy(np.stack([layer.emitted for layer in layers])).to(state.device)
             tracer.memory.set(state, stacked[:, None, :].expand(state.shape))
         tracer.states[storage_id(state)] = State([layer.name for layer in layers], state.ndim)
 

@@ -16,12 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Site, Structure
 from reprune.torch.build import Builder
+from reprune.torch.cells import traced_cells
 from reprune.torch.copies import duplicate
 from reprune.torch.labels import storage_id
 from reprune.torch.location import of_function
 from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.sizes import tagged_sizes
-from reprune.torch.tracer import Tracer, run, tensors_in
+from reprune.torch.tracer import Recording, Tracer, run, tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 _STATE_NAMES = re.compile(r"hidden|state|^h_?[0nx]?$|^hx$|^hc$|carry|memory|prev")
@@ -59,10 +60,22 @@ class Trace:
         state_outputs: Positions, among the tensors that the model returns, of final states that the caller carries.
     """
 
-    def __init__(self, builder: Builder, state_outputs: frozenset[int]) -> None:
+    def __init__(self, builder: Builder, state_outputs: frozenset[int], modules: Sequence[str]) -> None:
         self._builder = builder
+        self._modules = list(modules)
         self.state_outputs = state_outputs
         self.structure = builder.structure
+
+    def tighten(self) -> bool:
+        """Keep the layers within each recurrent module equal from now on; returns whether that changes anything.
+
+        Unequal states are tuples, and code that asks a state for its size or type wants a tensor.
+        """
+        modules, self._modules = self._modules, []
+        held = self._builder.recording.count_coupled
+        before = len(held)
+        _bind_modules(modules, self._builder.recording)
+        return len(held) > before
 
     def suspect(self, layers: Sequence[str]) -> Site | None:
         """The last place at which units of these layers met a size that the trace could not see."""
@@ -85,31 +98,32 @@ def record(model: nn.Module, example: Any, forward: Forward | None = None, *, un
         stack.enter_context(torch.no_grad())
         stack.enter_context(tagged_sizes(model))
         stack.enter_context(_module_hooks(model, tracer))
+        stack.enter_context(traced_cells(model, tracer))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fastpath())
         output = run(tracer, lambda: call(model, example, forward))
     states = _outputs(model, tracer, example, output, forward)
-    _bind_modules(equal, tracer)
+    _bind_modules(equal, tracer.recording)
     builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
     if not builder.has_layers:
         raise UnsupportedModelError(
             f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
             "nn.RNN, their cells, and weights that are applied again and again to what they produced."
         )
-    return Trace(builder, frozenset(states))
+    return Trace(builder, frozenset(states), _uniform_modules(model, uniform=True))
 
 
-def _bind_modules(paths: Sequence[str], tracer: Tracer) -> None:
+def _bind_modules(paths: Sequence[str], recording: Recording) -> None:
     """Keep the layers of these modules at equal sizes."""
     for path in paths:
         for kind in (False, True):
             names = [
                 layer.name
-                for layer in tracer.recording.layers.values()
+                for layer in recording.layers.values()
                 if layer.module == path and (layer.cell == "projection") == kind
             ]
             if len(names) > 1:
-                tracer.recording.count_coupled.append(names)
+                recording.count_coupled.append(names)
 
 
 def _uniform_modules(model: nn.Module, uniform: bool) -> list[str]:

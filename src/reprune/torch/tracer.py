@@ -45,6 +45,11 @@ class RecurrentLayer:
     module: str
     labels: Ids
 
+    @property
+    def emitted(self) -> Ids:
+        """Labels of what it emits; a single unit cannot be removed, and its value travels like any other number."""
+        return self.labels if len(self.labels) > 1 else np.zeros(1, dtype=np.int64)
+
 
 class State(NamedTuple):
     """A final state that a kernel returned: its layers, and its number of axes when they are stacked."""
@@ -91,6 +96,7 @@ class Tracer:
         self.without_state: set[str] = set()
         self.inside_module = 0
         self.inside_piece = False
+        self.pauses = 0
         base = 1
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.numel() == 0:
@@ -316,6 +322,15 @@ class Tracer:
         finally:
             self.inside_piece = False
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """In this context, operations are not looked at."""
+        self.pauses += 1
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+
     def touch(self, tensor: torch.Tensor) -> None:
         """A stacked final state is used: its layers must keep equal numbers of units."""
         state = self.states.pop(storage_id(tensor), None)
@@ -343,9 +358,9 @@ def _flat_index(offsets: Ids, held: torch.Tensor) -> Ids:
 
 
 class _FunctionMode(TorchFunctionMode):
-    def __init__(self, tracer: Tracer, dispatch: _DispatchMode) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         super().__init__()
-        self._tracer, self._dispatch = tracer, dispatch
+        self._tracer = tracer
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -354,18 +369,20 @@ class _FunctionMode(TorchFunctionMode):
         from reprune.torch.rules import record_sizes
 
         kwargs = kwargs or {}
+        if self._tracer.pauses:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if self._tracer.takes_piece(name, args):
             with self._tracer.untouched():
                 return func(*args, **kwargs)
         if name in KERNELS and not isinstance(func, type(here)):
-            with self._dispatch.paused():
+            with self._tracer.paused():
                 out = func(*args, **kwargs)
                 KERNELS[name](self._tracer, args, out)
             return out
         out = func(*args, **kwargs)
         if out is not NotImplemented:
-            with self._dispatch.paused():
+            with self._tracer.paused():
                 record_sizes(self._tracer, name, args, kwargs, out)
         return out
 
@@ -374,10 +391,6 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
-        self._depth = 0
-
-    def paused(self) -> _Pause:
-        return _Pause(self)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -386,21 +399,10 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if self._depth == 0:
+        if self._tracer.pauses == 0:
             with torch._C.DisableTorchFunction():
                 apply_rule(self._tracer, func, args, kwargs, out)
         return out
-
-
-class _Pause:
-    def __init__(self, mode: _DispatchMode) -> None:
-        self._mode = mode
-
-    def __enter__(self) -> None:
-        self._mode._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._mode._depth -= 1
 
 
 def tensors_in(value: Any) -> Iterable[torch.Tensor]:
@@ -420,6 +422,5 @@ def tensors_in(value: Any) -> Iterable[torch.Tensor]:
 
 def run(tracer: Tracer, call: Callable[[], Any]) -> Any:
     """Run `call` under the tracer's modes."""
-    dispatch = _DispatchMode(tracer)
-    with dispatch, _FunctionMode(tracer, dispatch):
+    with _DispatchMode(tracer), _FunctionMode(tracer):
         return call()

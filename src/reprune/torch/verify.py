@@ -42,6 +42,10 @@ def rehearse(
     trial = _Trial(found, model, example, forward)
     if trial.problem(structure, _blocks(structure)) is None:
         return structure
+    if found.tighten():
+        structure = found.structure(pins)
+        if trial.problem(structure, _blocks(structure)) is None:
+            return structure
     for block in _blocks(structure):
         pin = trial.problem(structure, [block])
         if pin is not None:
@@ -133,6 +137,10 @@ class _Trial:
             raise self._leak(structure, blocks)
         names = [name for block in blocks for name in block]
         site = self._found.suspect(names) or Site("forward", "")
+        if any(structure.layers[name].direct for name in names):
+            return Pin(
+                site, "its units are summed or multiplied without a weight and count there even when they are zero"
+            )
         return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
 
     def _full_size(self, model: nn.Module) -> list[torch.Tensor]:
@@ -162,12 +170,17 @@ class _Trial:
 def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
     """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
     rng = np.random.default_rng(seed)
+    taken: dict[int, set[int]] = {}
     kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
     for block in blocks:
         units = structure.layers[block[0]].units
         if units < 2:
             continue
-        count = int(np.clip(round(units * rng.uniform(0.35, 0.65)), 1, units - 1))
+        wanted = units * rng.uniform(0.35, 0.65)
+        # Equal numbers by chance would hide code that only works with those.
+        free = set(range(1, units)) - taken.setdefault(units, set()) or set(range(1, units))
+        count = min(free, key=lambda number: abs(number - wanted))
+        taken[units].add(count)
         for group in structure.index_coupled:
             if group[0] in block:
                 stay = sorted(rng.choice(units, size=count, replace=False).tolist())

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import keras
-import numpy as np
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
-from reprune.core.decide import decide
-from reprune.core.errors import StatisticsError, UnsupportedModelError
-from reprune.core.evidence import Evidence
+from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Structure
-from reprune.core.methods import Method, get_method
+from reprune.core.methods import Method
 from reprune.core.plan import Plan
-from reprune.core.readings import readings
 from reprune.keras.apply import apply, mask
-from reprune.keras.graph import ModelGraph, array, check_keras
+from reprune.keras.calibration import Calibration, calibrate, first_batch
+from reprune.keras.graph import check_keras
 from reprune.keras.observe import observe
 from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.result import Result, load
-from reprune.keras.trace import Forward, Trace, record, trace
+from reprune.keras.trace import Forward, record, trace
 from reprune.keras.training import PruningCallback
-from reprune.keras.verify import rehearse, verify
+from reprune.keras.verify import rehearse
 from reprune.report import render_structure
 
 __all__ = [
+    "Calibration",
     "Inspection",
     "PruningCallback",
     "RaggedBidirectional",
     "Result",
     "apply",
+    "calibrate",
     "inspect",
     "load",
     "mask",
@@ -89,7 +86,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     check_keras(model)
-    example, _ = _first(batches)
+    example, _ = first_batch(batches)
     found = record(model, example, forward)
     info = Inspection(rehearse(found, model) if verify else found.structure())
     if strict and info.pinned:
@@ -101,11 +98,13 @@ def inspect(
 def plan(
     model: Any,
     batches: Iterable[Any],
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: Measure = "units",
-    method: str | Method = "iss-gm",
+    method: str | Method = "reconstruct",
     *,
+    include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
@@ -119,10 +118,13 @@ def plan(
         model: The model; it is left as it was.
         batches: Calibration inputs: each what the model takes as its one argument, a list or dict for several inputs.
             Iterated once, one batch at a time. Leave labels out, or drop them with `forward`.
-        ratio: Fraction to remove.
+        ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
         of: What the fraction is of: `units`, `parameters` or `macs`.
-        method: A preset's name (`core.methods.METHODS`) or a `Method`.
+        method: A preset's name (`core.methods.METHODS`) or a `Method`; not those that look at labels or a loss.
+        include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
+        counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
+            budget is met with the other layers.
         min_units: Units that every layer keeps at least.
         round_to: Make the units kept a multiple of this.
         uniform: Keep equal sizes in both directions of every `Bidirectional`, so that it stays plain.
@@ -135,18 +137,31 @@ def plan(
         BudgetError: When the budget cannot be met.
         VerificationError: When something reads units in a way that the trace did not see.
     """
-    budget = Budget(ratio, of, min_units, round_to)
-    return _plan(model, batches, budget, method, exclude, uniform, forward, verify, seed)[0]
+    # A budget that is out of range is told before the model is run.
+    Budget(ratio, of, min_units, round_to)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.plan(ratio, of, method, counts=counts, min_units=min_units, round_to=round_to, seed=seed)
 
 
 def prune(
     model: Any,
     batches: Iterable[Any],
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: Measure = "units",
-    method: str | Method = "iss-gm",
+    method: str | Method = "reconstruct",
     *,
+    include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
@@ -160,60 +175,18 @@ def prune(
         >>> result = prune(model, batches, ratio=0.5)      # doctest: +SKIP
         >>> result.model(x)                                # doctest: +SKIP
     """
-    budget = Budget(ratio, of, min_units, round_to)
-    decided, found = _plan(model, batches, budget, method, exclude, uniform, forward, verify, seed)
-    small = apply(model, decided)
-    if verify:
-        _verify(decided, found, model, small)
-    return Result(small, decided)
-
-
-_verify = verify
-
-
-def _plan(
-    model: Any,
-    batches: Iterable[Any],
-    budget: Budget,
-    method: str | Method,
-    exclude: Sequence[str],
-    uniform: bool,
-    forward: Forward | None,
-    verify: bool,
-    seed: int,
-) -> tuple[Plan, Trace]:
-    check_keras(model)
-    method_ = get_method(method)
-    example, batches = _first(batches)
-    found = record(model, example, forward, uniform=uniform)
-    structure = rehearse(found, model, exclude) if verify else found.structure()
-    arrays = _arrays(found.graph)
-    evidence = Evidence(structure, arrays)
-    if method_.needs_statistics:
-        statistics = observe(model, structure, batches, forward, readings=method_.needs_readings)
-        read = readings(structure, arrays, statistics, statistics.readings) if method_.needs_readings else ()
-        evidence = Evidence(structure, arrays, statistics, read)
-    return decide(evidence, budget, method, exclude=exclude, seed=seed), found
-
-
-def _arrays(graph: ModelGraph) -> dict[str, Any]:
-    """The weights, in a precision that linear algebra accepts."""
-    arrays = {name: array(weight) for name, weight in graph.weights().items()}
-    return {name: a.astype("float32") if a.dtype.itemsize < 4 else a for name, a in arrays.items()}
-
-
-def _first(batches: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and an iterator over all of them that holds no more than it."""
-    if isinstance(batches, Mapping) or keras.ops.is_tensor(batches) or isinstance(batches, np.ndarray):
-        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
-    iterator = iter(batches)
-    try:
-        example = next(iterator)
-    except StopIteration:
-        raise StatisticsError("batches is empty: give at least one input, such as [x] or a tf.data.Dataset.") from None
-
-    def all_batches() -> Iterator[Any]:
-        yield example
-        yield from iterator
-
-    return example, all_batches()
+    # A budget that is out of range is told before the model is run.
+    Budget(ratio, of, min_units, round_to)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.prune(
+        ratio, of=of, method=method, counts=counts, min_units=min_units, round_to=round_to, seed=seed
+    )

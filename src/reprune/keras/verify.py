@@ -33,8 +33,7 @@ def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure
         VerificationError: When something reads units that the trace did not see.
     """
     structure = found.structure()
-    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
-    pins = {**{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}, **held}
+    pins = held(structure, exclude)
     structure = found.structure(pins)
     trial = _Trial(found, model)
     blocks = _blocks(structure)
@@ -50,6 +49,12 @@ def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure
     if joint is not None:
         pins.update({name: joint for block in _blocks(structure) for name in block})
     return found.structure(pins)
+
+
+def held(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
+    """The layers that must stay: those that are pinned, and those that match one of the globs."""
+    pins = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    return {**pins, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
 
 
 def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:

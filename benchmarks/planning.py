@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import nn
 
-import reprune
+import reprune.torch as verbs
 from reprune.core.errors import CalibrationWarning
 
 
@@ -47,11 +47,11 @@ def main() -> None:
     with warnings.catch_warnings():
         # Random inputs of a few batches do for the time; the plans are of no use.
         warnings.simplefilter("ignore", CalibrationWarning)
-        structure = reprune.torch.trace(model, batches[0][:, :1])
+        structure = verbs.trace(model, batches[0][:, :1])
         started = time.perf_counter()
-        reprune.torch.observe(model, structure, batches, readings=True)
+        verbs.observe(model, structure, batches, readings=True)
         observed = time.perf_counter() - started
-        calibration = reprune.calibrate(model, batches, methods=methods, verify=False)
+        calibration = verbs.calibrate(model, batches, methods=methods, verify=False)
     print(f"forward passes {forward:.2f} s, observed {observed:.2f} s: {observed / forward:.2f} times")
     for method in methods:
         wall, processor = time.perf_counter(), time.process_time()

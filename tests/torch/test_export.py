@@ -206,14 +206,21 @@ def test_pt2_needs_neither_the_class_nor_the_dense_model(tmp_path: Path) -> None
 
 
 def test_executorch_runs_what_was_written(tmp_path: Path) -> None:
-    pytest.importorskip("executorch.exir", reason="executorch is not installed")
+    pytest.importorskip("executorch", reason="executorch is not installed")
     report = export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.pte")
     assert report.difference < 1e-5
 
 
+def test_coreml_package_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    report = export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.mlpackage")
+    assert "not compared" in str(report)
+    assert list((tmp_path / "model.mlpackage").rglob("*.mlmodel"))
+
+
 def test_a_missing_converter_is_named(tmp_path: Path) -> None:
     try:
-        import executorch.exir  # noqa: F401
+        import executorch  # noqa: F401
     except ImportError:
         with pytest.raises(ExportError, match="pip install executorch"):
             export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.pte")

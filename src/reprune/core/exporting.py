@@ -75,7 +75,8 @@ class ExportReport:
         return max((comparison.difference for comparison in self.quantised), default=float("nan"))
 
     def __str__(self) -> str:
-        lines = [f"{self.path} ({self.path.stat().st_size / 1e6:.2f} MB)"]
+        files = [self.path] if self.path.is_file() else [file for file in self.path.rglob("*") if file.is_file()]
+        lines = [f"{self.path} ({sum(file.stat().st_size for file in files) / 1e6:.2f} MB)"]
         for label, ports in (("in ", self.inputs), ("out", self.outputs)):
             lines += [f"  {label} {name} [{', '.join(map(str, axes))}]" for name, axes in ports.items()]
         for kind, comparisons in (("", self.comparisons), (" with 8-bit weights", self.quantised)):

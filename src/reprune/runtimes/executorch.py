@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ class ExecuTorchRunner:
 
     def __init__(self, path: Path) -> None:
         self._torch = need("torch", "torch", "Running .pte files")
-        runtime = need("executorch.runtime", "executorch", "Running .pte files")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The binding announces that it is experimental.
+            runtime = need("executorch.runtime", "executorch", "Running .pte files")
+            need("executorch.extension.pybindings.portable_lib", "executorch", "Running .pte files")
         try:
             # The program is memory-mapped: it must live as long as its method.
             self._program = runtime.Runtime.get().load_program(path)

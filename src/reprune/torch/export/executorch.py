@@ -26,8 +26,10 @@ def export_executorch(
     """
     if int8 or streaming:
         raise ExportError(".pte files take neither int8=True nor streaming=True; .onnx files take both.")
-    exir = need("executorch.exir", "executorch", "Exporting to .pte")
-    xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", "Exporting to .pte")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Its dependencies announce changes of their own.
+        exir = need("executorch.exir", "executorch", "Exporting to .pte")
+        xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", "Exporting to .pte")
     inputs = Example.of(model, example)
     captured = capture(model, inputs, dynamic=False)
     with quiet(), warnings.catch_warnings():

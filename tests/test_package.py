@@ -33,5 +33,5 @@ def test_public_names_exist_and_are_documented():
 
 @pytest.mark.parametrize("verb", ["prune", "plan", "inspect"])
 def test_verbs_refuse_what_is_no_model(verb):
-    with pytest.raises(reprune.UnsupportedModelError, match="neither a torch.nn.Module nor a keras.Model"):
+    with pytest.raises(reprune.UnsupportedModelError, match="is neither a torch"):
         getattr(reprune, verb)(object(), [])

@@ -81,6 +81,7 @@ class Pruner:
         self.structure = trace(model, example, forward)
         self.steps = 0
         self.plan: Plan | None = None
+        self._ratio = ratio
         self._budget = Budget(ratio, of, min_units, round_to)
         self._method = method
         self._exclude = tuple(exclude)
@@ -128,7 +129,7 @@ class Pruner:
         """Go on where `state_dict` was taken."""
         self.steps = int(state["steps"])
         if state["kept"] is not None:
-            self.plan = Plan(self.structure, state["kept"], str(self._method), self._budget.ratio, self._budget.of)
+            self.plan = Plan(self.structure, state["kept"], str(self._method), self._ratio, self._budget.of)
         for name, moments in state["moments"].items():
             self._moments[name].restore(moments)
 

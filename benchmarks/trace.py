@@ -1,6 +1,6 @@
 """Time of tracing, rehearsal, planning and surgery for a language model of 60 million parameters.
 
-    python benchmarks/trace.py [--tied] [--batch 20] [--steps 35] [--profile]
+python benchmarks/trace.py [--tied] [--batch 20] [--steps 35] [--profile]
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from oracle import check_oracle, prepared, random_plans
+from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch
@@ -81,5 +81,5 @@ def test_declared_is_exact() -> None:
 def test_wrong_declaration_names_the_cell(wrong: dict[str, dict[str, int]]) -> None:
     right = {"own": {"w": 0, "u": 0, "b": 0}, "reads": {"u": 1}}
     register_cell(FusedCell, units="hidden", **{**right, **wrong})
-    with pytest.raises(UnsupportedModelError, match="one.*declared"):
+    with pytest.raises(UnsupportedModelError, match=r"one.*declared"):
         reprune.torch.inspect(Tagger(), [torch.randn(2, 4, 5)])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import check_oracle, prepared, random_plans
+from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch

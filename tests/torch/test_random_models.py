@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import check_oracle, prepared, random_plans
+from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -245,3 +245,31 @@ def check(blocks: list[dict[str, Any]], head: str, seed: int, *, train: bool) ->
 @given(st.lists(BLOCKS, min_size=1, max_size=3), st.sampled_from(HEADS), st.integers(0, 10**6), st.booleans())
 def test_random_models(blocks: list[dict[str, Any]], head: str, seed: int, train: bool) -> None:
     check(blocks, head, seed, train=train)
+
+
+def piece(kind: str, wiring: str, units: int, layers: int = 1, **options: bool) -> dict[str, Any]:
+    plain = {"bidirectional": False, "bias": True, "batch_first": True, "packed": False}
+    return {"kind": kind, "wiring": wiring, "units": units, "layers": layers, **plain, **options}
+
+
+def test_product_with_padding_keeps_one_name_over_time() -> None:
+    """A packed layer's padding has no units; multiplied with another layer they must not seem to vary over time."""
+    check([piece("projected", "multiply", 8, packed=True)], "pooling", 10436, train=False)
+
+
+def test_projection_to_one_component() -> None:
+    check([piece("projected", "residual", 2, 3)], "both_ends", 110, train=False)
+    check([piece("projected", "halves", 2, bidirectional=True), piece("rnn", "shared", 4)], "pooling", 170, train=True)
+
+
+def test_type_of_a_state_decides() -> None:
+    """Code that asks whether a state is a tuple keeps the layers of a GRU equal instead of pinning them."""
+    check([piece("gru", "chain", 6, 3), piece("rnn", "written", 6, 2)], "state", 159, train=False)
+
+
+def test_layer_beside_the_halves_of_another_is_pinned() -> None:
+    check([piece("rnn", "multiply", 6, bidirectional=True)], "steps", 79, train=False)
+
+
+def test_unread_direction_has_no_gradient() -> None:
+    check([piece("projected", "gate", 7, 2, bidirectional=True)], "state", 4, train=True)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import check_oracle, prepared, random_plans
+from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch

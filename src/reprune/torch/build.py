@@ -116,6 +116,7 @@ class Builder:
                 module = name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
                 address = next(f"{module}:l{k}" for k in range(len(found) + 1) if f"{module}:l{k}" not in found)
                 found[address] = RecurrentLayer(address, "custom", module, labels[state])
+                self.recording.steps.setdefault(address, self.recording.rows.get(name, 1))
                 known |= set(read[state].tolist())
         return found
 

@@ -39,8 +39,9 @@ def register_cell(
 ) -> None:
     """Declare a class of modules as a recurrent cell, so that its code need not be followed.
 
-    Cells made of PyTorch's operations are found without this. Declare those whose code leaves PyTorch: what they compute
-    for one unit must depend on this unit's entries of the tensors in `own`, and on other units only through `reads`.
+    Cells made of PyTorch's operations are found without this. Declare those whose code leaves PyTorch. What they
+    compute for one unit must depend on this unit's entries of the tensors in `own`, and on other units only through
+    `reads`.
 
     The module is called as `module(x, *state)`. Whatever it returns that ends in an axis of `units` holds its units, in
     the same order; so does whatever it is given beside `x` with such an axis.
@@ -86,7 +87,7 @@ def _traced(module: nn.Module, path: str, cell: DeclaredCell, tracer: Tracer) ->
             _label(module, path, cell, tracer, list(tensors_in((args, kwargs))), list(tensors_in(out)))
         return out
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

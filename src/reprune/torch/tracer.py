@@ -67,6 +67,7 @@ class Recording:
     axes: dict[Axis, Ids] = field(default_factory=dict)
     roles: dict[Axis, set[Role]] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     biases: dict[Axis, str | None] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
@@ -258,7 +259,9 @@ class Tracer:
         differ = (wide_first != wide_second) & (wide_first != NONE) & (wide_second != NONE)
         if bool(differ.any()):
             pairs = torch.stack([wide_first[differ], wide_second[differ]], 1)
-            self._couple_pairs(np.unique(pairs.cpu().numpy(), axis=0))
+            distinct = np.unique(pairs.cpu().numpy(), axis=0)
+            self._couple_pairs(distinct)
+            wide_second = _renamed(wide_second, distinct[:, ::-1])
         prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
         return torch.where(prefer_second, wide_second, wide_first).expand(shape)
 
@@ -336,6 +339,23 @@ class Tracer:
         state = self.states.pop(storage_id(tensor), None)
         if state is not None and len(state.layers) > 1:
             self.recording.count_coupled.append(state.layers)
+
+
+def _renamed(labels: torch.Tensor, pairs: Ids) -> torch.Tensor:
+    """Labels with the first of each pair replaced by the second one.
+
+    Where one of two coupled operands has no units (padding), the other one's show; both must show under one name, or
+    the units would seem to vary over time.
+    """
+    old, where = np.unique(pairs[:, 0], return_index=True)
+    new = pairs[where, 1]
+    units = (old > NONE) & (old < TAG) & (new < TAG)
+    old, new = old[units], new[units]
+    if not len(old):
+        return labels
+    values = labels.cpu().numpy()
+    places = np.minimum(np.searchsorted(old, values), len(old) - 1)
+    return torch.from_numpy(np.where(old[places] == values, new[places], values)).to(labels.device)
 
 
 def _span(tensor: torch.Tensor) -> int:

@@ -101,6 +101,8 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
     for axis in side.axes:
         tracer.recording.biases.setdefault(axis, name)
         tracer.recording.uses[axis[0]] = tracer.recording.uses.get(axis[0], 0) + 1
+        rows = op.out.numel() // max(op.out.shape[free], 1)
+        tracer.recording.rows[axis[0]] = tracer.recording.rows.get(axis[0], 0) + rows
     if not produced:
         return None
     own = produced[0][1].copy()
@@ -118,7 +120,9 @@ def _record_product(op: Op, left: _Side, right: _Side, result: Labels) -> None:
     def line(found: list[Ids] | Ids, size: int) -> Ids:
         return found[0] if len(found) else np.zeros(size, dtype=np.int64)
 
-    along = line([*left.contracted, *right.contracted], inner)
+    # The weight's own line first: an activation of zeros knows its size only.
+    sides = (left, right) if left.weight else (right, left)
+    along = line([*sides[0].contracted, *sides[1].contracted], inner)
     out_rows = out_columns = np.zeros((0, 0), dtype=np.int64)
     if result is not None and varies(result, -1):
         out_columns = lines(result, -1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,6 @@ import pytest
 # Before TensorFlow is imported: it logs to stderr from C++.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-# The suites that adapters share lie beside this folder.
-sys.path.append(str(Path(__file__).parents[1]))
 
 collect_ignore_glob: list[str] = []
 try:

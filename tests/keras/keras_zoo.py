@@ -8,6 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+import reprune.keras
+from reprune.core.plan import Plan
+
 L = keras.layers
 K = keras.ops
 T, F = 5, 3
@@ -173,6 +176,22 @@ def stacked(x: Any) -> Any:
     return L.Dense(2)(K.stack([L.LSTM(6)(x), L.GRU(6)(x)], axis=1))
 
 
+def uneven(x: Any) -> Any:
+    layer = reprune.keras.RaggedBidirectional(
+        L.GRU(5, return_sequences=True, return_state=True),
+        backward_layer=L.GRU(3, return_sequences=True, return_state=True, go_backwards=True),
+    )
+    h, forward, backward = layer(x)
+    return L.Dense(2)(L.Concatenate()([L.LSTM(4)(h), forward, backward]))
+
+
+def pruned_again() -> Any:
+    model = functional(uneven)
+    structure = reprune.keras.trace(model, inputs_for(model))
+    kept = {name: list(range(layer.units - 1)) for name, layer in structure.layers.items()}
+    return reprune.keras.apply(model, Plan(structure, kept))
+
+
 class Attentive(keras.layers.Layer):
     """A custom layer made of layers, without weights of its own."""
 
@@ -206,21 +225,18 @@ class CellLoop(keras.Model):
     def __init__(self) -> None:
         super().__init__(name="loop")
         self.cell = L.LSTMCell(6)
+        self.start = L.Dense(6)
         self.head = L.Dense(2)
 
     def call(self, x: Any) -> Any:
-        state = [self.start(x), self.start(x)]
+        state = [self.start(x[:, 0]), self.start(x[:, -1])]
         out = x[:, 0]
         for step in range(T):
             out, state = self.cell(x[:, step], state)
         return self.head(out)
 
-    def start(self, x: Any) -> Any:
-        return K.zeros_like(x[:, 0, :1]) * K.ones((1, 6))
 
-
-def subclassed() -> Any:
-    model = Subclassed()
+def called(model: Any) -> Any:
     model(np.zeros((2, T, F), dtype="float32"))
     return randomise(model)
 
@@ -305,5 +321,18 @@ EXACT: dict[str, Callable[[], Any]] = {
     ),
     "unit-norm": lambda: sequential(lstm(6), L.UnitNormalization(), L.Dense(2)),
     "custom-layer": lambda: functional(lambda x: L.Dense(2)(Attentive(6)(x))),
-    "subclassed": subclassed,
+    "subclassed": lambda: called(Subclassed()),
+    "cell-loop": lambda: called(CellLoop()),
+    "both-own-backward": lambda: sequential(both(5, backward=5), both(3, 3, L.GRU, sequences=False), L.Dense(2)),
+    "both-uneven": lambda: functional(uneven),
+    "model-distributed": lambda: sequential(
+        L.TimeDistributed(keras.Sequential([keras.Input((T, F)), L.GRU(4), L.Dense(3)])),
+        L.LSTM(4),
+        L.Dense(2),
+        shape=(3, T, F),
+    ),
+    "tokens-pooled": lambda: sequential(
+        L.Embedding(7, 4, mask_zero=True), both(4), L.GlobalAveragePooling1D(), L.Dense(2), shape=(None,), dtype="int32"
+    ),
+    "pruned-again": pruned_again,
 }

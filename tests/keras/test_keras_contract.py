@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras_zoo as zoo
+from . import keras_zoo as zoo
 import numpy as np
-from contract.suite import Contract
-from keras_helpers import outputs
+from tests.contract.suite import Contract
+from .keras_helpers import outputs
 
 from reprune.keras.graph import array
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import keras_zoo as zoo
+from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from keras_helpers import outputs, some_plan
+from .keras_helpers import outputs, some_plan
 
 import reprune.keras
 from reprune.core.errors import StatisticsError

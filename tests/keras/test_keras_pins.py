@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import keras_zoo as zoo
+from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from keras_helpers import RELATIVE, error, outputs, some_plan
+from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 import reprune.keras
 from reprune.core.errors import PlanError, UnsupportedModelError

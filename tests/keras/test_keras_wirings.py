@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import keras_zoo as zoo
+from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from keras_helpers import RELATIVE, error, outputs, parameters, some_plan, weights_of
+from .keras_helpers import RELATIVE, error, outputs, parameters, some_plan, weights_of
 
 import reprune.keras
 from reprune.core.cost import CostModel

@@ -16,7 +16,16 @@ from typer.testing import CliRunner
 from reprune.cli import app
 from reprune.recipes.shards import CLASSES, write_shards
 
-COMMANDS = [["demo"], ["inspect"], ["prune"], ["train", "youtube8m"], ["evaluate", "youtube8m"]]
+COMMANDS = [
+    ["demo"],
+    ["inspect"],
+    ["prune"],
+    ["compare"],
+    ["export"],
+    ["bench"],
+    ["train", "youtube8m"],
+    ["evaluate", "youtube8m"],
+]
 MODULE = """
 import torch
 from torch import nn
@@ -38,6 +47,9 @@ def batches():
 
 built = Net()
 listed = batches()
+
+def score(model):
+    return float(model(listed[0]).sum())
 """
 runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 
@@ -172,3 +184,17 @@ def test_wrong_features(tmp_path: Path) -> None:
     arguments = ["--train", "x", "--validate", "x", "--out", str(tmp_path), "--features", "rgb"]
     result = runner.invoke(app, ["train", "youtube8m", *arguments])
     assert (result.exit_code, "is not NAME:SIZE" in result.stderr) == (1, True)
+
+
+def test_compare_prints_the_grid_it_measured(shop: str, tmp_path: Path) -> None:
+    names = ["--model", f"{shop}:built", "--data", f"{shop}:batches", "--evaluate", f"{shop}:score"]
+    grid = ["--methods", "magnitude,random", "--ratios", "0.25,0.5", "--out", "grid"]
+    result = runner.invoke(app, ["compare", *names, *grid])
+    assert result.exit_code == 0, result.output
+    cells = json.loads((tmp_path / "grid" / "comparison.json").read_text())
+    assert len(list((tmp_path / "grid" / "cells").iterdir())) == 5
+    assert result.output.count("| magnitude |") == result.output.count("| random |") == 1
+    assert cells
+    wrong = runner.invoke(app, ["compare", *names, "--ratios", "half", "--out", "other"])
+    assert wrong.exit_code == 1
+    assert "give numbers separated by commas" in wrong.output

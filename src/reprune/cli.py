@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from reprune.cli_deploy import deploy_app
-from reprune.cli_references import build, value
+from reprune.cli_references import build, find, value
+from reprune.core.cost import Measure
 from reprune.core.errors import RepruneError
 from reprune.core.methods import METHODS
 
@@ -110,6 +111,53 @@ def prune(
     network = build(model)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
     typer.echo(prune_to(out, network, value(batches), weights=weights, round_to=round_to, **options))
+
+
+@app.command()
+def compare(
+    model: ModelOption,
+    data: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns some.")
+    ],
+    evaluate: Annotated[str, typer.Option(metavar="MODULE:NAME", help="A function of a model that returns a number.")],
+    out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
+    ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
+    of: Of = "units",
+    finetune: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a model and a number of steps.")
+    ] = None,
+    finetune_steps: Annotated[int, typer.Option(help="Steps of it for every pruned model.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Measure methods over a grid of ratios; the same command goes on where it was interrupted.
+
+    Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
+    """
+    from reprune.recipes.compare import compare as run_compare
+    from reprune.report.compare_table import markdown
+
+    cells = run_compare(
+        build(model),
+        value(data),
+        find(evaluate),
+        out,
+        methods=[name.strip() for name in methods.split(",")],
+        ratios=_fractions(ratios),
+        of=cast(Measure, of),
+        seed=seed,
+        finetune=find(finetune) if finetune else None,
+        finetune_steps=finetune_steps,
+        say=typer.echo,
+    )
+    typer.echo(markdown(cells))
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RepruneError(f"--ratios {text}: give numbers separated by commas, such as 0.25,0.5.") from None
 
 
 @train_app.command("youtube8m")

@@ -16,7 +16,7 @@ def build(reference: str) -> Any:
     Raises:
         RepruneError: When there is no such module or name.
     """
-    found = _find(reference)
+    found = find(reference)
     # A model can be called as well; a factory is a function or a class.
     is_model = not isinstance(found, type) and (hasattr(found, "state_dict") or hasattr(found, "layers"))
     return found if is_model else found()
@@ -28,13 +28,17 @@ def value(reference: str) -> Any:
     Raises:
         RepruneError: When there is no such module or name.
     """
-    found = _find(reference)
+    found = find(reference)
     is_value = isinstance(found, (Mapping, list, tuple)) or hasattr(found, "shape") or not callable(found)
     return found if is_value else found()
 
 
-def _find(reference: str) -> Any:
-    """The object that `package.module:name` means, looked for from the current folder as well."""
+def find(reference: str) -> Any:
+    """The object that `package.module:name` means, looked for from the current folder as well.
+
+    Raises:
+        RepruneError: When there is no such module or name.
+    """
     module, _, name = reference.partition(":")
     if not module or not name:
         raise RepruneError(f"{reference!r} is not of the form package.module:name.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import keras_zoo as zoo
 import numpy as np
-from tests.contract.suite import Contract
-from .keras_helpers import outputs
 
 from reprune.keras.graph import array
+from tests.contract.suite import Contract
+
+from . import keras_zoo as zoo
+from .keras_helpers import outputs
 
 
 class TestKeras(Contract):

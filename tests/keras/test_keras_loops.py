@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from .keras_helpers import outputs, some_plan
 
 import reprune.keras
 from reprune.core.errors import StatisticsError
 from reprune.keras.graph import array
+
+from . import keras_zoo as zoo
+from .keras_helpers import outputs, some_plan
 
 L, T, F = zoo.L, zoo.T, zoo.F
 

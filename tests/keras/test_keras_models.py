@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.keras.graph import array
+
+from . import keras_zoo as zoo
+from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
 CLASSES = 4

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 import reprune.keras
 from reprune.core.errors import PlanError, UnsupportedModelError
+
+from . import keras_zoo as zoo
+from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
 

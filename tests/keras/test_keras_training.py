@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from .keras_helpers import RELATIVE, error, outputs
 
 import reprune.keras
 from reprune.core.errors import RecipeError
 from reprune.keras.graph import array
+
+from . import keras_zoo as zoo
+from .keras_helpers import RELATIVE, error, outputs
 
 L, T, F = zoo.L, zoo.T, zoo.F
 

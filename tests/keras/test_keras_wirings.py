@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from . import keras_zoo as zoo
 import numpy as np
 import pytest
-from .keras_helpers import RELATIVE, error, outputs, parameters, some_plan, weights_of
 
 import reprune.keras
 from reprune.core.cost import CostModel
 from reprune.core.plan import Plan
+
+from . import keras_zoo as zoo
+from .keras_helpers import RELATIVE, error, outputs, parameters, some_plan, weights_of
 
 
 @pytest.mark.parametrize("name", zoo.EXACT)

@@ -6,14 +6,15 @@ import warnings
 
 import pytest
 import torch
-from .oracle import random_plans
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from .zoo import CASES
 
 import reprune.torch
 from reprune.core.cost import CostModel
 from reprune.torch.trace import call
+
+from .oracle import random_plans
+from .zoo import CASES
 
 COUNTED = [
     "lstm", "gru_three_layers_bidirectional", "lstm_projected", "lstm_no_bias", "PackedUnsorted", "CellStack",

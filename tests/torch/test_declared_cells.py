@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.torch import register_cell
 from reprune.torch.cells import _DECLARED
+
+from .oracle import check_oracle, prepared, random_plans
 
 
 class Opaque(torch.autograd.Function):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch
 from reprune.core.errors import RepruneError, UnsupportedModelError, VerificationError
+
+from .oracle import check_oracle, prepared, random_plans
 
 
 class Tagger(nn.Module):

@@ -6,7 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from ragged_cases import (
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+
+from reprune.torch.ragged import RaggedGRU, RaggedLSTM, unroll
+from reprune.torch.ragged_kernels import reversal
+
+from .ragged_cases import (
     BATCH,
     FEATURES,
     FORMS,
@@ -28,10 +33,6 @@ from ragged_cases import (
     tensors,
     uneven,
 )
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
-
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, unroll
-from reprune.torch.ragged_kernels import reversal
 
 # PyTorch says so about its own module too.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -5,7 +5,14 @@ import io
 
 import pytest
 import torch
-from ragged_cases import (
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from reprune.core.errors import PlanError, UnsupportedModelError
+from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, fold, unroll
+
+from .ragged_cases import (
     BATCH,
     FEATURES,
     KINDS,
@@ -20,12 +27,6 @@ from ragged_cases import (
     tensors,
     uneven,
 )
-from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.rnn import pack_padded_sequence
-
-from reprune.core.errors import PlanError, UnsupportedModelError
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, fold, unroll
 
 # What PyTorch says about its own dense modules too: a slower kernel for projections, and how nn.LSTM keeps its weights.
 pytestmark = [

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune.torch
+
+from .oracle import check_oracle, prepared, random_plans
 
 EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "200"))
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "projected": nn.LSTM}

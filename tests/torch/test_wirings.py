@@ -8,14 +8,15 @@ from functools import cache
 
 import pytest
 import torch
-from oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
 from torch import nn
-from zoo import CASES
-from zoo.case import Case
 
 import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
+
+from .oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
+from .zoo import CASES
+from .zoo.case import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 PRUNED = [case for case in CASES.values() if not case.approximate]

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
-from .oracle import check_oracle, prepared, random_plans
 from torch import nn
 
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
+
+from .oracle import check_oracle, prepared, random_plans
 
 
 class Tagger(nn.Module):

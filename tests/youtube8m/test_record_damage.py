@@ -6,13 +6,14 @@ import gzip
 from contextlib import nullcontext
 
 import pytest
-import tfrecord_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfrecord_reference import FEATURES, assert_same, random_records, same
 
 from reprune.core.errors import RecordError
 from reprune.youtube8m.records import Record, read_records
+
+from . import tfrecord_reference as reference
+from .tfrecord_reference import FEATURES, assert_same, random_records, same
 
 RECORDS = random_records(6, longest=3)
 FRAMED = [reference.framed(reference.serialised(record)) for record in RECORDS]

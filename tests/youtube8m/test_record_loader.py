@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfrecord_reference import FEATURES, random_records
 
 from reprune.core.errors import RecordError
 from reprune.youtube8m.records import Record, write_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader, assign_files, collate, dequantize
+
+from .tfrecord_reference import FEATURES, random_records
 
 CLASSES = 16
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_torch_video_metrics import CLASSES, expected, generated, values
-from tfrecord_reference import FEATURES, random_records
 
 from reprune.youtube8m.records import write_records
 from reprune.youtube8m.torch_loader import RecordDataset, RecordLoader
 from reprune.youtube8m.torch_metrics import video_metrics
+
+from .test_torch_video_metrics import CLASSES, expected, generated, values
+from .tfrecord_reference import FEATURES, random_records
 
 
 def _one_process(rank: int, folder: str) -> None:

@@ -22,12 +22,14 @@ from reprune.torch.observe import gather, observe
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.result import Result, load
 from reprune.torch.trace import Forward, record, trace
+from reprune.torch.training import Pruner
 from reprune.torch.unwrap import unwrap
 from reprune.torch.verify import rehearse
 
 __all__ = [
     "Calibration",
     "Inspection",
+    "Pruner",
     "RaggedGRU",
     "RaggedLSTM",
     "RaggedRNN",

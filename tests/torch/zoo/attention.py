@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from zoo.case import case, frames, lengths, tokens
+from .case import case, frames, lengths, tokens
 
 
 def padding(sizes: torch.Tensor, steps: int) -> torch.Tensor:

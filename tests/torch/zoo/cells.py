@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.case import case, frames, tokens
+from .case import case, frames, tokens
 
 
 @case("lstm_cell", nn.LSTMCell)

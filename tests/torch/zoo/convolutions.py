@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from zoo.case import case, frames
+from .case import case, frames
 
 
 @case(batch=lambda b, t: torch.randn(b, 1, 8, 4 * t))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from zoo.case import case, tokens
+from .case import case, tokens
 
 State = tuple[torch.Tensor, torch.Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from zoo.case import case, frames, lengths, tokens
+from .case import case, frames, lengths, tokens
 
 Pair = namedtuple("Pair", "tags score")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
-from zoo.case import case, frames, lengths, tokens
+from .case import case, frames, lengths, tokens
 
 
 @case("lstm", nn.LSTM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.case import case
+from .case import case
 
 
 class Normed(nn.Module):

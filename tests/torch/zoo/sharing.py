@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from zoo.case import case, frames, tokens
+from .case import case, frames, tokens
 
 
 @case(batch=tokens)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.case import case, frames, tokens
+from .case import case, frames, tokens
 
 EQUAL = (("lstm:l0", "lstm:l1"),)
 BRIDGED = ("encoder:l0", "encoder:l0_reverse", "encoder:l1", "encoder:l1_reverse", "decoder:l0", "decoder:l1")

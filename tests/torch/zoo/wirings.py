@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.case import case, frames
+from .case import case, frames
 
 
 @case(coupled=(("layers.0:l0", "layers.1:l0", "layers.2:l0"),))

@@ -19,7 +19,6 @@ from reprune.core.plan import Plan
 from reprune.core.readings import Reading, readings
 from reprune.torch.apply import apply, named_tensors
 from reprune.torch.importance import output_importance
-from reprune.torch.importance import output_importance
 from reprune.torch.labelled import Labels, Loss, loss_gradients, observe_classes
 from reprune.torch.observe import observe
 from reprune.torch.result import Result

@@ -2,8 +2,8 @@
 
 An error e in the output y of a consumer moves the model's output by about J e, J being the Jacobian. For a random
 sign vector r, the gradient of r·output with respect to y has E[g gᵀ] = Jᵀ J (Hutchinson's estimator), so the mean
-square of g says how much an error in each component of y weighs. It is read off the gradient of the consumer's weight, the outer
-product of g and what the consumer read, so that recurrent kernels need not be taken apart.
+square of g says how much an error in each component of y weighs. It is read off the gradient of the consumer's weight,
+the outer product of g and what the consumer read, so that recurrent kernels need not be taken apart.
 """
 
 from __future__ import annotations

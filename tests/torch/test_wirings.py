@@ -13,6 +13,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
+from reprune.torch.copies import duplicate
 
 from .oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
 from .zoo import CASES
@@ -64,7 +65,7 @@ def test_pruned_equals_masked_in_double(case: Case) -> None:
 @pytest.mark.parametrize("case", PRUNED, ids=str)
 def test_pruned_equals_masked_in_single(case: Case) -> None:
     model, structure = inspected(case)
-    model = prepared(copy.deepcopy(model).float(), train=False)
+    model = prepared(duplicate(model).float(), train=False)
     torch.manual_seed(20)
     check_oracle(model, random_plans(structure, 1)[0], converted(case.batch(3, 6), torch.float32), case.states)
 

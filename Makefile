@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz spoken-digits check format clean
+.PHONY: help demo test test-slow fuzz spoken-digits bench check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ spoken-digits: $(STAMP)  ## the recipe on spoken digits ($$REPRUNE_DATA), at two
 	$(SPOKEN) --ratio 0.5 --out out/digits-50 --resume
 	$(SPOKEN) --ratio 0.75 --out out/digits-75 --resume
 	$(SPOKEN) --ratio 0.5 --schedule soft:200 --out out/digits-soft --resume
+
+bench: $(STAMP)  ## the speed of pruned models beside what their MACs promise
+	$(BIN)/python benchmarks/deployment.py
 
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ built = Net()
 listed = batches()
 
 def score(model):
-    return float(model(listed[0]).sum())
+    return float(model(listed[0]).detach().sum())
 """
 runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 

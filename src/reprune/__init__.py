@@ -108,12 +108,13 @@ def export(model: Any, example: Any, path: Any, **options: Any) -> Any:
 
 def _adapter(model: Any) -> Any:
     """The module with the verbs of the model's framework, which is already imported if there is a model of it."""
+    keras = sys.modules.get("keras")
+    # First, because on Keras's PyTorch backend a Keras model is a torch.nn.Module as well.
+    if keras is not None and isinstance(model, keras.Model):
+        return importlib.import_module("reprune.keras")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return importlib.import_module("reprune.torch")
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Model):
-        return importlib.import_module("reprune.keras")
     raise UnsupportedModelError(
         f"{type(model).__module__}.{type(model).__name__} is neither a torch.nn.Module nor a keras.Model."
     )

@@ -126,3 +126,19 @@ def test_single_layers_can_be_chosen_and_sized(model):
     assert plan.counts() == {"lstm:l0": 6, "lstm:l0_reverse": 3}
     plan = reprune.plan(model, data(), 0.5, of="macs", counts={"lstm:l0": 5}, forward=forward)
     assert plan.counts()["lstm:l0"] == 5
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_excluded_layers_stay_whole(verify):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.GRU(3, 6, batch_first=True), nn.GRU(6, 8, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(x)[0])[0])
+
+    batch = torch.randn(4, 5, 3)
+    plan = reprune.plan(Two(), [batch], ratio=0.5, method="magnitude", exclude=["b:*"], verify=verify)
+    assert plan.counts() == {"a:l0": 3, "b:l0": 8}

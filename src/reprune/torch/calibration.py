@@ -24,7 +24,7 @@ from reprune.torch.observe import observe
 from reprune.torch.result import Result
 from reprune.torch.trace import Forward, Trace, record
 from reprune.torch.unwrap import unwrap
-from reprune.torch.verify import rehearse, verify
+from reprune.torch.verify import held_back, rehearse, verify
 
 NEEDS = {"statistics": "calibration batches", "readings": "calibration batches", "labels": "labels=", "loss": "loss="}
 
@@ -147,7 +147,10 @@ def calibrate(
     example, passes = _passes(batches, len(wanted - {"readings"}))
     found = record(model, example, forward, uniform=uniform)
     exclude = left_out(found.structure(), include, exclude)
-    structure = rehearse(found, model, example, forward, exclude) if verify else found.structure()
+    if verify:
+        structure = rehearse(found, model, example, forward, exclude)
+    else:
+        structure = found.structure(held_back(found.structure(), exclude))
     arrays = _arrays(model, structure)
     statistics, read = None, list[Reading]()
     if "statistics" in wanted:

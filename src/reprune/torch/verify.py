@@ -35,9 +35,7 @@ def rehearse(
     Raises:
         VerificationError: When something reads units that the trace did not see.
     """
-    structure = found.structure()
-    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
-    pins = {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
+    pins = held_back(found.structure(), exclude)
     structure = found.structure(pins)
     trial = _Trial(found, model, example, forward)
     if trial.problem(structure, _blocks(structure)) is None:
@@ -56,6 +54,12 @@ def rehearse(
     if joint is not None:
         pins.update({name: joint for block in left for name in block})
     return found.structure(pins)
+
+
+def held_back(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
+    """Pins of the layers that must stay: those the trace found, and those that a glob of `exclude` matches."""
+    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    return {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
 
 
 def _blocks(structure: Structure) -> list[list[str]]:

@@ -274,3 +274,13 @@ def test_layer_beside_the_halves_of_another_is_pinned() -> None:
 
 def test_unread_direction_has_no_gradient() -> None:
     check([piece("projected", "gate", 7, 2, bidirectional=True)], "state", 4, train=True)
+
+
+def test_more_layers_of_one_size_than_numbers_to_tell_them_apart() -> None:
+    """Code that only works with stacked states was rehearsed on equal numbers, and kept its layers unequal."""
+    block = {
+        "kind": "gru", "wiring": "chain", "units": 7, "layers": 3, "bidirectional": True, "bias": False,
+        "batch_first": False, "packed": False,
+    }  # fmt: skip
+    check([block, block], "state", 1, train=False)
+    check([block, {**block, "layers": 2}], "state", 1, train=False)

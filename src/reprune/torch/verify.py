@@ -175,15 +175,20 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
     """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
     rng = np.random.default_rng(seed)
     taken: dict[int, set[int]] = {}
+    last: dict[int, int] = {}
     kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
     for block in blocks:
         units = structure.layers[block[0]].units
         if units < 2:
             continue
         wanted = units * rng.uniform(0.35, 0.65)
-        # Equal numbers by chance would hide code that only works with those.
-        free = set(range(1, units)) - taken.setdefault(units, set()) or set(range(1, units))
-        count = min(free, key=lambda number: abs(number - wanted))
+        # Equal numbers by chance would hide code that only works with those. Where all are taken they go round again,
+        # but for the last one: neighbours differ.
+        free = set(range(1, units)) - taken.setdefault(units, set())
+        if not free:
+            taken[units] = {last[units]} if units > 2 else set()
+            free = set(range(1, units)) - taken[units]
+        count = last[units] = min(free, key=lambda number: abs(number - wanted))
         taken[units].add(count)
         for group in structure.index_coupled:
             if group[0] in block:

@@ -1,7 +1,0 @@
-"""Small models: threads would only wait for each other."""
-
-from __future__ import annotations
-
-import torch
-
-torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""One thread for all tests and the processes they start: small models gain nothing from more, and sums keep their order."""
+"""One thread for the tests and the processes they start: sums keep their order, and small models need no more."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _HINTS = (
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, Lightning keeps its tips, and hints that the recipes answer in their own way, to itself."""
+    # TensorBoard's writer imports TensorFlow where it is installed, which then talks about its own kernels.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

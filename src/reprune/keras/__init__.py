@@ -8,7 +8,6 @@ from typing import Any
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
 from reprune.keras.apply import apply, mask
@@ -20,7 +19,7 @@ from reprune.keras.result import Result, load
 from reprune.keras.trace import Forward, record, trace
 from reprune.keras.training import PruningCallback
 from reprune.keras.verify import rehearse
-from reprune.report import render_structure
+from reprune.report import Inspection
 
 __all__ = [
     "Calibration",
@@ -38,35 +37,6 @@ __all__ = [
     "prune",
     "trace",
 ]
-
-
-class Inspection:
-    """What can be pruned in a model, and what is left alone and why; `print` it.
-
-    Attributes:
-        structure: Layers, groups, consumers and pins.
-    """
-
-    def __init__(self, structure: Structure) -> None:
-        self.structure = structure
-
-    @property
-    def layers(self) -> dict[str, Any]:
-        """The layers found, by name; a layer's `pin` says why it must stay, or is None."""
-        return dict(self.structure.layers)
-
-    @property
-    def prunable(self) -> tuple[str, ...]:
-        """Names of the layers that can be pruned."""
-        return self.structure.prunable
-
-    @property
-    def pinned(self) -> dict[str, Any]:
-        """Names of the layers that must stay, with the reason."""
-        return {name: layer.pin for name, layer in self.structure.layers.items() if layer.pin is not None}
-
-    def __str__(self) -> str:
-        return render_structure(self.structure)
 
 
 def inspect(

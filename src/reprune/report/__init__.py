@@ -1,6 +1,7 @@
 """What people look at: tables, figures and the HTML report."""
 
 from reprune.report.html import write_report
+from reprune.report.inspection import Inspection
 from reprune.report.table import render_structure, render_table
 
-__all__ = ["render_structure", "render_table", "write_report"]
+__all__ = ["Inspection", "render_structure", "render_table", "write_report"]

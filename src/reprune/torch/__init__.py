@@ -10,10 +10,9 @@ from torch import nn
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
-from reprune.report import render_structure
+from reprune.report import Inspection
 from reprune.torch.apply import apply, mask
 from reprune.torch.calibration import Calibration, calibrate, first_batch
 from reprune.torch.cells import register_cell
@@ -46,35 +45,6 @@ __all__ = [
     "register_cell",
     "trace",
 ]
-
-
-class Inspection:
-    """What can be pruned in a model, and what is left alone and why; `print` it.
-
-    Attributes:
-        structure: Layers, groups, consumers and pins.
-    """
-
-    def __init__(self, structure: Structure) -> None:
-        self.structure = structure
-
-    @property
-    def layers(self) -> dict[str, Any]:
-        """The layers found, by name; a layer's `pin` says why it must stay, or is None."""
-        return dict(self.structure.layers)
-
-    @property
-    def prunable(self) -> tuple[str, ...]:
-        """Names of the layers that can be pruned."""
-        return self.structure.prunable
-
-    @property
-    def pinned(self) -> dict[str, Any]:
-        """Names of the layers that must stay, with the reason."""
-        return {name: layer.pin for name, layer in self.structure.layers.items() if layer.pin is not None}
-
-    def __str__(self) -> str:
-        return render_structure(self.structure)
 
 
 def inspect(

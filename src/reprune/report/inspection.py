@@ -1,0 +1,35 @@
+"""What `inspect` returns, whatever the framework."""
+
+from __future__ import annotations
+
+from reprune.core.layers import Layer, Pin, Structure
+from reprune.report.table import render_structure
+
+
+class Inspection:
+    """What can be pruned in a model, and what is left alone and why; `print` it.
+
+    Attributes:
+        structure: Layers, groups, consumers and pins.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The layers found, by name; a layer's `pin` says why it must stay, or is None."""
+        return dict(self.structure.layers)
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the layers that can be pruned."""
+        return self.structure.prunable
+
+    @property
+    def pinned(self) -> dict[str, Pin]:
+        """Names of the layers that must stay, with the reason."""
+        return {name: layer.pin for name, layer in self.structure.layers.items() if layer.pin is not None}
+
+    def __str__(self) -> str:
+        return render_structure(self.structure)

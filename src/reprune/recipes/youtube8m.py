@@ -26,11 +26,11 @@ from reprune.recipes.folder import RunFolder, options_of, read_json, replacing, 
 from reprune.recipes.latency import latency_ms
 from reprune.recipes.options import Options
 from reprune.recipes.quiet import quiet
-from reprune.recipes.soft import SoftPruning
 from reprune.recipes.tagger import METRICS, Tagger
 from reprune.recipes.trainer import make_trainer
 from reprune.recipes.videos import Videos
 from reprune.report import write_report
+from reprune.torch.lightning import PruningCallback
 from reprune.torch.training import Pruner
 from reprune.youtube8m.model import VideoClassifier
 
@@ -154,7 +154,7 @@ def _train(folder: RunFolder, options: Options, say: Say) -> None:
                 schedule=options.when,
                 seed=options.seed,
             )
-        _fit(folder, "train", dense, options, options.epochs, videos, [SoftPruning(pruner)] if pruner else [])
+        _fit(folder, "train", dense, options, options.epochs, videos, [PruningCallback(pruner)] if pruner else [])
         dense.cpu()
         if pruner is not None:
             pruner.finish()

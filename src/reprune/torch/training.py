@@ -94,6 +94,10 @@ class Pruner:
             model.register_forward_hook(lambda module, *_: self._after_pass(module), always_call=True),
         )
 
+    def loss(self) -> torch.Tensor:
+        """The term that the method adds to the training loss: 0 for methods that add none."""
+        return torch.zeros((), device=next(self.model.parameters()).device)
+
     def step(self) -> None:
         """Count an optimiser step; when the schedule says so, select units and silence them."""
         self.steps += 1

@@ -1,23 +1,37 @@
-"""Pruning while Lightning trains."""
+"""Pruning while Lightning trains. Lightning is imported here and nowhere else in `reprune.torch`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from reprune.torch.training import Pruner
 
 
-class SoftPruning(Callback):
+class PruningCallback(Callback):
     """Steps a `Pruner` after every optimiser step, and keeps its state in Lightning's checkpoints.
+
+    A method's own term needs no change of `training_step`: its gradient is added before the optimiser steps.
 
     Args:
         pruner: The pruner of the model that is trained.
+
+    Example:
+        >>> pruner = Pruner(module.model, ratio=0.5, schedule="soft:200")        # doctest: +SKIP
+        >>> Trainer(callbacks=[PruningCallback(pruner)]).fit(module, loader)     # doctest: +SKIP
+        >>> small = pruner.finish()                                              # doctest: +SKIP
     """
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add the gradient of the method's own term: once for each step, and after losses were scaled back."""
+        term = self.pruner.loss()
+        if term.requires_grad:
+            term.backward()  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

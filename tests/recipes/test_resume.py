@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
-from reprune.recipes import youtube8m
+from reprune.recipes import procedure, youtube8m
 from reprune.recipes.checkpoints import AtomicCheckpointIO, InterruptedRunError
 from reprune.recipes.options import Options
 from reprune.recipes.tagger import Tagger
@@ -93,7 +93,7 @@ def test_repeated_crashes(undisturbed: Any, tmp_path: Path, monkeypatch: pytest.
 def test_crash_between_parts(part: str, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, folder = undisturbed
     with monkeypatch.context() as patch:
-        patch.setattr(youtube8m, part, lambda *_: raise_crash())
+        patch.setattr(procedure, part, lambda *_: raise_crash())
         with pytest.raises(CrashError):
             youtube8m.run(options, tmp_path / "run")
     youtube8m.run(options, tmp_path / "run", resume=True)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reprune.core.errors import RecipeError
-from reprune.recipes.options import Options
+from reprune.recipes.options import RunOptions
 
+AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
 _OPTIONS = "options.json"
 _STATE = "state.json"
 
@@ -27,7 +28,7 @@ class RunFolder:
         path: The folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Options, *, resume: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], options: RunOptions, *, resume: bool = False) -> None:
         """Start a run in a folder, or take up the one that is there.
 
         Args:
@@ -49,12 +50,12 @@ class RunFolder:
         state = self.path / _STATE
         self._state: dict[str, Any] = read_json(state) if state.exists() else {"seconds": {}}
 
-    def _check_same(self, options: Options, resume: bool) -> None:
+    def _check_same(self, options: RunOptions, resume: bool) -> None:
         if not resume:
             raise RecipeError(
                 f"{self.path} holds a run already: add --resume to go on with it, or give --out another folder."
             )
-        differences = options_of(self.path).differences(options)
+        differences = options_of(self.path, type(options)).differences(options)
         if differences:
             lines = "".join(f"\n  {line}" for line in differences)
             raise RecipeError(
@@ -84,16 +85,16 @@ class RunFolder:
         return self.path / "checkpoints" / f"{part}.ckpt"
 
 
-def options_of(path: str | os.PathLike[str]) -> Options:
+def options_of(path: str | os.PathLike[str], kind: type[AnyOptions]) -> AnyOptions:
     """The options of the run that a folder holds.
 
     Raises:
-        RecipeError: When it holds none.
+        RecipeError: When it holds none, or one of another recipe.
     """
     file = Path(path) / _OPTIONS
     if not file.exists():
         raise RecipeError(f"{path} is not the folder of a run: it has no {_OPTIONS}.")
-    return Options.from_dict(read_json(file))
+    return kind.from_dict(read_json(file))
 
 
 def read_json(path: Path) -> Any:

@@ -1,10 +1,10 @@
-"""Options of the YouTube-8M recipe: plain data, checked before anything is spent. Imports no framework."""
+"""Options of the recipes: plain data, checked before anything is spent. Imports no framework."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
@@ -16,40 +16,26 @@ from reprune.core.schedule import Schedule, parse_schedule
 _FREE = {"free": True}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to train and how to prune it. Defaults are the paper's where it names a value.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every recipe asks: how long to train, how to prune, and on what hardware. Recipes derive theirs from it.
 
     Attributes:
-        train: Globs of the record files to train on.
-        validate: Globs of the record files that are measured after every epoch, and at the end unless `test` is given.
-        test: Globs of the record files of the final measurement.
-        features: Feature lists in the records and their bytes per frame.
-        classes: Number of classes.
-        hidden: Units of the second LSTM; each direction of the first has half as many.
-        normalize: Scale every frame to Euclidean length 1.
-        max_frames: Longest window of a video that is used.
-        epochs: Passes over the training records before pruning is final.
+        epochs: Passes over the training data before pruning is final.
         finetune_epochs: Passes after the model was shrunk; None for half of `epochs`, rounded up.
-        batch_size: Videos per optimiser step, over all devices together.
-        learning_rate: Adam's step size at the start.
-        decay: Factor on the step size after every `decay_examples` examples.
-        decay_examples: See `decay`.
-        output_decay: Weight of the L2 penalty on the output layer.
+        batch_size: Sequences per optimiser step, over all devices together.
         clip_gradients: Largest norm of the gradient of a step; 0 for no limit.
         ratio: Fraction to remove.
         of: What the fraction is of: `units`, `parameters` or `macs`.
         method: How units are chosen.
         schedule: When: `after` training, or `soft:S`, every S steps of it.
         calibration_batches: Training batches on which responses are observed with `after`.
-        seed: Seed of weights, order of the videos and windows.
-        on_error: What to do about a damaged record: `raise`, or `skip` it and say so.
+        seed: Seed of weights, order of the data and everything else that is random.
         precision: Lightning's numeric precision, such as `16-mixed`.
         devices: Lightning's devices: a number, a list, or `auto`.
         num_nodes: Machines taking part.
         strategy: Lightning's strategy for several devices.
         accelerator: Lightning's accelerator: `cpu`, `gpu`, `auto` ….
-        workers: Processes that read records.
         checkpoint_steps: Steps from one checkpoint to the next; there is one after every epoch as well.
         progress: Whether a progress bar is shown.
 
@@ -57,65 +43,41 @@ class Options:
         RecipeError: When a value makes no sense.
     """
 
-    train: tuple[str, ...]
-    validate: tuple[str, ...]
-    test: tuple[str, ...] = ()
-    features: Mapping[str, int] = field(default_factory=lambda: {"rgb": 1024, "audio": 128})
-    classes: int = 3862
-    hidden: int = 1024
-    normalize: bool = True
-    max_frames: int = 300
-    epochs: int = 20
+    recipe: ClassVar[str]
+    _at_least_one: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "checkpoint_steps", "num_nodes")
+    _not_negative: ClassVar[tuple[str, ...]] = ("finetune_epochs", "clip_gradients")
+    _positive: ClassVar[tuple[str, ...]] = ("calibration_batches",)
+
+    epochs: int
     finetune_epochs: int | None = None
-    batch_size: int = 160
-    learning_rate: float = 2e-4
-    decay: float = 0.95
-    decay_examples: int = 4_000_000
-    output_decay: float = 0.005
-    clip_gradients: float = 1.0
+    batch_size: int
+    clip_gradients: float
     ratio: float = 0.5
     of: Measure = "units"
     method: str = "iss-gm"
     schedule: str = "after"
     calibration_batches: int = 100
     seed: int = 0
-    on_error: str = "raise"
     precision: str = "32-true"
     devices: str = "1"
     num_nodes: int = 1
     strategy: str = "auto"
     accelerator: str = field(default="auto", metadata=_FREE)
-    workers: int = 0
     checkpoint_steps: int = field(default=500, metadata=_FREE)
     progress: bool = field(default=True, metadata=_FREE)
 
     def __post_init__(self) -> None:
         if self.finetune_epochs is None:
             object.__setattr__(self, "finetune_epochs", (self.epochs + 1) // 2)
-        for name in ("train", "validate"):
-            if not getattr(self, name):
-                raise RecipeError(f"--{name} names no record files: give a path or a quoted glob.")
-        for name in (
-            "classes",
-            "epochs",
-            "batch_size",
-            "max_frames",
-            "decay_examples",
-            "checkpoint_steps",
-            "num_nodes",
-        ):
+        for name in self._at_least_one:
             if getattr(self, name) < 1:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be at least 1.")
-        for name in ("finetune_epochs", "workers", "output_decay", "clip_gradients"):
+        for name in self._not_negative:
             if getattr(self, name) < 0:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must not be negative.")
-        for name in ("learning_rate", "decay", "calibration_batches"):
+        for name in self._positive:
             if not getattr(self, name) > 0:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be greater than 0.")
-        if self.hidden < 2 or self.hidden % 2:
-            raise RecipeError(f"--hidden {self.hidden} must be even: each direction of the first layer has half of it.")
-        if self.on_error not in ("raise", "skip"):
-            raise RecipeError(f"--on-error {self.on_error} must be 'raise' or 'skip'.")
         self._check_pruning()
 
     def _check_pruning(self) -> None:
@@ -132,31 +94,26 @@ class Options:
         """The schedule, parsed."""
         return parse_schedule(self.schedule)
 
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """Globs of the records of the final measurement."""
-        return self.test or self.validate
-
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-clean data."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Options:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The options that `to_dict` wrote.
 
         Raises:
-            RecipeError: When the values are not options.
+            RecipeError: When the values are not options of this recipe.
         """
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         try:
-            return Options(**given)
+            return cls(**given)
         except TypeError as error:
-            raise RecipeError(f"These are not the options of a YouTube-8M run: {error}.") from None
+            raise RecipeError(f"These are not the options of a {cls.recipe} run: {error}.") from None
 
-    def differences(self, other: Options) -> list[str]:
+    def differences(self, other: RunOptions) -> list[str]:
         """How `other` differs in what changes the result, one line per option."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
@@ -164,6 +121,69 @@ class Options:
             for entry in fields(self)
             if not entry.metadata.get("free") and mine[entry.name] != theirs[entry.name]
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to train on YouTube-8M records and how to prune it. Defaults are the paper's where it names a value.
+
+    Attributes:
+        train: Globs of the record files to train on.
+        validate: Globs of the record files that are measured after every epoch, and at the end unless `test` is given.
+        test: Globs of the record files of the final measurement.
+        features: Feature lists in the records and their bytes per frame.
+        classes: Number of classes.
+        hidden: Units of the second LSTM; each direction of the first has half as many.
+        normalize: Scale every frame to Euclidean length 1.
+        max_frames: Longest window of a video that is used.
+        learning_rate: Adam's step size at the start.
+        decay: Factor on the step size after every `decay_examples` examples.
+        decay_examples: See `decay`.
+        output_decay: Weight of the L2 penalty on the output layer.
+        on_error: What to do about a damaged record: `raise`, or `skip` it and say so.
+        workers: Processes that read records.
+
+    Raises:
+        RecipeError: When a value makes no sense.
+    """
+
+    recipe: ClassVar[str] = "YouTube-8M"
+    _at_least_one: ClassVar[tuple[str, ...]] = (*RunOptions._at_least_one, "classes", "max_frames", "decay_examples")
+    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "workers", "output_decay")
+    _positive: ClassVar[tuple[str, ...]] = (*RunOptions._positive, "learning_rate", "decay")
+
+    train: tuple[str, ...]
+    validate: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    features: Mapping[str, int] = field(default_factory=lambda: {"rgb": 1024, "audio": 128})
+    classes: int = 3862
+    hidden: int = 1024
+    normalize: bool = True
+    max_frames: int = 300
+    epochs: int = 20
+    batch_size: int = 160
+    learning_rate: float = 2e-4
+    decay: float = 0.95
+    decay_examples: int = 4_000_000
+    output_decay: float = 0.005
+    clip_gradients: float = 1.0
+    on_error: str = "raise"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "validate"):
+            if not getattr(self, name):
+                raise RecipeError(f"--{name} names no record files: give a path or a quoted glob.")
+        if self.hidden < 2 or self.hidden % 2:
+            raise RecipeError(f"--hidden {self.hidden} must be even: each direction of the first layer has half of it.")
+        if self.on_error not in ("raise", "skip"):
+            raise RecipeError(f"--on-error {self.on_error} must be 'raise' or 'skip'.")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Globs of the records of the final measurement."""
+        return self.test or self.validate
 
 
 def parse_features(text: str) -> dict[str, int]:

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from reprune.core.errors import RecipeError
 from reprune.recipes.checkpoints import AtomicCheckpointIO
-from reprune.recipes.options import Options
+from reprune.recipes.options import RunOptions
 
 
 def make_trainer(
-    options: Options, *, epochs: int = 1, logs: Path | None = None, callbacks: Sequence[Callback] = ()
+    options: RunOptions, *, epochs: int = 1, logs: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> Trainer:
     """A trainer with the options' hardware, whose checkpoints are there whole or not at all.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from reprune.recipes.options import Options
+from reprune.recipes.procedure import Data
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader
 
 
-class Videos(LightningDataModule):
+class Videos(Data):
     """Batches to train on and to measure on.
 
     Args:
@@ -62,7 +62,7 @@ class Videos(LightningDataModule):
         batch = next(iter(self._loader(self.options.train, training=False)))
         return batch.frames[:2], batch.lengths[:2]
 
-    def longest(self) -> tuple[Tensor, Tensor]:
+    def sample(self) -> tuple[Tensor, Tensor]:
         """The longest of the first measured videos, as the model takes it."""
         batch = next(iter(self._loader(self.options.measured, training=False)))
         which = int(batch.lengths.argmax())

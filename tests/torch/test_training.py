@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reprune.core.errors import RecipeError
-from reprune.core.schedule import Schedule, parse_schedule
-from reprune.torch import apply, mask
+from reprune.core.errors import RecipeError, RepruneError
+from reprune.torch import apply, mask, prune
 from reprune.torch.training import Pruner, silence
 
 
@@ -79,7 +78,8 @@ def test_statistics_are_of_training_since_the_last_selection() -> None:
     model.eval()
     with torch.no_grad():
         model(torch.randn(50, 6, 3))
-    assert {state["count"] for state in pruner.state_dict()["moments"].values()} == {4 * 6}
+    seen = pruner.state_dict()["technique"]["window"]["responses"]
+    assert {state["count"] for state in seen.values()} == {4 * 6}
 
 
 def test_goes_on_from_its_state() -> None:
@@ -116,29 +116,21 @@ def test_an_error_in_the_pass_stops_observing() -> None:
     assert pruner.finish().lstm is not None
 
 
-@pytest.mark.parametrize("text", ["", "soft", "soft:", "soft:x", "soft:0", "after:3", "soft:-1", "gradual:5"])
-def test_not_a_schedule(text: str) -> None:
-    with pytest.raises(RecipeError, match="is not a schedule"):
-        parse_schedule(text)
-
-
-@pytest.mark.parametrize("text", ["after", "soft:200"])
-def test_schedule_as_text(text: str) -> None:
-    schedule = parse_schedule(text)
-    assert str(schedule) == text
-    assert parse_schedule(schedule) is schedule
-
-
-def test_when_a_schedule_is_due() -> None:
-    assert [Schedule("soft", 3).due(step) for step in range(1, 7)] == [False, False, True, False, False, True]
-    assert not Schedule("after").due(1)
-
-
 def test_what_cannot_be_done_while_training() -> None:
-    with pytest.raises(RecipeError, match=r"reprune\.torch\.prune"):
-        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, schedule="after")
-    with pytest.raises(RecipeError, match="iss-gm"):
-        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="reconstruct")
+    with pytest.raises(RecipeError, match="labels"):
+        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="fsdp")
+    with pytest.raises(RecipeError, match="gradients of a loss"):
+        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="taylor")
+    with pytest.raises(RepruneError, match="iss-group-lasso"):
+        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="nothing")
+    with pytest.raises(RepruneError, match=r"reprune\.torch\.Pruner"):
+        prune(Net(), [torch.randn(2, 5, 3)], method="neuron-selection")
+    with pytest.raises(RecipeError, match="forward pass before"):
+        Pruner(Net(), ratio=0.5).step()
+    with pytest.raises(RecipeError, match="total_steps="):
+        Pruner(Net(), torch.randn(2, 5, 3), schedule="fractional:5").step()
+    with pytest.raises(RecipeError, match="optimizer="):
+        Pruner(Net(), torch.randn(2, 5, 3), schedule="gradual:5", total_steps=9).step()
 
 
 def test_silence_spares_what_stays() -> None:

@@ -6,8 +6,9 @@ product costs its rows times the product of its matrix's axes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from reprune.core.layers import Counts, Extent, Structure
 
@@ -49,10 +50,14 @@ class CostModel:
                 time step: the products of one traced example divided by its number of time steps).
             counts: Units kept, for every layer of the structure.
         """
+        return float(self.polynomial(of, counts))
+
+    def polynomial(self, of: Measure, counts: Mapping[str, Any]) -> Any:
+        """The same of any kind of number: of expected counts that have a gradient, say."""
         if of == "units":
-            return float(sum(counts[name] for name in self._structure.prunable))
+            return sum(counts[name] for name in self._structure.prunable)
         if of == "parameters":
-            return float(self._structure.other_parameters + sum(_size(axes, counts) for axes in self._parameters))
+            return self._structure.other_parameters + sum(_size(axes, counts) for axes in self._parameters)
         products = sum(term.rows * _size(term.extents, counts) for term in self._structure.contractions)
         return products / self._structure.steps
 

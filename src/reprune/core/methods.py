@@ -94,6 +94,11 @@ METHODS: dict[str, Method] = {
     "variance": Method(allocation="uniform", criterion="variance"),
     "random": Method(allocation="uniform", criterion="random"),
 }
+TRAINING_METHODS: dict[str, str] = {
+    "iss-group-lasso": "a penalty on the length of every unit's weights drives some of them to zero (Wen et al. 2018)",
+    "neuron-selection": "a gate on every unit learns to open or to close (Wen et al. 2020; Louizos et al. 2018)",
+}
+"""Methods that act on the training itself, with what they do: only a `Pruner` can run them."""
 _ADDED = {"+reconstruct": "reconstruction", "+mean": "mean"}
 
 
@@ -107,6 +112,8 @@ def get_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
+    if method in TRAINING_METHODS:
+        raise RepruneError(f"{method!r} acts while a model trains: give it to reprune.torch.Pruner.")
     for suffix, compensation in _ADDED.items():
         if method.endswith(suffix):
             preset = _look_up(method.removesuffix(suffix), METHODS, "method")
@@ -114,7 +121,19 @@ def get_method(method: str | Method) -> Method:
     return _look_up(method, METHODS, "method")
 
 
-def _look_up(name: str, registry: dict[str, T], kind: str) -> T:
+def check_training_method(method: str | Method) -> None:
+    """Raise unless a `Pruner` knows this method.
+
+    Raises:
+        RepruneError: When the name is unknown; the known ones are listed.
+    """
+    if not isinstance(method, str) or method in TRAINING_METHODS:
+        return
+    preset = next((method.removesuffix(suffix) for suffix in _ADDED if method.endswith(suffix)), method)
+    _look_up(preset, {**METHODS, **TRAINING_METHODS}, "method")
+
+
+def _look_up(name: str, registry: Mapping[str, T], kind: str) -> T:
     if name not in registry:
         raise RepruneError(f"{name!r} is not a known {kind}: give one of {', '.join(sorted(registry))}.")
     return registry[name]

@@ -17,7 +17,7 @@ from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
 from reprune.core.readings import readings
-from reprune.core.schedule import Schedule, parse_schedule
+from reprune.core.schedule import After, Schedule, Soft, parse_schedule
 from reprune.keras.apply import apply
 from reprune.keras.graph import array, graph_of
 from reprune.keras.observe import Probe, gather
@@ -84,6 +84,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if calibration < 1:
             raise RecipeError(f"calibration={calibration}: each selection needs at least one batch.")
         self.schedule = parse_schedule(schedule)
+        if not isinstance(self.schedule, (After, Soft)):
+            raise RecipeError(f"schedule={str(schedule)!r} is for PyTorch so far: give 'after' or 'soft:S'.")
         self.steps = 0
         self.plan: Plan | None = None
         self.result: Result | None = None

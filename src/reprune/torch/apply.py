@@ -15,6 +15,7 @@ from reprune.core.plan import Plan
 from reprune.torch.attention import NarrowAttention
 from reprune.torch.copies import duplicate
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, unroll
+from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.sizes import set_size
 
 RAGGED = (RaggedLSTM, RaggedGRU, RaggedRNN)
@@ -242,10 +243,8 @@ def _recurrent(module: nn.RNNBase) -> nn.Module:
     return module
 
 
-def _ragged(module: nn.Module) -> nn.Module:
-    raise PlanError(
-        f"{type(module).__name__} cannot be pruned again: prune the dense model with a higher ratio instead."
-    )
+def _ragged(module: RaggedBase) -> None:
+    module.refit()
 
 
 _RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
@@ -261,9 +260,7 @@ _RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
     nn.RNNCellBase: _cell,
     nn.MultiheadAttention: _attention,
     nn.RNNBase: _recurrent,
-    RaggedLSTM: _ragged,
-    RaggedGRU: _ragged,
-    RaggedRNN: _ragged,
+    RaggedBase: _ragged,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,6 +27,20 @@ class PruningCallback(Callback):
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give a model that had shrunk its later size, before a checkpoint's weights go into it."""
+        path = trainer.ckpt_path
+        if stage == "fit" and path and self.pruner.schedule.shrinks:
+            saved = trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=True)
+            self.pruner.load_state_dict(saved["callbacks"][self.state_key])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the pruner what the trainer knows: the optimisers, and how long it will train."""
+        if not self.pruner.optimizers:
+            self.pruner.optimizers = list(trainer.optimizers)
+        if self.pruner.total_steps is None and math.isfinite(trainer.estimated_stepping_batches):
+            self.pruner.total_steps = int(trainer.estimated_stepping_batches)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of the method's own term: once for each step, and after losses were scaled back."""

@@ -50,10 +50,7 @@ class RaggedBase(nn.Module):
         super().__init__()
         self.mode = mode
         self.input_size = input_size
-        self.hidden_sizes = _checked("hidden_sizes", hidden_sizes)
-        self.proj_sizes = None if proj_sizes is None else _checked("proj_sizes", proj_sizes)
-        if self.proj_sizes is not None and [len(s) for s in self.proj_sizes] != [len(s) for s in self.hidden_sizes]:
-            raise ValueError(f"proj_sizes {self.proj_sizes} must be nested as hidden_sizes {self.hidden_sizes}")
+        self._resize(hidden_sizes, proj_sizes)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout should be a number in range [0, 1], got {dropout}")
         if input_size <= 0:
@@ -64,11 +61,7 @@ class RaggedBase(nn.Module):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
-        self.hidden_size = _common(self.hidden_sizes)
-        self.proj_size: int | Sizes = 0 if self.proj_sizes is None else _common(self.proj_sizes)
-        self.output_sizes = self.proj_sizes or self.hidden_sizes
         self.state_selector: StateSelector | None = None
-        self._stacks = _stacks(self.hidden_sizes, self.output_sizes, projected=self.proj_sizes is not None)
         self._observers: list[Observer] = []
         self._piece_names = self._register(device, dtype)
         self._flat_weights_names = [name for names in self._piece_names for name in names]
@@ -91,6 +84,33 @@ class RaggedBase(nn.Module):
                 self.register_parameter(f"{kind}_{suffix}", nn.Parameter(empty))
             names.append([f"{kind}_{suffix}" for kind in shapes])
         return names
+
+    def refit(self) -> None:
+        """Take over the sizes of the weights, which were sliced."""
+        own = dict(self.named_parameters(recurse=False))
+
+        def sizes(weight: str, gates: int) -> list[list[int]]:
+            pieces = [own[f"{weight}_{suffix}"].shape[0] // gates for _, suffix, _, _ in self._pieces()]
+            return [pieces[i : i + self.num_directions] for i in range(0, len(pieces), self.num_directions)]
+
+        self.input_size = own["weight_ih_l0"].shape[1]
+        self._resize(sizes("weight_ih", GATES[self.mode]), sizes("weight_hr", 1) if self.proj_sizes else None)
+        if self.state_selector is not None:
+            # States of the widths before either pruning are accepted: this selector's, then the one to come.
+            self.register_forward_pre_hook(self.state_selector, with_kwargs=True)
+            self.state_selector = None
+        self.flatten_parameters()
+
+    def _resize(self, hidden_sizes: Sequence[Sequence[int]], proj_sizes: Sequence[Sequence[int]] | None) -> None:
+        """Set all that follows from the sizes of the layers and directions."""
+        self.hidden_sizes = _checked("hidden_sizes", hidden_sizes)
+        self.proj_sizes = None if proj_sizes is None else _checked("proj_sizes", proj_sizes)
+        if self.proj_sizes is not None and [len(s) for s in self.proj_sizes] != [len(s) for s in self.hidden_sizes]:
+            raise ValueError(f"proj_sizes {self.proj_sizes} must be nested as hidden_sizes {self.hidden_sizes}")
+        self.hidden_size = _common(self.hidden_sizes)
+        self.proj_size: int | Sizes = 0 if self.proj_sizes is None else _common(self.proj_sizes)
+        self.output_sizes = self.proj_sizes or self.hidden_sizes
+        self._stacks = _stacks(self.hidden_sizes, self.output_sizes, projected=self.proj_sizes is not None)
 
     def _pieces(self) -> Iterator[tuple[int, str, int, int]]:
         """Layer, suffix, units and output size of every layer and direction, in PyTorch's order."""

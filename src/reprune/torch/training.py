@@ -2,176 +2,288 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from reprune.core.budget import Budget
-from reprune.core.cost import Measure
-from reprune.core.decide import decide
+from reprune.core.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
-from reprune.core.evidence import Evidence
-from reprune.core.methods import Method, get_method
+from reprune.core.layers import Structure
+from reprune.core.methods import Method, check_training_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.core.statistics import Moments
+from reprune.core.shrink import shrunk, within
 from reprune.torch.apply import apply, named_tensors
-from reprune.torch.observe import gather
-from reprune.torch.trace import trace
+from reprune.torch.trace import record
+from reprune.torch.training_distributed import agreed, processes, shared
+from reprune.torch.training_gates import NeuronSelection
+from reprune.torch.training_group_lasso import GroupLasso
+from reprune.torch.training_selection import Selection
+from reprune.torch.training_shrink import shrink
+from reprune.torch.training_technique import Hooks, Technique
+from reprune.torch.unwrap import unwrap
+from reprune.torch.verify import rehearse
+
+TECHNIQUES: dict[str, type[Technique]] = {"iss-group-lasso": GroupLasso, "neuron-selection": NeuronSelection}
+"""What runs the methods of `TRAINING_METHODS`; all other methods select."""
 
 
 class Pruner:
-    """Prunes a model while it trains: units are selected and silenced again and again, and may grow back in between.
+    """Prunes a model while it trains.
 
-    Statistics come from the training's own forward passes. Silencing sets a unit's incoming weights and biases to zero;
-    the weights that read it stay, because through them the gradient reaches it again and it can regrow. The optimiser
-    is not touched: with its moments a unit that was learning goes on where it was heading.
+    Statistics come from the training's own forward passes. A silenced unit has its incoming weights and biases set to
+    zero (or, with `fractional`, towards it); the weights that read it stay, because through them the gradient reaches
+    it again and it can regrow. The optimiser is not touched then: with its moments a unit that was learning goes on
+    where it was heading. With `gradual`, units leave the model at once: its modules shrink in place, and parameters and
+    moments in the optimiser with them.
 
     Args:
         model: The model, trained in place.
-        example: A batch, as the model takes it.
+        example: A batch, as the model takes it; the first forward pass when left out.
         ratio: Fraction to remove.
         of: What the fraction is of.
-        method: How units are chosen.
-        schedule: When: `soft:S`, every S optimiser steps.
+        method: How units are chosen: one of `METHODS` that looks at weights and responses, or of `TRAINING_METHODS`.
+        schedule: When: `after`, `soft:S`, `fractional:S` or `gradual:S`, S being optimiser steps.
+        optimizer: The optimiser of the model, or several; only `gradual` needs it.
+        total_steps: Optimiser steps of the whole training; only `fractional` and `gradual` need it.
         exclude: Globs of layers to leave alone.
         min_units: Units that every layer keeps at least.
         round_to: Units kept are a multiple of this.
         forward: Replaces `model(example)`.
         seed: Seed of the method's randomness.
 
+    Attributes:
+        plan: Which units of the model that came in stay, by the latest selection; None before the first.
+
+    Raises:
+        RecipeError: Method, schedule and what is given do not go together.
+
     Example:
-        >>> pruner = Pruner(model, example, ratio=0.5, method="iss-gm", schedule="soft:200")  # doctest: +SKIP
-        >>> for batch in batches:                                                             # doctest: +SKIP
-        ...     loss(model(batch)).backward()
+        >>> pruner = Pruner(model, ratio=0.5, method="iss-gm", schedule="soft:200")   # doctest: +SKIP
+        >>> for batch in batches:                                                    # doctest: +SKIP
+        ...     (loss(model(batch)) + pruner.loss()).backward()
         ...     optimizer.step()
         ...     pruner.step()
-        >>> small = pruner.finish()                                                           # doctest: +SKIP
+        >>> small = pruner.finish()                                                  # doctest: +SKIP
     """
 
     def __init__(
         self,
         model: nn.Module,
-        example: Any,
+        example: Any = None,
         *,
-        ratio: float,
+        ratio: float = 0.5,
         of: Measure = "units",
         method: str | Method = "iss-gm",
         schedule: str | Schedule = "soft:200",
+        optimizer: Optimizer | Iterable[Optimizer] = (),
+        total_steps: int | None = None,
         exclude: Sequence[str] = (),
         min_units: int = 1,
         round_to: int = 1,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         seed: int = 0,
     ) -> None:
+        self.model = unwrap(model)
         self.schedule = parse_schedule(schedule)
-        if self.schedule.kind == "after":
-            raise RecipeError(
-                "schedule='after' prunes a trained model: call reprune.torch.prune() when training is over."
-            )
-        if get_method(method).needs_readings:
-            raise RecipeError(
-                f"method={method!r} compensates for what it removes, from observations that training does not make: "
-                "give one that only selects, such as 'iss-gm', or call reprune.torch.prune() when training is over."
-            )
-        self.model = model
-        self.structure = trace(model, example, forward)
+        self.total_steps = total_steps
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self.steps = 0
         self.plan: Plan | None = None
-        self._ratio = ratio
-        self._budget = Budget(ratio, of, min_units, round_to)
         self._method = method
+        self._budget = Budget(ratio, of, min_units, round_to)
         self._exclude = tuple(exclude)
+        self._forward = forward
         self._seed = seed
-        self._moments = self._fresh()
-        self._current = ExitStack()
-        # Functions, not methods: a copy of the model then shares them instead of copying the pruner.
-        self._hooks = (
-            model.register_forward_pre_hook(lambda module, _: self._before_pass(module)),
-            model.register_forward_hook(lambda module, *_: self._after_pass(module), always_call=True),
-        )
+        self._work: _Work | None = None
+        self._waiting: Any = None
+        check_training_method(method)
+        if example is not None:
+            self._trace(example, forward)
+        else:
+            self._waiting = self.model.register_forward_pre_hook(
+                lambda module, args, kwargs: self._first_pass(module, args, kwargs), with_kwargs=True
+            )
 
     def loss(self) -> torch.Tensor:
         """The term that the method adds to the training loss: 0 for methods that add none."""
-        return torch.zeros((), device=next(self.model.parameters()).device)
+        if self._work is None:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        return self._work.technique.loss()
 
     def step(self) -> None:
-        """Count an optimiser step; when the schedule says so, select units and silence them."""
+        """Count an optimiser step; when the schedule says so, select units, and silence or remove them.
+
+        Raises:
+            RecipeError: The schedule needs something that was not given, or the model has not run yet.
+        """
+        work = self._ready()
+        self._check_given()
         self.steps += 1
+        progress = min(self.steps / self.total_steps, 1.0) if self.total_steps else 0.0
+        share, factor = self.schedule.share(progress), self.schedule.factor(progress)
+        work.technique.stepped(self.steps, share)
         if self.schedule.due(self.steps):
-            self.plan = self._decide()
-            self._moments = self._fresh()
-            silence(self.model, self.plan)
+            plan = self._decide(work, share)
+            self.plan = self._original(work, plan)
+            if self.schedule.shrinks:
+                self._shrink(work, plan)
+            else:
+                silence(self.model, plan, factor)
+                work.technique.selected()
+                work.final = plan if share == 1.0 else None
+                work.hooks.training_passes = 0
 
     def finish(self) -> nn.Module:
         """Select for the last time and return the smaller model. `plan` says which units stay.
 
-        The model that was trained keeps its size and weights, and is not observed any more.
+        The model that was trained is not observed any more. It keeps its size, unless the schedule is `gradual`, and
+        its weights, but for the gates that `neuron-selection` folds into them.
+
+        Raises:
+            RecipeError: The model has not run yet.
         """
-        if self.plan is None or any(moments.count for moments in self._moments.values()):
-            self.plan = self._decide()
+        work = self._ready()
+        plan = work.final if work.hooks.training_passes == 0 else None
+        plan = plan or self._decide(work, 1.0)
         self.close()
-        return apply(self.model, self.plan)
+        work.technique.finish(plan)
+        self.plan = self._original(work, plan)
+        return apply(self.model, plan)
 
     def close(self) -> None:
         """Stop observing the model."""
-        for hook in self._hooks:
-            hook.remove()
+        if self._waiting is not None:
+            self._waiting.remove()
+        if self._work is not None:
+            self._work.hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model and the optimiser: steps, last selection, statistics since."""
+        """What a checkpoint needs beside the model and the optimiser; plain data and tensors."""
+        work = self._work
+        if work is None:
+            return {"steps": self.steps, "structure": None}
         return {
             "steps": self.steps,
+            "structure": Plan(self.structure, _whole(self.structure)).to_json(),
+            "units": {name: list(units) for name, units in work.units.items()},
             "kept": None if self.plan is None else dict(self.plan.kept),
-            "moments": {name: moments.state() for name, moments in self._moments.items()},
+            "final": work.final is not None,
+            "training_passes": work.hooks.training_passes,
+            "technique": work.technique.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken. With `gradual`, load this first: the model takes its later size here."""
         self.steps = int(state["steps"])
+        if state["structure"] is None:
+            return
+        if self._work is None:
+            self._start(Plan.from_json(state["structure"]).structure)
+        work = self._ready()
+        if state["units"] != work.units:
+            here = {name: [work.units[name].index(unit) for unit in units] for name, units in state["units"].items()}
+            self._shrink(work, Plan(work.technique.structure, here))
         if state["kept"] is not None:
-            self.plan = Plan(self.structure, state["kept"], str(self._method), self._ratio, self._budget.of)
-        for name, moments in state["moments"].items():
-            self._moments[name].restore(moments)
+            self.plan = Plan(self.structure, state["kept"], str(self._method), self._budget.ratio or 0, self._budget.of)
+        work.final = self.plan if state["final"] else None
+        work.hooks.training_passes = int(state["training_passes"])
+        work.technique.load_state_dict(state["technique"])
 
-    def _decide(self) -> Plan:
-        tensors = named_tensors(self.model)
-        evidence = Evidence(
-            self.structure, {name: tensors[name].detach() for name in self.structure.shapes}, self._moments
-        )
-        return decide(evidence, self._budget, self._method, exclude=self._exclude, seed=self._seed)
+    # -- how it starts -------------------------------------------------------------------------------------------------
 
-    def _fresh(self) -> dict[str, Moments]:
-        return {name: Moments(name, layer.units) for name, layer in self.structure.layers.items()}
+    def _first_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model is self.model and self._work is None:
+            forward = self._forward or (lambda module, batch: module(*batch[0], **batch[1]))
+            self._trace((args, kwargs), forward)
 
-    def _counts(self, model: nn.Module) -> bool:
-        """Whether a pass is one of training: not of a validation between two epochs, nor of a copy of the model."""
-        return model is self.model and model.training
+    def _trace(self, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
+        found = record(self.model, example, forward)
+        self._start(shared(rehearse(found, self.model, example, forward, self._exclude)))
 
-    def _before_pass(self, model: nn.Module) -> None:
-        if self._counts(model):
-            self._seen = self._current.enter_context(gather(model, self.structure))
+    def _start(self, structure: Structure) -> None:
+        if self._waiting is not None:
+            self._waiting.remove()
+        self.structure = structure
+        kind = TECHNIQUES.get(self._method, Selection) if isinstance(self._method, str) else Selection
+        technique = kind(self.model, structure, self._method, self._budget, self.schedule.every, self._seed)
+        self._work = _Work(technique, Hooks(self.model, technique), _whole(structure))
 
-    def _after_pass(self, model: nn.Module) -> None:
-        if self._counts(model):
-            self._current.close()
-            for name, seen in self._seen.items():
-                moments = self._moments[name]
-                if moments.count and seen.count:
-                    # A checkpoint was loaded before the model went to its device.
-                    moments.restore(_moved(moments.state(), seen.mean.device))
-                moments.merge(seen)
+    def _ready(self) -> _Work:
+        if self._work is None:
+            raise RecipeError(
+                "The pruner has not seen the model run: run a forward pass before step(), or give Pruner an example."
+            )
+        return self._work
+
+    def _check_given(self) -> None:
+        if self.schedule.needs_total and not self.total_steps:
+            raise RecipeError(
+                f"schedule={str(self.schedule)!r} goes by the progress of the training: give total_steps=, the number "
+                "of optimiser steps that it will take."
+            )
+        if self.schedule.shrinks and not self.optimizers:
+            raise RecipeError(
+                f"schedule={str(self.schedule)!r} replaces parameters while training: give optimizer=, so that it goes "
+                "on with the smaller ones."
+            )
+        if self.schedule.shrinks and processes() > 1:
+            raise RecipeError(
+                f"schedule={str(self.schedule)!r} replaces parameters while training, which DistributedDataParallel "
+                "cannot follow: give another one, such as 'soft:200', or train in one process."
+            )
+
+    # -- what it decides -----------------------------------------------------------------------------------------------
+
+    def _decide(self, work: _Work, share: float) -> Plan:
+        """A plan for the model as it is, that leaves what `share` of the ratio leaves of the model that came in."""
+        cost, of = CostModel(self.structure), self._budget.of
+        left = (1 - share * (self._budget.ratio or 0.0)) * cost(of, self.structure.counts())
+        ratio = 1 - left / cost(of, work.technique.structure.counts())
+        return agreed(work.technique.decide(replace(self._budget, ratio=ratio if ratio > 1e-9 else 0.0)))
+
+    def _original(self, work: _Work, plan: Plan) -> Plan:
+        """The same decision about the model that came in."""
+        if work.technique.structure is self.structure:
+            return plan
+        return Plan(self.structure, within(work.units, plan.kept), plan.method, self._budget.ratio or 0, plan.of)
+
+    def _shrink(self, work: _Work, plan: Plan) -> None:
+        """Make the model smaller in place."""
+        if any(plan.removed().values()):
+            shrink(self.model, plan, self.optimizers)
+            work.technique.shrunk(shrunk(work.technique.structure, plan.kept), plan.kept)
+            work.units = within(work.units, plan.kept)
 
 
-def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {**state, "mean": state["mean"].to(device), "scatter": state["scatter"].to(device)}
+@dataclass
+class _Work:
+    """What there is once the model was traced.
+
+    Attributes:
+        technique: The method.
+        hooks: Show it the model's passes.
+        units: Units of the model that came in, of which the model now consists.
+        final: The latest selection, if it was of the whole ratio.
+    """
+
+    technique: Technique
+    hooks: Hooks
+    units: dict[str, list[int]]
+    final: Plan | None = None
 
 
-def silence(model: nn.Module, plan: Plan) -> None:
-    """Set the incoming weights and biases of the units that a plan removes to zero, in place: they respond with 0."""
+def _whole(structure: Structure) -> dict[str, list[int]]:
+    return {name: list(range(units)) for name, units in structure.counts().items()}
+
+
+def silence(model: nn.Module, plan: Plan, factor: float = 0.0) -> None:
+    """Multiply, in place, the incoming weights and biases of units that a plan removes; by 0, they respond with 0."""
     removed = plan.removed()
     own = {slot for layer in removed for slot in plan.structure.slots_of(layer, "own")}
     tensors = named_tensors(model)
@@ -179,4 +291,4 @@ def silence(model: nn.Module, plan: Plan) -> None:
         for slot in own:
             tensor = tensors[slot.tensor]
             positions = torch.from_numpy(slot.positions(removed)).to(tensor.device)
-            tensor.index_fill_(slot.axis, positions, 0)
+            tensor.index_copy_(slot.axis, positions, tensor.index_select(slot.axis, positions) * factor)

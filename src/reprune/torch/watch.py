@@ -15,6 +15,7 @@ from reprune.core.layers import Slot, Structure
 from reprune.core.readings import Axis, SplitMoments
 from reprune.core.statistics import Moments
 from reprune.torch.ragged import unroll
+from reprune.torch.ragged_base import RaggedBase
 
 WIDEST = 8192
 """Features beyond which a consumer's joint covariance is not kept; it is taken to read its layers' responses."""
@@ -79,7 +80,7 @@ def watch_readings(model: nn.Module, structure: Structure, into: dict[Axis, Spli
     with ExitStack() as stack:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
-            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN, RaggedBase)):
                 stack.enter_context(_recurrent(module, prefix, watcher))
             elif isinstance(module, nn.RNNCellBase):
                 stack.enter_context(hooked(module, _cell(prefix, watcher)))
@@ -105,13 +106,13 @@ def _cell(prefix: str, watcher: ReadingWatcher) -> Callable[..., None]:
 
 
 @contextmanager
-def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN, prefix: str, watcher: ReadingWatcher) -> Iterator[None]:
+def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, prefix: str, watcher: ReadingWatcher) -> Iterator[None]:
     def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
         layer, _, projection = suffix.partition(":")
         if not projection:
             watcher.read(f"{prefix}weight_ih_{layer}", read)
         # The cell's units are read by the projection if there is one; what comes back in is the output.
-        inner = module.proj_size > 0 and not projection
+        inner = module.proj_size != 0 and not projection
         watcher.read(f"{prefix}weight_{'hr' if inner else 'hh'}_{layer}", response)
 
     with unrolled(module, report):
@@ -120,9 +121,14 @@ def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN, prefix: str, watcher: ReadingW
 
 @contextmanager
 def unrolled(
-    module: nn.LSTM | nn.GRU | nn.RNN, report: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+    module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase,
+    report: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None],
 ) -> Iterator[None]:
     """Run the module layer by layer within this context, reporting what each reads and answers."""
+    if isinstance(module, RaggedBase):
+        with module.observe(report):
+            yield
+        return
     pieces = unroll(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,103 @@
+"""A model that is being trained becomes smaller in place: the same objects, with fewer units, and so its optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reprune.core.errors import RecipeError
+from reprune.core.layers import Slot
+from reprune.core.plan import Plan
+from reprune.torch.apply import apply, named_tensors
+from reprune.torch.ragged import StateSelector
+
+
+def shrink(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]) -> None:
+    """Remove units from a model in place, with their share of what its optimisers remember.
+
+    Every module object stays the one it was, and so does every parameter that loses nothing. A recurrent module whose
+    layers end with different sizes changes its class to `RaggedLSTM`, `RaggedGRU` or `RaggedRNN`.
+
+    Raises:
+        RecipeError: A parameter that shrinks is in none of the optimisers.
+    """
+    before = named_tensors(model)
+    small = apply(model, plan)
+    after = named_tensors(small)
+    cuts = _cuts(plan)
+    _move_in(model, small, {id(after[name]): before[name] for name in after if name not in cuts and name in before})
+    for name in cuts:
+        if isinstance(before[name], nn.Parameter) and before[name].requires_grad:
+            _replace(before[name], after[name], cuts[name], optimizers, name)
+
+
+def _cuts(plan: Plan) -> dict[str, list[tuple[int, torch.Tensor]]]:
+    """For every tensor that loses positions: axes, and the positions that stay."""
+    removed = plan.removed()
+    cuts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for slot in plan.structure.slots:
+        if len(slot.positions(removed)):
+            cuts.setdefault(slot.tensor, []).append((slot.axis, _stay(slot, removed)))
+    return cuts
+
+
+def _stay(slot: Slot, removed: dict[str, list[int]]) -> torch.Tensor:
+    return torch.from_numpy(np.setdiff1d(np.arange(slot.size), slot.positions(removed)))
+
+
+def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) -> None:
+    """Give the modules of `model` what those of `small` hold, but for parameters that are the same."""
+    homes = dict(model.named_modules(remove_duplicate=False))
+    for path, new in list(small.named_modules(remove_duplicate=False)):
+        old = homes.get(path)
+        if old is None or old is new:
+            continue
+        hooks = {key: value for key, value in vars(old).items() if "hooks" in key}
+        children = {name: homes.get(f"{path}.{name}" if path else name, child) for name, child in new._modules.items()}
+        held = dict(vars(new))
+        held["_parameters"] = {name: same.get(id(value), value) for name, value in new._parameters.items()}
+        if "_flat_weights" in held:
+            held["_flat_weights"] = [held["_parameters"].get(name) for name in new._flat_weights_names]
+        selectors = [hook for hook in new._forward_pre_hooks.values() if isinstance(hook, StateSelector)]
+        known = sum(isinstance(hook, StateSelector) for hook in old._forward_pre_hooks.values())
+        old.__class__ = type(new)
+        # Whoever registered a hook can still remove it: the dictionaries of hooks stay.
+        old.__dict__ = {**held, "_modules": children, **hooks}
+        for selector in selectors[known:]:
+            old.register_forward_pre_hook(selector, with_kwargs=True)
+        if isinstance(old, nn.RNNBase):
+            old.flatten_parameters()
+
+
+def _replace(
+    old: torch.Tensor,
+    new: torch.Tensor,
+    cuts: list[tuple[int, torch.Tensor]],
+    optimizers: Iterable[Optimizer],
+    name: str,
+) -> None:
+    """Put a smaller parameter in the place of another in an optimiser, and cut what the optimiser keeps for it."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                if parameter is old:
+                    group["params"][index] = new
+                    if old in optimizer.state:
+                        kept = optimizer.state.pop(old)
+                        optimizer.state[new] = {key: _cut(value, old, cuts) for key, value in kept.items()}
+                    return
+    raise RecipeError(
+        f"{name!r} becomes smaller, but the optimizer does not hold it: give the Pruner the optimizer of this model."
+    )
+
+
+def _cut(value: object, like: torch.Tensor, cuts: list[tuple[int, torch.Tensor]]) -> object:
+    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        return value  # A count of steps, say.
+    for axis, stay in cuts:
+        value = value.index_select(axis, stay.to(value.device))
+    return value

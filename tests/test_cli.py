@@ -24,7 +24,9 @@ COMMANDS = [
     ["export"],
     ["bench"],
     ["train", "youtube8m"],
+    ["train", "language-model"],
     ["evaluate", "youtube8m"],
+    ["evaluate", "language-model"],
 ]
 MODULE = """
 import torch

@@ -48,6 +48,19 @@ Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the
 MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Features = Annotated[str, typer.Option(metavar="NAME:SIZE,…", help="Feature lists and their bytes per frame.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")]
+Schedule = Annotated[
+    str, typer.Option(metavar="after|soft:S", help="Prune after training, or softly every S steps of it.")
+]
+CalibrationBatches = Annotated[int, typer.Option(help="Batches on which responses are observed (after).")]
+RunFolderOption = Annotated[
+    Path, typer.Option("--checkpoint", exists=True, file_okay=False, help="The --out folder of a training run.")
+]
+Precision = Annotated[str, typer.Option(help="Lightning's precision, such as 16-mixed.")]
+Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, a list, auto.")]
+NumNodes = Annotated[int, typer.Option(help="Machines taking part.")]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy for several devices.")]
+CheckpointSteps = Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ….")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
@@ -169,9 +182,7 @@ def train_youtube8m(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Records of the final measurement, if not those of --validate."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")
-    ] = False,
+    resume: Resume = False,
     features: Features = "rgb:1024,audio:128",
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 3862,
     hidden: Annotated[int, typer.Option(help="Units of the second LSTM; the first has half per direction.")] = 1024,
@@ -190,19 +201,17 @@ def train_youtube8m(
     ratio: Ratio = 0.5,
     of: Of = "units",
     method: MethodOption = "iss-gm",
-    schedule: Annotated[
-        str, typer.Option(metavar="after|soft:S", help="Prune after training, or softly every S steps of it.")
-    ] = "after",
-    calibration_batches: Annotated[int, typer.Option(help="Batches on which responses are observed (after).")] = 100,
+    schedule: Schedule = "after",
+    calibration_batches: CalibrationBatches = 100,
     seed: Seed = 0,
     on_error: Annotated[str, typer.Option(metavar="raise|skip", help="What to do about a damaged record.")] = "raise",
-    precision: Annotated[str, typer.Option(help="Lightning's precision, such as 16-mixed.")] = "32-true",
+    precision: Precision = "32-true",
     accelerator: Accelerator = "auto",
-    devices: Annotated[str, typer.Option(help="Lightning's devices: a number, a list, auto.")] = "1",
-    num_nodes: Annotated[int, typer.Option(help="Machines taking part.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Lightning's strategy for several devices.")] = "auto",
+    devices: Devices = "1",
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read records.")] = 0,
-    checkpoint_steps: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = 500,
+    checkpoint_steps: CheckpointSteps = 500,
     progress: Progress = True,
 ) -> None:
     """Train the ISS-GM paper's video classifier, prune it, fine-tune it, and evaluate both models.
@@ -228,9 +237,69 @@ def train_youtube8m(
     typer.echo(f"Report: {out / 'report.html'}")
 
 
+@train_app.command("language-model")
+def train_language_model(
+    train: Annotated[str, typer.Option(metavar="FILE", help="Text to train on: plain or .gz, UTF-8.")],
+    valid: Annotated[str, typer.Option(metavar="FILE", help="Text measured after every epoch.")],
+    test: Annotated[str, typer.Option(metavar="FILE", help="Text of the final measurement.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs, models and the report.")],
+    resume: Resume = False,
+    preset: Annotated[
+        str, typer.Option(metavar="small|medium|large", help="Settings of Zaremba et al. 2014 for what is not given.")
+    ] = "large",
+    vocabulary: Annotated[int, typer.Option(help="Most frequent words of --train to know, all others are <unk>.")] = (
+        10_000
+    ),
+    layers: Annotated[int, typer.Option(help="LSTM layers.")] = 2,
+    hidden: Annotated[int | None, typer.Option(help="Units of each layer, and of the embedding.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Fraction dropped between layers.")] = None,
+    init: Annotated[float | None, typer.Option(help="Weights start between minus this and this.")] = None,
+    unroll: Annotated[int | None, typer.Option(help="Words through which a gradient flows back.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text before pruning is final.")] = None,
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Passes after the model was shrunk; half of --epochs if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Streams that the text is cut into.")] = 20,
+    learning_rate: Annotated[float, typer.Option(help="Step size of gradient descent at the start.")] = 1.0,
+    decay: Annotated[float | None, typer.Option(help="Factor on it after every epoch from --decay-after on.")] = None,
+    decay_after: Annotated[int | None, typer.Option(help="Epochs with the first step size.")] = None,
+    clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of a step's gradient; 0: none.")] = None,
+    ratio: Ratio = 0.5,
+    of: Of = "units",
+    method: MethodOption = "reconstruct",
+    schedule: Schedule = "after",
+    calibration_batches: CalibrationBatches = 100,
+    seed: Seed = 0,
+    precision: Precision = "32-true",
+    accelerator: Accelerator = "auto",
+    devices: Devices = "1",
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
+    checkpoint_steps: CheckpointSteps = 500,
+    progress: Progress = True,
+) -> None:
+    """Train a word-level language model, prune it, fine-tune it, and measure the perplexity of both models.
+
+    Interrupted at any moment, the same command with --resume goes on where it was.
+
+    Example: `reprune train language-model --train ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt --layers 2
+    --hidden 1500 --epochs 55 --ratio 0.5 --out run`
+    """
+    given = dict(locals())
+    for name in ("out", "resume", "preset"):
+        del given[name]
+    from reprune.recipes.language_options import with_preset
+
+    options = with_preset(preset, given)
+    from reprune.recipes.language_model import run, table
+
+    typer.echo(table(run(options, out, resume=resume, say=typer.echo)))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
 @evaluate_app.command("youtube8m")
 def evaluate_youtube8m(
-    checkpoint: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The --out folder of a training run.")],
+    checkpoint: RunFolderOption,
     data: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to measure on; quoted, repeatable.")],
     batch_size: Annotated[int | None, typer.Option(help="Videos at a time; that of training if not given.")] = None,
     accelerator: Accelerator = "auto",
@@ -242,3 +311,21 @@ def evaluate_youtube8m(
     from reprune.recipes.youtube8m import evaluate_folder, table
 
     typer.echo(table(evaluate_folder(checkpoint, tuple(data), batch_size=batch_size, accelerator=accelerator)))
+
+
+@evaluate_app.command("language-model")
+def evaluate_language_model(
+    checkpoint: RunFolderOption,
+    data: Annotated[str, typer.Option(metavar="FILE", help="Text to measure on: plain or .gz.")],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Streams it is cut into; 1 reads it in one go. As in training if not given.")
+    ] = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Measure the perplexity of the dense and the pruned model of a run.
+
+    Example: `reprune evaluate language-model --checkpoint run --data ptb.test.txt --batch-size 1`
+    """
+    from reprune.recipes.language_model import evaluate_folder, table
+
+    typer.echo(table(evaluate_folder(checkpoint, data, batch_size=batch_size, accelerator=accelerator)))

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from reprune.recipes.language_options import LanguageOptions
 from reprune.recipes.options import Options
 from reprune.recipes.shards import CLASSES, FEATURES, write_shards
+
+from .made_text import write_text
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +43,33 @@ def tiny(shards: Path) -> Options:
         batch_size=16,
         learning_rate=3e-3,
         checkpoint_steps=2,
+        accelerator="cpu",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> LanguageOptions:
+    """About thirty windows a pass, of which the last is short; some letters are unknown."""
+    folder = tmp_path_factory.mktemp("talk")
+    texts = {}
+    for seed, (part, lines) in enumerate({"train": 160, "valid": 30, "test": 30}.items()):
+        write_text(folder / f"{part}.txt", lines, seed)
+        texts[part] = str(folder / f"{part}.txt")
+    return LanguageOptions(
+        **texts,
+        vocabulary=22,
+        hidden=12,
+        dropout=0.1,
+        init=0.3,
+        unroll=10,
+        epochs=8,
+        finetune_epochs=2,
+        batch_size=3,
+        decay=0.7,
+        decay_after=6,
+        clip_gradients=5.0,
+        checkpoint_steps=7,
         accelerator="cpu",
         progress=False,
     )

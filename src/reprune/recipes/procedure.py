@@ -44,8 +44,8 @@ class Data(LightningDataModule, ABC):
         """What is measured at the end."""
 
     @abstractmethod
-    def calibration(self, device: torch.device) -> Iterator[tuple[Any, ...]]:
-        """Inputs of the model from the training data, as many batches as the options say."""
+    def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Any, ...]]:
+        """Inputs of a model from the training data, as many batches as the options say."""
 
     @abstractmethod
     def example(self) -> tuple[Any, ...]:
@@ -78,6 +78,10 @@ class Recipe(ABC):
     @abstractmethod
     def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
         """The model as Lightning trains and measures it."""
+
+    def files(self) -> Mapping[str, str]:
+        """Texts that the run's folder keeps beside the model, by file name: what one needs to use it."""
+        return {}
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _: None) -> Summary:
@@ -184,6 +188,8 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
             pruner.finish()
             assert pruner.plan is not None
             _save_plan(folder, pruner.plan)
+        for name, text in recipe.files().items():
+            _save_text(folder.path / name, text)
         _save(dense, folder.path / "dense.safetensors")
 
 
@@ -198,7 +204,7 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
             device = make_trainer(options).strategy.root_device
             decided = verbs.plan(
                 dense.to(device),
-                recipe.data().calibration(device),
+                recipe.data().calibration(dense, device),
                 ratio=options.ratio,
                 of=options.of,
                 method=options.method,
@@ -279,9 +285,13 @@ def _load(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
+def _save_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def _save_plan(folder: RunFolder, plan: Plan) -> None:
-    with replacing(folder.path / "plan.json") as part:
-        part.write_text(plan.to_json(), encoding="utf-8")
+    _save_text(folder.path / "plan.json", plan.to_json())
 
 
 def _read_plan(folder: RunFolder) -> Plan:

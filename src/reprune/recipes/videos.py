@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.recipes.options import Options
 from reprune.recipes.procedure import Data
@@ -49,7 +49,7 @@ class Videos(Data):
         """Records that are measured at the end."""
         return Epochs(self._measured)
 
-    def calibration(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs of the model from the training records, as many batches as the options say."""
         loader = self._loader(self.options.train, training=True)
         for index, batch in enumerate(loader):

@@ -12,7 +12,8 @@ from reprune.cli_deploy import deploy_app
 from reprune.cli_references import build, find, value
 from reprune.core.cost import Measure
 from reprune.core.errors import RepruneError
-from reprune.core.methods import METHODS
+from reprune.core.methods import METHODS, TRAINING_METHODS
+from reprune.core.schedule import SCHEDULES
 
 
 class _Commands(TyperGroup):
@@ -46,11 +47,18 @@ ModelOption = Annotated[
 Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
 Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the fraction is of.")]
 MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
+TrainMethodOption = Annotated[
+    str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join([*METHODS, *TRAINING_METHODS])}.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Features = Annotated[str, typer.Option(metavar="NAME:SIZE,…", help="Feature lists and their bytes per frame.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")]
 Schedule = Annotated[
-    str, typer.Option(metavar="after|soft:S", help="Prune after training, or softly every S steps of it.")
+    str,
+    typer.Option(
+        metavar="|".join(SCHEDULES),
+        help="Prune after training, or every S steps of it: silence all, ever more of, or cut out ever more units.",
+    ),
 ]
 CalibrationBatches = Annotated[int, typer.Option(help="Batches on which responses are observed (after).")]
 RunFolderOption = Annotated[
@@ -200,7 +208,7 @@ def train_youtube8m(
     clip_gradients: Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0 for no limit.")] = 1.0,
     ratio: Ratio = 0.5,
     of: Of = "units",
-    method: MethodOption = "iss-gm",
+    method: TrainMethodOption = "iss-gm",
     schedule: Schedule = "after",
     calibration_batches: CalibrationBatches = 100,
     seed: Seed = 0,
@@ -266,7 +274,7 @@ def train_language_model(
     clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of a step's gradient; 0: none.")] = None,
     ratio: Ratio = 0.5,
     of: Of = "units",
-    method: MethodOption = "reconstruct",
+    method: TrainMethodOption = "reconstruct",
     schedule: Schedule = "after",
     calibration_batches: CalibrationBatches = 100,
     seed: Seed = 0,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.errors import RecipeError
-from reprune.core.methods import get_method
+from reprune.core.methods import TRAINING_METHODS, check_training_method, get_method
 from reprune.core.schedule import Schedule, parse_schedule
 
 # They change where and how fast a run goes, not what comes out, so a resumed run may differ in them.
@@ -82,12 +82,19 @@ class RunOptions:
 
     def _check_pruning(self) -> None:
         Budget(self.ratio, self.of)
-        get_method(self.method)
-        if self.when.kind != "after" and get_method(self.method).needs_readings:
+        check_training_method(self.method)
+        parse_schedule(self.schedule)
+        method = None if self.method in TRAINING_METHODS else get_method(self.method)
+        if method is not None and (method.needs_labels or method.needs_loss):
             raise RecipeError(
-                f"--method {self.method} compensates for what it removes, which only --schedule after can do; "
-                f"with --schedule {self.schedule}, give one that only selects, such as iss-gm."
+                f"--method {self.method} looks at labels or at the loss, which this recipe does not show it: give one "
+                "that looks at weights and responses, such as iss-gm."
             )
+
+    @property
+    def prunes_while_training(self) -> bool:
+        """Whether pruning has a part in the training itself."""
+        return self.when.kind != "after" or self.method in TRAINING_METHODS
 
     @property
     def when(self) -> Schedule:

@@ -25,6 +25,7 @@ from reprune.recipes.options import RunOptions
 from reprune.recipes.quiet import quiet
 from reprune.recipes.trainer import make_trainer
 from reprune.report import write_report
+from reprune.torch.expand import expand
 from reprune.torch.lightning import PruningCallback
 from reprune.torch.training import Pruner
 
@@ -42,6 +43,10 @@ class Data(LightningDataModule, ABC):
     @abstractmethod
     def test_dataloader(self) -> Iterable[Any]:
         """What is measured at the end."""
+
+    def training_batches(self) -> int | None:
+        """Batches of an epoch, where the loader itself does not know."""
+        return None
 
     @abstractmethod
     def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Any, ...]]:
@@ -172,7 +177,8 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
         dense = recipe.build()
         data = recipe.data()
         pruner = None
-        if options.when.kind != "after":
+        if options.prunes_while_training:
+            batches = data.training_batches()
             pruner = Pruner(
                 dense,
                 data.example(),
@@ -180,13 +186,16 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
                 of=options.of,
                 method=options.method,
                 schedule=options.when,
+                total_steps=None if batches is None else batches * options.epochs,
                 seed=options.seed,
             )
         _fit(folder, "train", dense, recipe, options.epochs, data, [PruningCallback(pruner)] if pruner else [])
         dense.cpu()
         if pruner is not None:
-            pruner.finish()
+            small = pruner.finish()
             assert pruner.plan is not None
+            if pruner.schedule.shrinks:
+                dense = expand(recipe.build(), small, pruner.plan)
             _save_plan(folder, pruner.plan)
         for name, text in recipe.files().items():
             _save_text(folder.path / name, text)
@@ -200,7 +209,7 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     say(f"Pruning {options.ratio:.0%} of the {options.of} with {options.method}")
     with folder.part("prune"):
         dense = _load(recipe.build(), folder.path / "dense.safetensors")
-        if options.when.kind == "after":
+        if not options.prunes_while_training:
             device = make_trainer(options).strategy.root_device
             decided = verbs.plan(
                 dense.to(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from reprune.recipes.options import Options
 from reprune.recipes.procedure import Data
+from reprune.youtube8m.records import count_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader
 
 
@@ -48,6 +50,10 @@ class Videos(Data):
     def test_dataloader(self) -> Epochs:
         """Records that are measured at the end."""
         return Epochs(self._measured)
+
+    def training_batches(self) -> int:
+        """Batches of an epoch, but for damaged records."""
+        return math.ceil(count_records(self.options.train) / self.options.batch_size)
 
     def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs of the model from the training records, as many batches as the options say."""

@@ -29,11 +29,17 @@ class PruningCallback(Callback):
         self.pruner = pruner
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give a model that had shrunk its later size, before a checkpoint's weights go into it."""
-        path = trainer.ckpt_path
-        if stage == "fit" and path and self.pruner.schedule.shrinks:
-            saved = trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=True)
-            self.pruner.load_state_dict(saved["callbacks"][self.state_key])
+        """Let a model that had shrunk take its later size before a checkpoint's weights go into it."""
+        if stage != "fit" or not self.pruner.schedule.shrinks:
+            return
+        inner = pl_module.on_load_checkpoint
+
+        def first_shrink(checkpoint: dict[str, Any]) -> None:
+            self.load_state_dict(checkpoint["callbacks"][self.state_key])
+            inner(checkpoint)
+
+        # Callbacks are told after the weights were loaded, the module before.
+        pl_module.on_load_checkpoint = first_shrink  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the pruner what the trainer knows: the optimisers, and how long it will train."""

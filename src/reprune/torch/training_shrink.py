@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,21 +16,21 @@ from reprune.torch.apply import apply, named_tensors
 from reprune.torch.ragged import StateSelector
 
 
-def shrink(model: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]) -> None:
+def shrink(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> None:
     """Remove units from a model in place, with their share of what its optimisers remember.
 
     Every module object stays the one it was, and so does every parameter that loses nothing. A recurrent module whose
     layers end with different sizes changes its class to `RaggedLSTM`, `RaggedGRU` or `RaggedRNN`.
 
     Raises:
-        RecipeError: A parameter that shrinks is in none of the optimisers.
+        RecipeError: A parameter that shrinks is in none of the optimisers. (There may be no optimiser yet.)
     """
     before = named_tensors(model)
     small = apply(model, plan)
     after = named_tensors(small)
     cuts = _cuts(plan)
     _move_in(model, small, {id(after[name]): before[name] for name in after if name not in cuts and name in before})
-    for name in cuts:
+    for name in cuts if optimizers else ():
         if isinstance(before[name], nn.Parameter) and before[name].requires_grad:
             _replace(before[name], after[name], cuts[name], optimizers, name)
 

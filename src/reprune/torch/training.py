@@ -122,8 +122,8 @@ class Pruner:
         Raises:
             RecipeError: The schedule needs something that was not given, or the model has not run yet.
         """
-        work = self._ready()
         self._check_given()
+        work = self._ready()
         self.steps += 1
         progress = min(self.steps / self.total_steps, 1.0) if self.total_steps else 0.0
         share, factor = self.schedule.share(progress), self.schedule.factor(progress)

@@ -33,7 +33,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch of the hard concrete distribution, as Louizos et al. set them."""
 START = 2.0
 """First log α: nearly open."""
-RATE = 0.02
+RATE = 0.05
 """Adam's step size for the gates."""
 MULTIPLIER_RATE = 0.05
 """Growth of the multipliers per step and unit of d."""

@@ -1,0 +1,179 @@
+"""Shrinking in place: the same objects, the same function, and an optimiser that goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.core.errors import RecipeError
+from reprune.core.plan import Plan
+from reprune.core.shrink import shrunk
+from reprune.torch import Pruner, RaggedLSTM, apply, mask, trace
+from reprune.torch.training_shrink import shrink
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 6, num_layers=2, bidirectional=True)
+        self.norm = nn.BatchNorm1d(12)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.lstm(x)[0][-1]))
+        return out
+
+
+KEPT = {
+    "lstm:l0": [0, 1, 3, 5],
+    "lstm:l0_reverse": [1, 2],
+    "lstm:l1": [0, 2, 4],
+    "lstm:l1_reverse": [3, 4, 5],
+}
+MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, amsgrad=True),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+}
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
+    for step in range(steps):
+        x = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+def positions(shape: tuple[int, ...], plan: Plan, name: str) -> Any:
+    """Index of what stays of a tensor, from its slots, in NumPy."""
+    index = [np.arange(size) for size in shape]
+    for slot in plan.structure.slots:
+        if slot.tensor == name:
+            index[slot.axis] = np.setdiff1d(index[slot.axis], slot.positions(plan.removed()))
+    return np.ix_(*index)
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_moments_are_cut_with_the_weights(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Net().double()
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    plan = Plan(trace(model, x), KEPT)
+    groups = [{"params": [model.head.weight], "weight_decay": 0.01}, {"params": [*model.lstm.parameters()]}]
+    groups.append({"params": [model.head.bias, *model.norm.parameters()]})
+    optimizer = MAKERS[kind](groups)
+    stepped(model, optimizer, 3)
+    before = {
+        name: (parameter.detach().clone(), copy.deepcopy(optimizer.state[parameter]))
+        for name, parameter in model.named_parameters()
+    }
+    shrink(model, plan, [optimizer])
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in model.parameters()}
+    assert set(optimizer.state) == set(held)
+    assert optimizer.param_groups[0]["params"][0] is model.head.weight
+    for name, parameter in model.named_parameters():
+        value, state = before[name]
+        stay = positions(tuple(value.shape), plan, name)
+        np.testing.assert_array_equal(parameter.detach().numpy(), value.numpy()[stay], err_msg=name)
+        assert set(optimizer.state[parameter]) == set(state)
+        for key, entry in state.items():
+            found = optimizer.state[parameter][key]
+            if isinstance(entry, Tensor) and entry.ndim:
+                np.testing.assert_array_equal(found.numpy(), entry.numpy()[stay], err_msg=f"{name} {key}")
+            else:
+                assert found == entry
+    stepped(model, optimizer, 2)
+
+
+def test_the_model_stays_the_same_object_and_computes_what_the_masked_one_does() -> None:
+    torch.manual_seed(0)
+    model = Net().double()
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    plan = Plan(trace(model, x), KEPT)
+    lstm, head, bias, calls = model.lstm, model.head, model.head.bias, []
+    handle = model.lstm.register_forward_hook(lambda *_: calls.append(1))
+    expected, small = mask(model.eval(), plan)(x), apply(model, plan)
+    shrink(model, plan, [])
+    assert (model.lstm, model.head, model.head.bias) == (lstm, head, bias)
+    assert isinstance(model.lstm, RaggedLSTM)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+    assert [str(module) for module in model.modules()] == [str(module) for module in small.modules()]
+    calls.clear()
+    handle.remove()
+    model(x)
+    assert not calls
+    # And once more, from sizes that differ already.
+    again = Plan(shrunk(plan.structure, KEPT), {name: units[1:] for name, units in _whole(plan).items()})
+    expected = mask(model, again)(x)
+    shrink(model, again, [])
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+    assert model.lstm.hidden_sizes == ((3, 1), (2, 2))
+
+
+def _whole(plan: Plan) -> dict[str, list[int]]:
+    return {name: list(range(len(units))) for name, units in plan.kept.items()}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_carried_states_of_the_width_before_are_taken(kind: str) -> None:
+    """Truncated back-propagation carries states over a stage."""
+
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = getattr(nn, kind)(3, 6, num_layers=2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, state: Any = None) -> Any:
+            out, state = self.rnn(x, state)
+            return self.head(out), state
+
+    torch.manual_seed(0)
+    model = Language()
+    x = torch.randn(5, 2, 3)
+    structure = trace(model, x)
+    kept = {"rnn:l0": [0, 2, 3, 5], "rnn:l1": [1, 2, 4, 5]}
+    again = {"rnn:l0": [0, 1], "rnn:l1": [0, 2]}
+    full = model(x)[1]
+    shrink(model, Plan(structure, kept), [])
+    half = model(x, full)[1]
+    model(x, half)
+    shrink(model, Plan(shrunk(structure, kept), again), [])
+    for state in (full, half, model(x)[1]):
+        out, _ = model(x, state)
+        assert out.shape == (5, 2, 2)
+
+
+def test_sizes_fall_along_the_cubic_and_stay() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters())
+    pruner = Pruner(model, ratio=0.75, method="magnitude", schedule="gradual:5", optimizer=optimizer, total_steps=40)
+    sizes = []
+    for step in range(40):
+        x = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        sizes.append(sum(p.shape[1] for name, p in model.lstm.named_parameters() if "weight_hh" in name))
+    for step in range(1, 41):
+        progress = step // 5 * 5 / 40
+        share = 1 - (1 - min(progress / 0.5, 1)) ** 3
+        assert sizes[step - 1] == pytest.approx(24 * (1 - 0.75 * share), abs=2)
+    small = pruner.finish()
+    assert sum(p.shape[1] for name, p in small.lstm.named_parameters() if "weight_hh" in name) == 6  # type: ignore[union-attr]
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model = Net()
+    plan = Plan(trace(model, torch.randn(4, 5, 3)), KEPT)
+    with pytest.raises(RecipeError, match=r"'lstm.weight_ih_l0' becomes smaller"):
+        shrink(model, plan, [torch.optim.SGD(Net().parameters(), lr=0.1)])

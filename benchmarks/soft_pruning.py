@@ -3,8 +3,8 @@
 python benchmarks/soft_pruning.py [--every 200] [--batch 4] [--frames 60] [--device cuda]
 
 Two copies of the model train on the same batches, one step each in turn, one of them with a `Pruner` that selects and
-silences units every so many steps. Printed are the ratio of the times of both over one whole period, on the clock and of
-the processor, and where the difference goes.
+silences units every so many steps. Printed is the ratio of the times of both over one whole period, on the clock and
+of the processor, and what the step that selects takes.
 """
 
 from __future__ import annotations

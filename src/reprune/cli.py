@@ -219,6 +219,7 @@ def train_youtube8m(
     num_nodes: NumNodes = 1,
     strategy: Strategy = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read records.")] = 0,
+    framework: Annotated[str, typer.Option(metavar="torch|keras", help="What trains and runs the model.")] = "torch",
     checkpoint_steps: CheckpointSteps = 500,
     progress: Progress = True,
 ) -> None:

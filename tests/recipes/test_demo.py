@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reprune.recipes.checkpoints import InterruptedRunError
 from reprune.recipes.demo import demo_options, run_demo
+from reprune.recipes.interrupts import InterruptedRunError
 from reprune.recipes.tagger import Tagger
 
 

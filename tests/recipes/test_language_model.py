@@ -22,7 +22,6 @@ from reprune.core.plan import Plan
 from reprune.recipes import language_model, language_options, word_model
 from reprune.recipes.language_model import LanguageModel
 from reprune.recipes.language_options import LanguageOptions, with_preset
-from reprune.recipes.procedure import measure
 from reprune.recipes.quiet import quiet
 from reprune.recipes.text import IGNORED, Text, Vocabulary, Windows
 from reprune.recipes.word_model import LanguageModule, WordModel
@@ -121,7 +120,7 @@ def test_measuring_does_not_see_the_windows(run: Any) -> None:
     dense = recipe.build()
     dense.load_state_dict(load_file(folder / "dense.safetensors"))
     with quiet():
-        assert measure(dense, recipe)["perplexity"] == pytest.approx(summary["dense"]["perplexity"], rel=1e-5)
+        assert recipe.measure(dense)["perplexity"] == pytest.approx(summary["dense"]["perplexity"], rel=1e-5)
 
 
 def test_pruned_computes_what_the_masked_does_with_its_state(run: Any) -> None:

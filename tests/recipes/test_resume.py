@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
 from reprune.recipes import procedure, youtube8m
-from reprune.recipes.checkpoints import AtomicCheckpointIO, InterruptedRunError
+from reprune.recipes.checkpoints import AtomicCheckpointIO
+from reprune.recipes.interrupts import InterruptedRunError
 from reprune.recipes.options import Options
 from reprune.recipes.tagger import Tagger
 

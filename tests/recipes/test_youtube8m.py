@@ -21,6 +21,7 @@ from reprune.recipes.options import Options
 from reprune.recipes.quiet import quiet
 from reprune.recipes.shards import CLASSES, FEATURES, write_shards
 from reprune.recipes.tagger import Tagger
+from reprune.recipes.torch_youtube8m import YouTube8M
 from reprune.recipes.trainer import make_trainer
 from reprune.recipes.videos import Videos
 from reprune.youtube8m.metrics import VideoMetrics
@@ -103,7 +104,7 @@ def test_padding_never_counts(run: Any) -> None:
 def test_plan_of_soft_pruning_is_of_the_final_weights(run: Any) -> None:
     options, folder, _ = run
     plan = Plan.from_json((folder / "plan.json").read_bytes())
-    dense = youtube8m.build(options)
+    dense = YouTube8M(options).build()
     dense.load_state_dict(load_file(folder / "dense.safetensors"))
     small = load_file(folder / "checkpoints" / "pruned.safetensors")
     for name, tensor in verbs.apply(dense, plan).state_dict().items():
@@ -150,9 +151,9 @@ def test_order_cannot_be_seen_by_averaging(tmp_path: Path) -> None:
     )
     with quiet():
         baseline = train_baseline(options)
-        model = youtube8m.build(options)
+        model = YouTube8M(options).build()
         make_trainer(options, epochs=options.epochs).fit(Tagger(model, options), Videos(options))
-        recurrent = youtube8m.measure(model, options)
+        recurrent = YouTube8M(options).measure(model)
     assert baseline["gap"] < 0.3
     assert recurrent["gap"] > baseline["gap"] + 0.5
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import RecordError
+from reprune.youtube8m.epochs import assign_files
 from reprune.youtube8m.records import Record, write_records
-from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader, assign_files, collate, dequantize
+from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader, collate, dequantize
 
 from .tfrecord_reference import FEATURES, random_records
 

@@ -97,7 +97,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._forward = forward
         self._verify = verify
         self._seed = seed
-        self._stream = _endless(batches)
+        self._stream = _Stream(batches)
+        self._drawn = 0
         self._structure: Structure | None = None
         self._probe: Probe | None = None
         self._last_batch = -1
@@ -105,6 +106,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Trace the model."""
         example = next(self._stream)
+        while self._stream.count < self._drawn:
+            next(self._stream)
         found = record(self.model, example, self._forward, uniform=self._uniform)
         self._structure = rehearse(found, self.model, self._exclude) if self._verify else found.structure()
         consumers = self._structure.consumers if get_method(self._method).needs_readings else ()
@@ -132,6 +135,14 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Select for the last time and make the smaller model."""
         self.plan = self._decide()
         self.result = Result(apply(self.model, self.plan), self.plan)
+
+    def state_dict(self) -> dict[str, int]:
+        """What the callback has counted, as JSON-clean data; the selection itself lies in the model's weights."""
+        return {"steps": self.steps, "batches": self._stream.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the training that begins next go on where `state_dict` was taken."""
+        self.steps, self._drawn = state["steps"], state["batches"]
 
     def _show(self, logs: dict[str, Any] | None) -> None:
         if logs is not None:
@@ -169,6 +180,25 @@ def removed_share(plan: Plan) -> float:
     cost = CostModel(plan.structure)
     before = cost(plan.of, plan.structure.counts())
     return 1 - cost(plan.of, plan.counts()) / before
+
+
+class _Stream:
+    """The inputs of training batches, over and over.
+
+    Attributes:
+        count: How many came out so far.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.count = 0
+        self._inputs = _endless(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.count += 1
+        return next(self._inputs)
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:

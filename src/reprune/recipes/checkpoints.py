@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from reprune.core.errors import RecipeError, RepruneError
+from reprune.core.errors import RecipeError
 from reprune.recipes.folder import replacing
-
-
-class InterruptedRunError(RepruneError):
-    """The user or the system asked the run to stop. What it had done is kept."""
-
-    exit_code = 130
+from reprune.recipes.interrupts import InterruptedRunError, Interrupts
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,13 +68,11 @@ class Checkpoints(Checkpoint):
         self.every = every
         self._tell = position
         self._position = (0, 0)
-        self._stop = False
-        self._old_handler: Any = None
+        self._interrupts = Interrupts()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C, and save unless there is a checkpoint already."""
-        if threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._interrupts.listen()
         if not self.path.exists():
             trainer.save_checkpoint(self.path)
 
@@ -90,7 +81,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save when it is time, or when the run is to stop."""
         self._position = (trainer.current_epoch, batch_idx + 1)
-        stop = self._stop or trainer.received_sigterm
+        stop = self._interrupts.asked or trainer.received_sigterm
         # After its last batch an epoch still has to be measured: that checkpoint comes when it is over.
         if trainer.is_last_batch:
             return
@@ -105,16 +96,16 @@ class Checkpoints(Checkpoint):
         """Save after every epoch."""
         self._position = (trainer.current_epoch + 1, 0)
         trainer.save_checkpoint(self.path)
-        if self._stop or trainer.received_sigterm:
+        if self._interrupts.asked or trainer.received_sigterm:
             raise InterruptedRunError(f"Stopped after epoch {trainer.current_epoch + 1}: --resume goes on.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give Ctrl-C its usual meaning back."""
-        self._restore_handler()
+        self._interrupts.restore()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give Ctrl-C its usual meaning back."""
-        self._restore_handler()
+        self._interrupts.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data and state of the random number generators."""
@@ -129,13 +120,3 @@ class Checkpoints(Checkpoint):
         torch.set_rng_state(host.cpu())
         if len(devices) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in devices])
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        if self._stop:
-            raise KeyboardInterrupt
-        self._stop = True
-
-    def _restore_handler(self) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
-            self._old_handler = None

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from reprune.core.plan import Plan
-from reprune.recipes.checkpoints import InterruptedRunError
 from reprune.recipes.folder import RunFolder, read_json, write_json
+from reprune.recipes.interrupts import InterruptedRunError
 from reprune.recipes.options import Options
 from reprune.recipes.quiet import quiet
 from reprune.recipes.shards import CLASSES, FEATURES, SCENES, write_shards
 from reprune.recipes.tagger import Tagger
+from reprune.recipes.torch_youtube8m import YouTube8M
 from reprune.recipes.trainer import make_trainer
 from reprune.recipes.videos import Videos
-from reprune.recipes.youtube8m import build, measure, run, table
+from reprune.recipes.youtube8m import run, table
 from reprune.report import render_table
 from reprune.youtube8m.model import MeanPoolClassifier
 
@@ -107,9 +108,10 @@ def run_demo(
 
 def train_baseline(options: Options) -> dict[str, float | int]:
     """Metrics and number of parameters of a mean-pooling perceptron trained as the recurrent model is."""
-    build(options)  # Seeds.
+    recipe = YouTube8M(options)
+    recipe.build()  # Seeds.
     model = MeanPoolClassifier(
         sum(options.features.values()), options.classes, options.hidden, normalize=options.normalize
     )
     make_trainer(options, epochs=options.epochs).fit(Tagger(model, options), Videos(options))
-    return {**measure(model, options), "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return {**recipe.measure(model), "parameters": recipe.parameters(model)}

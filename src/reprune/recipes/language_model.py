@@ -15,14 +15,15 @@ from reprune.core.errors import RecipeError
 from reprune.recipes import procedure
 from reprune.recipes.folder import options_of
 from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.procedure import Recipe, Say, Summary
+from reprune.recipes.procedure import Say, Summary
 from reprune.recipes.text import Text, Vocabulary
+from reprune.recipes.torch_recipe import TorchRecipe
 from reprune.recipes.word_model import LanguageModule, WordModel
 
 VOCABULARY = "vocabulary.txt"
 
 
-class LanguageModel(Recipe):
+class LanguageModel(TorchRecipe):
     """Stacked LSTMs that predict the next word.
 
     Args:

@@ -149,6 +149,7 @@ class Options(RunOptions):
         output_decay: Weight of the L2 penalty on the output layer.
         on_error: What to do about a damaged record: `raise`, or `skip` it and say so.
         workers: Processes that read records.
+        framework: What trains and runs the model: `torch` or `keras`.
 
     Raises:
         RecipeError: When a value makes no sense.
@@ -176,6 +177,7 @@ class Options(RunOptions):
     clip_gradients: float = 1.0
     on_error: str = "raise"
     workers: int = 0
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,8 +186,13 @@ class Options(RunOptions):
                 raise RecipeError(f"--{name} names no record files: give a path or a quoted glob.")
         if self.hidden < 2 or self.hidden % 2:
             raise RecipeError(f"--hidden {self.hidden} must be even: each direction of the first layer has half of it.")
-        if self.on_error not in ("raise", "skip"):
-            raise RecipeError(f"--on-error {self.on_error} must be 'raise' or 'skip'.")
+        for name, choices in (("on_error", ("raise", "skip")), ("framework", ("torch", "keras"))):
+            if getattr(self, name) not in choices:
+                raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be {' or '.join(map(repr, choices))}.")
+
+    def staircase(self, step: int) -> float:
+        """Factor on the learning rate after so many optimiser steps."""
+        return self.decay ** (step * self.batch_size // self.decay_examples)
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Tagger(LightningModule):
 
         def factor(step: int) -> float:
             left = 1 - self.trainer.current_epoch / (self.trainer.max_epochs or 1) if self.anneal else 1.0
-            return left * options.decay ** (step * options.batch_size // options.decay_examples)
+            return left * options.staircase(step)
 
         staircase = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": staircase, "interval": "step"}}

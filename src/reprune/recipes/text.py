@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reprune.core.errors import RecipeError
 from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.procedure import Data
+from reprune.recipes.torch_recipe import Data
 
 UNKNOWN = "<unk>"
 END = "<eos>"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.recipes.options import Options
-from reprune.recipes.procedure import Data
+from reprune.recipes.torch_recipe import Data
 from reprune.youtube8m.records import count_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader
 

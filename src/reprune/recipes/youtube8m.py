@@ -8,45 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch import seed_everything
-from torch import nn
 
 from reprune.recipes import procedure
 from reprune.recipes.folder import options_of
 from reprune.recipes.options import Options
 from reprune.recipes.procedure import Recipe, Say, Summary
-from reprune.recipes.tagger import METRICS, Tagger
-from reprune.recipes.videos import Videos
-from reprune.youtube8m.model import VideoClassifier
+from reprune.recipes.quiet import quiet
 
 
-class YouTube8M(Recipe):
-    """The paper's classifier on records of videos.
-
-    Args:
-        options: What to do.
-    """
-
-    metrics = METRICS
-
-    def __init__(self, options: Options) -> None:
-        self.options: Options = options
-
-    def build(self) -> VideoClassifier:
-        """The dense model, always with the same weights for the same seed."""
-        return build(self.options)
-
-    def data(self, offset: int = 0) -> Videos:
-        """The records."""
-        return Videos(self.options, offset)
-
-    def module(self, model: nn.Module, *, finetune: bool = False) -> Tagger:
-        """The classifier with its loss, optimiser and metrics."""
-        # The paper's schedule falls too slowly to end a short fine-tuning on a quiet note.
-        return Tagger(model, self.options, anneal=finetune)
+def recipe(options: Options) -> Recipe:
+    """The recipe in the framework that the options name, which is imported only now."""
+    with quiet():
+        module = import_module(f"reprune.recipes.{options.framework}_youtube8m")
+    found: Recipe = module.YouTube8M(options)
+    return found
 
 
 def run(options: Options, out: Path, *, resume: bool = False, say: Say = lambda _: None) -> Summary:
@@ -57,14 +35,7 @@ def run(options: Options, out: Path, *, resume: bool = False, say: Say = lambda 
         RecordError: Records are missing or damaged.
         InterruptedRunError: The user asked to stop.
     """
-    return procedure.run(YouTube8M(options), out, resume=resume, say=say)
-
-
-def build(options: Options) -> VideoClassifier:
-    """The dense model, always with the same weights for the same seed."""
-    seed_everything(options.seed, verbose=False)
-    features = sum(options.features.values())
-    return VideoClassifier(features, options.classes, options.hidden, normalize=options.normalize)
+    return procedure.run(recipe(options), out, resume=resume, say=say)
 
 
 def evaluate_folder(
@@ -77,12 +48,7 @@ def evaluate_folder(
         PlanError: The run is not finished.
     """
     options = replace(options_of(folder, Options), test=data, accelerator=accelerator, progress=False)
-    return procedure.evaluate_folder(folder, YouTube8M(replace(options, batch_size=batch_size or options.batch_size)))
-
-
-def measure(model: nn.Module, options: Options) -> dict[str, float]:
-    """GAP, mAP, Hit@1 and PERR of a model on the records of the final measurement."""
-    return procedure.measure(model, YouTube8M(options))
+    return procedure.evaluate_folder(folder, recipe(replace(options, batch_size=batch_size or options.batch_size)))
 
 
 def table(summary: Mapping[str, Any]) -> str:

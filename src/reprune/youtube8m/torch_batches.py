@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from reprune.youtube8m.batches import (
+    MAX_FRAMES,
+    Contents,
+    Padding,
+    batch_shape,
+    contents,
+    fill_frames,
+    one_per_class,
+)
 from reprune.youtube8m.records import Record
-
-MAX_FRAMES = 300
-"""The paper's longest window, in frames (seconds, in YouTube-8M)."""
-
-Padding = Literal["mask", "last"]
 
 
 class Batch(NamedTuple):
@@ -76,36 +79,7 @@ def collate(records: Sequence[Record], classes: int, padding: Padding = "mask", 
     return assemble(torch.from_numpy(frames), contents(records, padding, max_frames), classes)
 
 
-class Contents(NamedTuple):
-    """What a batch holds beside its frames, in the small form in which it travels between processes."""
-
-    ids: list[str]
-    labels: list[NDArray[np.int64]]
-    lengths: list[int]
-
-
-def contents(records: Sequence[Record], padding: Padding, max_frames: int) -> Contents:
-    """Return what a batch of these records holds beside its frames."""
-    lengths = [max_frames if padding == "last" else len(record.frames) for record in records]
-    return Contents([record.id for record in records], [record.labels for record in records], lengths)
-
-
-def batch_shape(records: Sequence[Record], padding: Padding, max_frames: int) -> tuple[int, int, int]:
-    """Return the shape of the frames of a batch of these records: B × T × F."""
-    longest = max(len(record.frames) for record in records)
-    return len(records), max_frames if padding == "last" else longest, records[0].frames.shape[1]
-
-
-def fill_frames(frames: NDArray[np.uint8], records: Sequence[Record], padding: Padding) -> None:
-    """Write the frames of records and their padding into an array of shape `batch_shape(...)`."""
-    for row, record in zip(frames, records, strict=True):
-        row[: len(record.frames)] = record.frames
-        row[len(record.frames) :] = record.frames[-1] if padding == "last" else 0
-
-
 def assemble(frames: Tensor, rest: Contents, classes: int) -> Batch:
     """Put a batch together."""
-    labels = np.zeros((len(rest.labels), classes), np.bool_)
-    for row, positive in zip(labels, rest.labels, strict=True):
-        row[positive] = True
-    return Batch(frames, torch.tensor(rest.lengths), torch.from_numpy(labels), rest.ids)
+    labels = torch.from_numpy(one_per_class(rest.labels, classes))
+    return Batch(frames, torch.tensor(rest.lengths), labels, rest.ids)

@@ -12,32 +12,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reprune.core.errors import RecordError
-from reprune.youtube8m.records import DEFAULT_FEATURES, OnError, Record, RecordReader, StrPath, find_files
+from reprune.youtube8m.batches import MAX_FRAMES, Contents, Padding, batch_shape, contents, fill_frames
+from reprune.youtube8m.epochs import Epochs, Window, in_batches
+from reprune.youtube8m.records import DEFAULT_FEATURES, OnError, Record, StrPath, find_files
 from reprune.youtube8m.shared_buffers import MAX_WORKERS, Parcel, SharedBuffers
-from reprune.youtube8m.torch_batches import (
-    MAX_FRAMES,
-    Batch,
-    Contents,
-    Padding,
-    assemble,
-    batch_shape,
-    collate,
-    contents,
-    dequantize,
-    fill_frames,
-)
+from reprune.youtube8m.torch_batches import Batch, assemble, collate, dequantize
 
-__all__ = ["MAX_FRAMES", "Batch", "RecordDataset", "RecordLoader", "assign_files", "collate", "dequantize"]
-
-Window = Literal["random", "first"]
+__all__ = ["MAX_FRAMES", "Batch", "RecordDataset", "RecordLoader", "collate", "dequantize"]
 
 
 class _Sent(NamedTuple):
@@ -45,21 +32,6 @@ class _Sent(NamedTuple):
 
     frames: Parcel
     rest: Contents
-
-
-def assign_files(files: Sequence[Path], consumer: int, consumers: int) -> list[tuple[Path, tuple[int, int]]]:
-    """Return one consumer's share of the files, as `RecordReader` takes it.
-
-    As many files as go round evenly are dealt out whole; every remaining one is split by record index over all
-    consumers. So each record belongs to exactly one consumer, also where there are fewer files than consumers.
-
-    Example:
-        >>> assign_files([Path("a"), Path("b"), Path("c")], consumer=1, consumers=2)
-        [(PosixPath('b'), (0, 1)), (PosixPath('c'), (1, 2))]
-    """
-    whole = len(files) // consumers * consumers
-    shared = [(path, (consumer, consumers)) for path in files[whole:]]
-    return [(path, (0, 1)) for path in files[consumer:whole:consumers]] + shared
 
 
 class RecordDataset(IterableDataset[Batch | _Sent | int]):
@@ -121,13 +93,11 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         self.batch_size = batch_size
         self.features = dict(features)
         self.max_frames = max_frames
-        self.window = window
         self.padding: Padding = padding
-        self.shuffle = shuffle
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
-        self.on_error: OnError = on_error
         self.batches_per_epoch = batches_per_epoch
+        self._epochs = Epochs(
+            self.files, classes, self.features, max_frames, window, shuffle, shuffle_buffer, seed, on_error
+        )
         self.find_process()
         self.share_memory()
 
@@ -171,7 +141,8 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         epoch, done = self._start.tolist()
         # Batches come from the workers in turn, and a pass that goes on starts with worker 0: give it the next turn.
         turn = (worker + done) % workers
-        batches = self._batches(epoch, self.rank * workers + turn, self.world_size * workers, worker)
+        consumer, consumers = self.rank * workers + turn, self.world_size * workers
+        batches = in_batches(self._records(epoch, consumer, consumers, worker), self.batch_size)
         if self.batches_per_epoch is not None:
             batches = islice(batches, _share(self.batches_per_epoch, turn, workers))
         if done:
@@ -185,22 +156,15 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
                 fill_frames(frames, records, self.padding)
                 yield _Sent(parcel, contents(records, self.padding, self.max_frames))
 
-    def _batches(self, epoch: int, consumer: int, consumers: int, worker: int) -> Iterator[list[Record]]:
-        records = self._records(epoch, consumer, consumers, worker)
-        while batch := list(islice(records, self.batch_size)):
-            yield batch
-
     def _records(self, epoch: int, consumer: int, consumers: int, worker: int) -> Iterator[Record]:
         """Yield this consumer's records: once, or over and over where the number of batches is given."""
         for repeat in count():
-            order = np.arange(len(self.files))
-            if self.shuffle:  # the same order for all consumers, or they would not share the files
-                order = np.random.default_rng([self.seed, epoch, repeat]).permutation(order)
-            files = assign_files([self.files[i] for i in order], consumer, consumers)
-            reader = RecordReader(files, self.features, self.on_error, self.classes)
-            rng = np.random.default_rng([self.seed, epoch, repeat, consumer])
-            windows = (self._cut(record, rng) for record in self._counted(reader, worker))
-            yield from _shuffled(windows, self.shuffle_buffer, rng) if self.shuffle else windows
+            before = int(self._skipped[worker])
+            reader, windows = self._epochs.open(epoch, repeat, consumer, consumers)
+            for record in windows:
+                self._skipped[worker] = before + reader.skipped
+                yield record
+            self._skipped[worker] = before + reader.skipped
             if self.batches_per_epoch is None:
                 return
             if not reader.read:
@@ -208,22 +172,6 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
                     f"share {consumer} of {consumers} of the files holds no record to fill its batches with: "
                     "use fewer workers or processes, or more records"
                 )
-
-    def _counted(self, reader: RecordReader, worker: int) -> Iterator[Record]:
-        """Pass records on and keep the shared count of skipped ones up to date."""
-        before = int(self._skipped[worker])
-        for record in reader:
-            self._skipped[worker] = before + reader.skipped
-            yield record
-        self._skipped[worker] = before + reader.skipped
-
-    def _cut(self, record: Record, rng: np.random.Generator) -> Record:
-        surplus = len(record.frames) - self.max_frames
-        if surplus <= 0:
-            return record
-        first = int(rng.integers(surplus + 1)) if self.window == "random" else 0
-        # A copy, so that a long video does not stay in memory for its window.
-        return Record(record.id, record.labels, record.frames[first : first + self.max_frames].copy())
 
 
 class RecordLoader:
@@ -341,16 +289,6 @@ class RecordLoader:
 def _share(batches: int, turn: int, workers: int) -> int:
     """Return how many of the first batches fall to one worker when all take turns."""
     return batches // workers + (turn < batches % workers)
-
-
-def _shuffled(records: Iterator[Record], size: int, rng: np.random.Generator) -> Iterator[Record]:
-    buffer = list(islice(records, size))
-    for record in records:
-        drawn = int(rng.integers(len(buffer)))
-        yield buffer[drawn]
-        buffer[drawn] = record
-    for position in rng.permutation(len(buffer)):
-        yield buffer[position]
 
 
 def _unchanged(batch: Any) -> Any:

@@ -20,6 +20,7 @@ from tests.recipes.test_resume import CrashError, assert_same, crash_after, rais
 @pytest.mark.parametrize(
     ("method", "schedule"),
     [
+        ("fsdp", "fractional:3"),
         ("iss-gm", "gradual:3"),
         ("iss-group-lasso", "after"),
         ("iss-group-lasso", "gradual:2"),
@@ -58,4 +59,6 @@ def test_options_list_the_choices(tiny: Options) -> None:
     with pytest.raises(RepruneError, match=r"after, soft:S, fractional:S, gradual:S"):
         replace(tiny, schedule="often")
     with pytest.raises(RepruneError, match="labels"):
-        replace(tiny, method="fsdp", schedule="soft:3")
+        replace(tiny, method="fsdp")
+    with pytest.raises(RepruneError, match="the loss"):
+        replace(tiny, method="taylor", schedule="soft:3")

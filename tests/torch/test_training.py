@@ -78,8 +78,8 @@ def test_statistics_are_of_training_since_the_last_selection() -> None:
     model.eval()
     with torch.no_grad():
         model(torch.randn(50, 6, 3))
-    seen = pruner.state_dict()["technique"]["window"]["responses"]
-    assert {state["count"] for state in seen.values()} == {4 * 6}
+    seen = pruner.state_dict()["technique"]["window"]["pending"]
+    assert {name: found.shape for name, found in seen.items()} == {"lstm:l0": (4 * 6, 8), "lstm:l1": (4 * 6, 8)}
 
 
 def test_goes_on_from_its_state() -> None:
@@ -117,8 +117,6 @@ def test_an_error_in_the_pass_stops_observing() -> None:
 
 
 def test_what_cannot_be_done_while_training() -> None:
-    with pytest.raises(RecipeError, match="labels"):
-        Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="fsdp")
     with pytest.raises(RecipeError, match="gradients of a loss"):
         Pruner(Net(), torch.randn(2, 5, 3), ratio=0.5, method="taylor")
     with pytest.raises(RepruneError, match="iss-group-lasso"):
@@ -131,6 +129,29 @@ def test_what_cannot_be_done_while_training() -> None:
         Pruner(Net(), torch.randn(2, 5, 3), schedule="fractional:5").step()
     with pytest.raises(RecipeError, match="optimizer="):
         Pruner(Net(), torch.randn(2, 5, 3), schedule="gradual:5", total_steps=9).step()
+
+
+def test_labels_are_told_before_the_pass() -> None:
+    """FSDP: half of the units respond to the class, and those stay."""
+    model = Net()
+    x = torch.randn(20, 5, 3)
+    classes = torch.arange(20) % 2
+    pruner = Pruner(model, x, ratio=0.5, method="class-separability", schedule="soft:1")
+    with pytest.raises(RecipeError, match=r"pruner\.label"):
+        model(x)
+    with torch.no_grad():
+        model.lstm.weight_ih_l0.zero_()
+        model.lstm.weight_hh_l0.zero_()
+        for gate in range(4):
+            model.lstm.weight_ih_l0[gate * 8 + 1 : gate * 8 + 8 : 2, 0] = 2.0
+    x[:, :, 0] = 2.0 * classes[:, None] - 1.0
+    pruner.label(classes)
+    model(x)
+    pruner.step()
+    assert pruner.plan is not None
+    assert pruner.plan.kept["lstm:l0"] == [1, 3, 5, 7]
+    seen = pruner.state_dict()["technique"]["last"]["classes"]["lstm:l0"]
+    assert seen["counts"].tolist() == [50, 50]
 
 
 def test_silence_spares_what_stays() -> None:

@@ -16,7 +16,7 @@ from reprune.torch.expand import expand
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent_highway import RecurrentHighway
 
-METHODS = ["iss-gm", "magnitude", "reconstruct", *TRAINING_METHODS]
+METHODS = ["fsdp", "iss-gm", "magnitude", "reconstruct", *TRAINING_METHODS]
 SCHEDULES = ["after", "soft:4", "fractional:4", "gradual:4"]
 STEPS = 13
 
@@ -43,6 +43,7 @@ def train(model: nn.Module, method: str, schedule: str, x: Tensor, y: Tensor, *,
     )
     for _ in range(STEPS):
         optimizer.zero_grad()
+        pruner.label(torch.arange(len(x)) % 2)
         loss = (model(x) - y).square().mean() + pruner.loss()
         loss.backward()
         optimizer.step()

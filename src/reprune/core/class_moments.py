@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,21 +44,44 @@ class ClassMoments:
         values, belongs = to_numpy(rows), to_numpy(members)
         if len(values) != len(belongs):
             raise StatisticsError(f"{self.name}: {len(belongs)} labels for {len(values)} responses.")
-        new = max(belongs.shape[1] - len(self._counts), 0)
-        if new:
-            # Class numbers show how many there are only as they come.
-            self._counts = np.append(self._counts, np.zeros(new))
-            self._means = np.append(self._means, np.zeros((new, self.units)), axis=0)
-            self._scatters = np.append(self._scatters, np.zeros((new, self.units)), axis=0)
+        self._grow(belongs.shape[1])
         for index in np.flatnonzero(belongs.any(axis=0)):
             own = values[belongs[:, index] > 0]
-            self._merge(int(index), own)
+            mean = own.mean(axis=0)
+            self._merge(int(index), len(own), mean, ((own - mean) ** 2).sum(axis=0))
 
-    def _merge(self, index: int, own: NDArray[np.float64]) -> None:
-        mean, before, count = own.mean(axis=0), self._counts[index], len(own)
+    def merge(self, other: ClassMoments) -> None:
+        """Add all that `other` has seen."""
+        self._grow(len(other._counts))
+        for index in np.flatnonzero(other._counts):
+            self._merge(int(index), other._counts[index], other._means[index], other._scatters[index])
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """The accumulated sums, for checkpoints and for exchange between processes."""
+        return {"counts": self._counts, "means": self._means, "scatters": self._scatters}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Replace the accumulated sums by those of `state()`."""
+        # A copy: these are added to in place.
+        self._counts, self._means, self._scatters = (to_numpy(state[name]) for name in ("counts", "means", "scatters"))
+
+    @property
+    def count(self) -> int:
+        """Rows that were seen, those of several classes several times."""
+        return int(self._counts.sum())
+
+    def _grow(self, classes: int) -> None:
+        """Class numbers show how many there are only as they come."""
+        new = max(classes - len(self._counts), 0)
+        self._counts = np.append(self._counts, np.zeros(new))
+        self._means = np.append(self._means, np.zeros((new, self.units)), axis=0)
+        self._scatters = np.append(self._scatters, np.zeros((new, self.units)), axis=0)
+
+    def _merge(self, index: int, count: float, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+        before = self._counts[index]
         shift = mean - self._means[index]
         total = before + count
-        self._scatters[index] += ((own - mean) ** 2).sum(axis=0) + shift**2 * (before * count / total)
+        self._scatters[index] += scatter + shift**2 * (before * count / total)
         self._means[index] += shift * (count / total)
         self._counts[index] = total
 

@@ -85,11 +85,18 @@ class RunOptions:
         check_training_method(self.method)
         parse_schedule(self.schedule)
         method = None if self.method in TRAINING_METHODS else get_method(self.method)
-        if method is not None and (method.needs_labels or method.needs_loss):
+        labelled = self.has_labels and self.when.kind != "after"
+        if method is not None and (method.needs_loss or (method.needs_labels and not labelled)):
             raise RecipeError(
-                f"--method {self.method} looks at labels or at the loss, which this recipe does not show it: give one "
-                "that looks at weights and responses, such as iss-gm."
+                f"--method {self.method} looks at {'the loss' if method.needs_loss else 'labels'}, which this recipe "
+                f"does not show it with --schedule {self.schedule}: give one that looks at weights and responses, such "
+                "as iss-gm."
             )
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the sequences of a training batch belong to classes."""
+        return False
 
     @property
     def prunes_while_training(self) -> bool:
@@ -189,6 +196,16 @@ class Options(RunOptions):
         for name, choices in (("on_error", ("raise", "skip")), ("framework", ("torch", "keras"))):
             if getattr(self, name) not in choices:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be {' or '.join(map(repr, choices))}.")
+
+        if self.framework == "keras" and (self.method in TRAINING_METHODS or self.when.needs_total):
+            raise RecipeError(
+                f"--framework keras has no --method {self.method} with --schedule {self.schedule} so far."
+            )
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the sequences of a training batch belong to classes."""
+        return self.framework == "torch"
 
     def staircase(self, step: int) -> float:
         """Factor on the learning rate after so many optimiser steps."""

@@ -22,6 +22,7 @@ from reprune.recipes.latency import latency_ms
 from reprune.recipes.procedure import Recipe
 from reprune.recipes.trainer import make_trainer
 from reprune.torch.expand import expand
+from reprune.torch.labelled import Labels
 from reprune.torch.lightning import PruningCallback
 from reprune.torch.training import Pruner
 
@@ -59,9 +60,11 @@ class TorchRecipe(Recipe):
 
     Attributes:
         metrics: Names of the metrics that `module` logs when it validates.
+        labels: Classes of a training batch's sequences, where it has any.
     """
 
     metrics: tuple[str, ...]
+    labels: Labels | None = None
 
     @abstractmethod
     def data(self, offset: int = 0) -> Data:
@@ -86,7 +89,9 @@ class TorchRecipe(Recipe):
                 total_steps=None if batches is None else batches * options.epochs,
                 seed=options.seed,
             )
-        self._fit(folder, "train", model, options.epochs, data, [PruningCallback(pruner)] if pruner else [])
+        self._fit(
+            folder, "train", model, options.epochs, data, [PruningCallback(pruner, self.labels)] if pruner else []
+        )
         model.cpu()
         if pruner is None:
             return model, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from lightning.pytorch import seed_everything
 from torch import nn
 
@@ -23,6 +25,7 @@ class YouTube8M(TorchRecipe):
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options
+        self.labels = attrgetter("labels")
 
     def build(self) -> VideoClassifier:
         """The dense model, always with the same weights for the same seed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
 from reprune.torch.apply import named_tensors
+from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.watch import hooked, rows, unrolled
 
@@ -32,24 +33,27 @@ def observe_classes(
         StatisticsError: When labels and sequences of a batch differ in number.
     """
     moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
-    with eval_mode(model), torch.no_grad(), _watch(model, moments) as watcher:
+    with eval_mode(model), torch.no_grad():
         for batch in batches:
-            watcher.members = _members(labels(batch))
-            call(model, batch, forward)
+            with watch_classes(model, moments, labels(batch)):
+                call(model, batch, forward)
     return moments
 
 
 class _Watcher:
     """Hands each layer's responses on, every time step with the classes of its sequence."""
 
-    def __init__(self, moments: dict[str, ClassMoments]) -> None:
-        self.members = torch.zeros(0, 0)
-        self._moments = moments
+    def __init__(self, moments: Mapping[str, ClassMoments], members: torch.Tensor, most: int | None) -> None:
+        self._moments, self._members, self._most = moments, members, most
 
     def see(self, name: str, response: torch.Tensor, packed: PackedSequence | None) -> None:
         if name in self._moments:
-            members = self.members.to(response.device)
-            self._moments[name].update(rows(response), members[_sequences(name, response, packed, len(members))])
+            sequences = _sequences(name, response, packed, len(self._members))
+            found = rows(response)
+            if self._most is not None and len(found) > self._most:
+                drawn = torch.randint(len(found), (self._most,), device=found.device)
+                found, sequences = found[drawn], sequences[drawn]
+            self._moments[name].update(found, self._members[sequences.to(self._members.device)])
 
 
 def _sequences(name: str, response: torch.Tensor, packed: PackedSequence | None, labelled: int) -> torch.Tensor:
@@ -75,11 +79,21 @@ def _members(labels: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _watch(model: nn.Module, moments: dict[str, ClassMoments]) -> Iterator[_Watcher]:
-    watcher = _Watcher(moments)
+def watch_classes(
+    model: nn.Module, moments: Mapping[str, ClassMoments], labels: Any, most: int | None = None
+) -> Iterator[None]:
+    """Within this context, forward passes account for the responses to sequences of these classes.
+
+    Args:
+        model: The model.
+        moments: By layer, what is added to.
+        labels: Classes of the sequences of every pass (see `Labels`).
+        most: Of more responses of a layer in a pass, that many are drawn at random.
+    """
+    watcher = _Watcher(moments, _members(labels), most)
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN, RaggedBase)):
                 stack.enter_context(_watch_module(module, path, watcher))
             elif isinstance(module, nn.RNNCellBase):
 
@@ -87,11 +101,11 @@ def _watch(model: nn.Module, moments: dict[str, ClassMoments]) -> Iterator[_Watc
                     watcher.see(name, output[0] if isinstance(output, tuple) else output, None)
 
                 stack.enter_context(hooked(module, see))
-        yield watcher
+        yield
 
 
 @contextmanager
-def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN, path: str, watcher: _Watcher) -> Iterator[None]:
+def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, watcher: _Watcher) -> Iterator[None]:
     packed: list[PackedSequence | None] = [None]
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:

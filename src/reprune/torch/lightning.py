@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from reprune.torch.labelled import Labels
 from reprune.torch.training import Pruner
 
 
@@ -18,6 +19,8 @@ class PruningCallback(Callback):
 
     Args:
         pruner: The pruner of the model that is trained.
+        labels: Classes of a batch's sequences, for methods that look at them: a function of a batch that returns class
+            numbers (sequences) or ones and zeros (sequences × classes).
 
     Example:
         >>> pruner = Pruner(module.model, ratio=0.5, schedule="soft:200")        # doctest: +SKIP
@@ -25,8 +28,9 @@ class PruningCallback(Callback):
         >>> small = pruner.finish()                                              # doctest: +SKIP
     """
 
-    def __init__(self, pruner: Pruner) -> None:
+    def __init__(self, pruner: Pruner, labels: Labels | None = None) -> None:
         self.pruner = pruner
+        self._labels = labels
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let a model that had shrunk take its later size before a checkpoint's weights go into it."""
@@ -47,6 +51,11 @@ class PruningCallback(Callback):
             self.pruner.optimizers = list(trainer.optimizers)
         if self.pruner.total_steps is None and math.isfinite(trainer.estimated_stepping_batches):
             self.pruner.total_steps = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tell the pruner the classes of the batch."""
+        if self._labels is not None:
+            self.pruner.label(self._labels(batch))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of the method's own term: once for each step, and after losses were scaled back."""

@@ -16,6 +16,8 @@ from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.watch import hooked, responses, rows, unrolled, watch_readings
 
+See = Callable[[str, torch.Tensor], None]
+
 
 class Statistics(dict[str, Moments]):
     """Moments of the responses, by layer.
@@ -24,16 +26,9 @@ class Statistics(dict[str, Moments]):
         readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
     """
 
-    def __init__(self, structure: Structure, most: int | None = None) -> None:
+    def __init__(self, structure: Structure) -> None:
         super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
         self.readings: dict[Axis, SplitMoments] = {}
-        self._most = most
-
-    def see(self, name: str, found: torch.Tensor) -> None:
-        """Account for responses (rows × units): for all of them, or for a random sample with replacement."""
-        if self._most is not None and len(found) > self._most:
-            found = found[torch.randint(len(found), (self._most,), device=found.device)]
-        self[name].update(found)
 
 
 def observe(
@@ -73,61 +68,65 @@ def observe(
 
 
 @contextmanager
-def gather(model: nn.Module, structure: Structure, most: int | None = None) -> Iterator[Statistics]:
+def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
     """Gather response statistics from whatever forward passes the model runs inside, training ones included.
-
-    Of more than `most` responses of a layer in one pass, that many are drawn at random. Mean and covariance are then
-    estimates without bias.
 
     Example:
         >>> with gather(model, structure) as statistics:       # doctest: +SKIP
         ...     loss = criterion(model(x), y)
         >>> statistics["lstm:l0"].covariance                    # doctest: +SKIP
     """
-    statistics = Statistics(structure, most)
-    with ExitStack() as stack:
-        for path, module in model.named_modules():
-            if any(name.split(":")[0] == path for name in structure.layers):
-                if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN, RaggedBase)):
-                    stack.enter_context(_watch_module(module, path, statistics))
-                elif isinstance(module, nn.RNNCellBase):
-                    stack.enter_context(_watch_cell(module, f"{path}:l0", statistics))
-        stack.enter_context(_watch_written_cells(model, structure, statistics))
+    statistics = Statistics(structure)
+    with watch_responses(model, structure, lambda name, found: statistics[name].update(found)):
         yield statistics
 
 
 @contextmanager
-def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, statistics: Statistics) -> Iterator[None]:
+def watch_responses(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
+    """Within this context, forward passes report every layer's responses: `see(layer, responses)`, rows × units."""
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if any(name.split(":")[0] == path for name in structure.layers):
+                if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN, RaggedBase)):
+                    stack.enter_context(_watch_module(module, path, see))
+                elif isinstance(module, nn.RNNCellBase):
+                    stack.enter_context(_watch_cell(module, f"{path}:l0", see))
+        stack.enter_context(_watch_written_cells(model, structure, see))
+        yield
+
+
+@contextmanager
+def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, see: See) -> Iterator[None]:
     if not isinstance(module, RaggedBase) and module.num_layers == 1 and not module.proj_size:
         # One layer shows all of its responses in its output.
         def watch(_: nn.Module, args: Any, output: Any) -> None:
             found = rows(output[0])
-            statistics.see(f"{path}:l0", found[:, : module.hidden_size])
+            see(f"{path}:l0", found[:, : module.hidden_size])
             if module.bidirectional:
-                statistics.see(f"{path}:l0_reverse", found[:, module.hidden_size :])
+                see(f"{path}:l0_reverse", found[:, module.hidden_size :])
 
         with hooked(module, watch):
             yield
         return
 
     def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
-        statistics.see(f"{path}:{suffix}", rows(response))
+        see(f"{path}:{suffix}", rows(response))
 
     with unrolled(module, report):
         yield
 
 
 @contextmanager
-def _watch_cell(module: nn.RNNCellBase, name: str, statistics: Statistics) -> Iterator[None]:
+def _watch_cell(module: nn.RNNCellBase, name: str, see: See) -> Iterator[None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        statistics.see(name, rows(output[0] if isinstance(output, tuple) else output))
+        see(name, rows(output[0] if isinstance(output, tuple) else output))
 
     with hooked(module, watch):
         yield
 
 
 @contextmanager
-def _watch_written_cells(model: nn.Module, structure: Structure, statistics: Statistics) -> Iterator[None]:
+def _watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
     """Cells written by hand show their state where the weight that feeds it back reads it."""
     with ExitStack() as stack:
         for name, layer in structure.layers.items():
@@ -139,13 +138,13 @@ def _watch_written_cells(model: nn.Module, structure: Structure, statistics: Sta
                 module = model.get_submodule(path)
                 if slot.tensor in own and isinstance(module, nn.Linear) and parameter == "weight":
                     positions = torch.from_numpy(slot.positions({name: range(layer.units)}))
-                    stack.enter_context(hooked(module, _watch_input(name, statistics, positions)))
+                    stack.enter_context(hooked(module, _watch_input(name, see, positions)))
                     break
         yield
 
 
-def _watch_input(name: str, statistics: Statistics, positions: torch.Tensor) -> Callable[..., None]:
+def _watch_input(name: str, see: See, positions: torch.Tensor) -> Callable[..., None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        statistics.see(name, rows(args[0])[:, positions.to(args[0].device)])
+        see(name, rows(args[0])[:, positions.to(args[0].device)])
 
     return watch

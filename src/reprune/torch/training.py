@@ -116,6 +116,15 @@ class Pruner:
             return torch.zeros((), device=next(self.model.parameters()).device)
         return self._work.technique.loss()
 
+    def label(self, classes: Any) -> None:
+        """Tell the classes of the sequences in the coming forward pass, to methods that look at them.
+
+        Args:
+            classes: Class numbers (sequences), or ones and zeros (sequences × classes).
+        """
+        if self._work is not None:
+            self._work.technique.labels = classes
+
     def step(self) -> None:
         """Count an optimiser step; when the schedule says so, select units, and silence or remove them.
 

@@ -70,8 +70,7 @@ def agreed(plan: Plan) -> Plan:
     if processes() == 1:
         return plan
     digest = hashlib.sha256(json.dumps(dict(plan.kept), sort_keys=True).encode()).hexdigest()
-    digests: list[Any] = [None] * processes()
-    distributed.all_gather_object(digests, digest)
+    digests = gathered(digest)
     if len(set(digests)) > 1:
         ranks = [rank for rank, found in enumerate(digests) if found != digests[0]]
         raise RecipeError(
@@ -79,6 +78,14 @@ def agreed(plan: Plan) -> Plan:
             "weights, and wrap the model in DistributedDataParallel, before a Pruner steps."
         )
     return shared(plan)
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in every process."""
+    found: list[Any] = [value] * processes()
+    if processes() > 1:
+        distributed.all_gather_object(found, value)
+    return found
 
 
 def shared(value: T) -> T:

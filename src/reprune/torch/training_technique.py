@@ -32,6 +32,9 @@ class Technique(ABC):
         budget: What is to be removed at the end.
         every: Steps from one selection to the next; 0 where there is only one.
         seed: Seed of its randomness.
+
+    Attributes:
+        labels: Classes of the sequences in the coming forward pass, if they were told.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Technique(ABC):
         self.budget = budget
         self.every = every
         self.seed = seed
+        self.labels: Any = None
 
     @property
     def device(self) -> torch.device:

@@ -52,3 +52,19 @@ def test_without_labels_it_says_what_to_give():
         one_class.separability()
     with pytest.raises(StatisticsError, match="3 labels for 4 responses"):
         one_class.update(np.zeros((4, 2)), np.ones((3, 1)))
+
+
+def test_moments_merge_and_travel() -> None:
+    """Two halves, one of them through its state, give what all rows give; a class that one half lacks is no trouble."""
+    rng = np.random.default_rng(0)
+    rows, members = rng.normal(size=(40, 3)), np.eye(3)[rng.integers(0, 3, 40)]
+    members[:20, 2] = 0
+    whole, first, second = (ClassMoments("lstm:l0", 3) for _ in range(3))
+    whole.update(rows, members)
+    first.update(rows[:20], members[:20, :2])
+    second.update(rows[20:], members[20:])
+    copy = ClassMoments("lstm:l0", 3)
+    copy.restore(second.state())
+    first.merge(copy)
+    assert first.count == whole.count == int(members.sum())
+    np.testing.assert_allclose(first.separability(), whole.separability(), rtol=1e-12)

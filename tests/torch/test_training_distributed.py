@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reprune.core.errors import RecipeError
 from reprune.core.statistics import Moments
 from reprune.torch import Pruner
 from reprune.torch.training_distributed import all_reduced
+from tests.processes import in_two_processes, meet
 
 STEPS = 8
 METHODS = ["iss-gm", "reconstruct", "iss-group-lasso", "neuron-selection"]
@@ -53,8 +54,7 @@ def train(rank: int, ranks: int, method: str, seed: int = 0) -> Pruner:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    meet(rank, folder)
     found: dict[str, Any] = {}
     for method in METHODS:
         pruner = train(rank, 2, method)
@@ -76,7 +76,6 @@ def work(rank: int, folder: str) -> None:
             act(rank)
         found[name] = str(caught.value)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
 
 
 def differ(rank: int) -> None:
@@ -96,7 +95,7 @@ def gradual(rank: int) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(work, (str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work, str(folder))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

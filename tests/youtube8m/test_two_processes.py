@@ -8,6 +8,7 @@ import torch
 from reprune.youtube8m.records import write_records
 from reprune.youtube8m.torch_loader import RecordDataset, RecordLoader
 from reprune.youtube8m.torch_metrics import video_metrics
+from tests.processes import in_two_processes, meet
 
 from .test_torch_video_metrics import CLASSES, expected, generated, values
 from .tfrecord_reference import FEATURES, random_records
@@ -16,7 +17,7 @@ from .tfrecord_reference import FEATURES, random_records
 def _one_process(rank: int, folder: str) -> None:
     dataset = RecordDataset(f"{folder}/*.tfrecord", classes=16, batch_size=4, features=FEATURES)
     loader = RecordLoader(dataset)  # made before the group exists, used after
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    meet(rank, folder)
 
     for idle in (False, True):  # with one process that saw nothing, or not
         batches = [generated(5, 1)] if idle else [generated(5, seed) for seed in (1, 2, 3)]
@@ -30,11 +31,10 @@ def _one_process(rank: int, folder: str) -> None:
     torch.distributed.all_gather_object(shares, mine)
     assert sorted(shares[0] + shares[1]) == sorted(record.id for record in random_records(33))
     assert abs(len(shares[0]) - len(shares[1])) <= 1
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_make_one_whole(tmp_path):
     records = random_records(33)
     for shard in range(3):
         write_records(tmp_path / f"{shard}.tfrecord", records[shard::3], FEATURES)
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    in_two_processes(_one_process, str(tmp_path))

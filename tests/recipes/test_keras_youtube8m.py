@@ -88,7 +88,7 @@ def test_batches_are_those_of_pytorch(keras_tiny: Options) -> None:
     for _ in range(2):  # Epochs: each in another order.
         pairs = list(zip(ours.dataset(), theirs, strict=True))
         assert len(pairs) == STEPS
-        for (inputs, labels), batch in pairs:
+        for (inputs, labels), (batch, _) in pairs:
             assert np.array_equal(inputs["frames"].numpy(), batch.frames.numpy())
             assert np.array_equal(inputs["lengths"].numpy(), batch.lengths.numpy())
             assert np.array_equal(labels.numpy(), batch.labels.numpy())

@@ -190,11 +190,6 @@ def test_folder_that_cannot_be_written(tiny: Options, tmp_path: Path) -> None:
         youtube8m.run(tiny, tmp_path / "file" / "run")
 
 
-def test_several_processes_are_refused(tiny: Options, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="--devices 1"):
-        youtube8m.run(replace(tiny, devices="2", strategy="ddp"), tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from reprune.core.errors import RecipeError
 from reprune.recipes.folder import replacing
 from reprune.recipes.interrupts import InterruptedRunError, Interrupts
+from reprune.recipes.processes import once
+from reprune.torch.training_distributed import everyone, rank, summed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -73,7 +75,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C, and save unless there is a checkpoint already."""
         self._interrupts.listen()
-        if not self.path.exists():
+        if not once(self.path.exists):
             trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(
@@ -81,7 +83,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save when it is time, or when the run is to stop."""
         self._position = (trainer.current_epoch, batch_idx + 1)
-        stop = self._interrupts.asked or trainer.received_sigterm
+        # A signal reaches the processes at different steps, but all must stop at the same.
+        stop = summed(self._interrupts.asked or trainer.received_sigterm) > 0
         # After its last batch an epoch still has to be measured: that checkpoint comes when it is over.
         if trainer.is_last_batch:
             return
@@ -96,7 +99,7 @@ class Checkpoints(Checkpoint):
         """Save after every epoch."""
         self._position = (trainer.current_epoch + 1, 0)
         trainer.save_checkpoint(self.path)
-        if self._interrupts.asked or trainer.received_sigterm:
+        if summed(self._interrupts.asked or trainer.received_sigterm):
             raise InterruptedRunError(f"Stopped after epoch {trainer.current_epoch + 1}: --resume goes on.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -110,13 +113,13 @@ class Checkpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Position in the data and state of the random number generators."""
         generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-        return {"position": self._position, "generators": generators}
+        return {"position": self._position, "generators": everyone(generators)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self._position = tuple(state_dict["position"])
         self._tell(*self._position)
-        host, *devices = state_dict["generators"]
+        host, *devices = state_dict["generators"][rank()]
         torch.set_rng_state(host.cpu())
         if len(devices) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in devices])

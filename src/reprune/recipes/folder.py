@@ -26,6 +26,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        writes: Whether this process notes what is done; of several, the first one does.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: RunOptions, *, resume: bool = False) -> None:
@@ -40,6 +41,7 @@ class RunFolder:
             RecipeError: The folder cannot be written, is not empty, or holds a run with other options.
         """
         self.path = Path(path)
+        self.writes = True
         _check_writable(self.path)
         if (self.path / _OPTIONS).exists():
             self._check_same(options, resume)
@@ -78,7 +80,8 @@ class RunFolder:
         start = time.perf_counter()
         yield
         self._state["seconds"][name] = round(time.perf_counter() - start, 2)
-        write_json(self.path / _STATE, self._state)
+        if self.writes:
+            write_json(self.path / _STATE, self._state)
 
     def checkpoint(self, part: str) -> Path:
         """The checkpoint of a part that trains."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -21,6 +22,7 @@ from reprune.report import write_report
 Say = Callable[[str], None]
 Summary = dict[str, Any]
 Model = Any
+T = TypeVar("T")
 
 
 class Recipe(ABC):
@@ -80,6 +82,14 @@ class Recipe(ABC):
     def load_pruned(self, dense_model: Model, directory: Path) -> Model:
         """The smaller model of a run's folder."""
 
+    def launch(self) -> bool:
+        """Meet the other processes of the run, if there are any; whether this is the first one."""
+        return True
+
+    def once(self, act: Callable[[], T]) -> T:
+        """What `act` returns in the first process, in all of them."""
+        return act()
+
     def files(self) -> Mapping[str, str]:
         """Texts that the run's folder keeps beside the model, by file name: what one needs to use it."""
         return {}
@@ -90,7 +100,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
 
     It holds, at the end, `summary.json`, `plan.json`, `model.safetensors` (the pruned model, see `reprune.load`),
     `dense.safetensors`, `report.html`, logs and checkpoints. A run that was interrupted at any moment goes on with
-    `resume=True` and ends with the same weights as one that was not.
+    `resume=True` and ends with the same weights as one that was not. Where several processes work on a run, the first
+    one writes for all, and the others leave the program at the end.
 
     Args:
         recipe: What to do.
@@ -105,12 +116,18 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         RecipeError: The folder cannot be written, or holds another run.
         InterruptedRunError: The user asked to stop.
     """
-    folder = RunFolder(out, recipe.options, resume=resume)
     with quiet():
+        first = recipe.launch()
+        folder = recipe.once(lambda: RunFolder(out, recipe.options, resume=resume))
+        folder.writes = first
+        say = say if first else lambda _: None
         _train(folder, recipe, say)
         _prune(folder, recipe, say)
         _finetune(folder, recipe, say)
-        return _evaluate(folder, recipe, say)
+        summary = _evaluate(folder, recipe, say)
+    if not first:
+        raise SystemExit(0)
+    return summary
 
 
 def evaluate_folder(folder: Path, recipe: Recipe) -> Summary:
@@ -165,9 +182,9 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     with folder.part("train"):
         dense, plan = recipe.train(recipe.build(), folder)
         if plan is not None:
-            _save_plan(folder, plan)
+            _save_plan(folder, recipe, plan)
         for name, text in recipe.files().items():
-            _save_text(folder.path / name, text)
+            recipe.once(partial(_save_text, folder.path / name, text))
         recipe.save(dense, folder.path / "dense.safetensors")
 
 
@@ -179,7 +196,8 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     with folder.part("prune"):
         dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
         if not options.prunes_while_training:
-            _save_plan(folder, recipe.plan(dense))
+            # On all of the data, as in a run of one process.
+            _save_plan(folder, recipe, recipe.once(lambda: recipe.plan(dense)))
         small = recipe.apply(dense, _read_plan(folder))
         recipe.save(small, folder.path / "checkpoints" / "pruned.safetensors")
 
@@ -207,7 +225,7 @@ def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
         plan = _read_plan(folder)
         dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
         models = {"dense": dense, "pruned": recipe.load_pruned(recipe.build(), folder.path)}
-        times = recipe.latencies(models)
+        times = recipe.once(lambda: recipe.latencies(models))
         cost = CostModel(plan.structure)
         units = {"dense": plan.structure.counts(), "pruned": plan.counts()}
         summary = {"method": recipe.options.method, "ratio": recipe.options.ratio}
@@ -219,18 +237,18 @@ def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
                 "latency_ms": times[name],
             }
         summary["units"] = {layer: [units["dense"][layer], units["pruned"][layer]] for layer in units["dense"]}
-        write_json(folder.path / "summary.json", summary)
-    write_report(folder.path / "report.html", plan, {**summary, "seconds": folder.seconds})
+        recipe.once(lambda: write_json(folder.path / "summary.json", summary))
+    recipe.once(lambda: write_report(folder.path / "report.html", plan, {**summary, "seconds": folder.seconds}))
     return summary
+
+
+def _save_plan(folder: RunFolder, recipe: Recipe, plan: Plan) -> None:
+    recipe.once(lambda: _save_text(folder.path / "plan.json", plan.to_json()))
 
 
 def _save_text(path: Path, text: str) -> None:
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def _save_plan(folder: RunFolder, plan: Plan) -> None:
-    _save_text(folder.path / "plan.json", plan.to_json())
 
 
 def _read_plan(folder: RunFolder) -> Plan:

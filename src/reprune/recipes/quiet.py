@@ -16,6 +16,8 @@ _HINTS = (
     # The number of batches is not known before they are read.
     r"Your `IterableDataset` has `__len__` defined",
     r"You're resuming from a checkpoint that ended before the epoch ended",
+    # Metrics are merged across processes before they are logged.
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`",
     # One device in a machine that has more is what --devices 1 asks for.
     r"GPU available but not used",
 )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reprune.recipes.options import Options
+from reprune.recipes.videos import Share
+from reprune.torch.training_distributed import processes
 from reprune.youtube8m.torch_loader import Batch
 from reprune.youtube8m.torch_metrics import video_metrics
 
@@ -32,12 +34,18 @@ class Tagger(LightningModule):
         self.anneal = anneal
         self.metric = video_metrics(options.classes)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: cross-entropy summed over the classes, averaged over the videos."""
+    def training_step(self, share: Share, batch_idx: int) -> Tensor:
+        """Cross-entropy summed over the classes and averaged over the videos of all processes.
+
+        It is times the number of processes, over which gradients are averaged.
+        """
+        batch = share.batch
+        if batch is None:
+            # The others wait for this process's gradient.
+            return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
         logits = self.model(batch.frames, batch.lengths)
-        loss = functional.binary_cross_entropy_with_logits(
-            logits, batch.labels.to(logits.dtype), reduction="sum"
-        ) / len(logits)
+        total = functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum")
+        loss = total / share.videos * processes()
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

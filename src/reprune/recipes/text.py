@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from reprune.core.errors import RecipeError
 from reprune.recipes.language_options import LanguageOptions
+from reprune.recipes.processes import share_of
 from reprune.recipes.torch_recipe import Data
+from reprune.torch.training_distributed import processes, rank
 
 UNKNOWN = "<unk>"
 END = "<eos>"
@@ -113,7 +115,7 @@ class Windows:
         first, self._skipped = self._skipped, 0
         for start in range(first * self._unroll, len(self._words), self._unroll):
             piece = slice(start, start + self._unroll)
-            yield Window(self._words[piece], self._following[piece], start == 0)
+            yield Window(self._words[piece].contiguous(), self._following[piece].contiguous(), start == 0)
 
 
 class Text(Data):
@@ -135,7 +137,6 @@ class Text(Data):
         super().__init__()
         self.options = options
         self._read = read
-        self._train: Windows | None = None
         self._position = 0
 
     def start(self, epoch: int, batches: int) -> None:
@@ -144,7 +145,10 @@ class Text(Data):
 
     def train_dataloader(self) -> Windows:
         """Windows of all streams, in the order of the text."""
-        windows = self._windows_to_train()
+        words, following = self._streams_to_train()
+        width = share_of(self.options)
+        mine = slice(rank() * width, (rank() + 1) * width)
+        windows = Windows(words[:, mine], following[:, mine], self.options.unroll)
         windows.skip(self._position)
         self._position = 0
         return windows
@@ -157,11 +161,15 @@ class Text(Data):
         """The text that is measured at the end."""
         return self._windows_to_measure(self.options.test)
 
+    def training_batches(self) -> int:
+        """Windows of a pass."""
+        return -(-len(self._streams_to_train()[0]) // self.options.unroll)
+
     def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Any, ...]]:
         """Windows of the training text, each with the state that the model carried there."""
         # A copy, because whoever takes the windows watches the model itself.
         carrier, state = deepcopy(model).eval(), None
-        for index, window in enumerate(self._windows_to_train()):
+        for index, window in enumerate(Windows(*self._streams_to_train(), self.options.unroll)):
             if index == self.options.calibration_batches:
                 return
             words = window.words.to(device)
@@ -175,25 +183,22 @@ class Text(Data):
 
     def example(self) -> tuple[Tensor]:
         """The beginnings of two streams."""
-        return (next(iter(self._windows_to_train())).words[:8, :2],)
+        return (self._streams_to_train()[0][:8, :2],)
 
     def sample(self) -> tuple[Tensor]:
         """The beginning of the measured text: one window of one stream."""
         return (self._read(self.options.test)[: self.options.unroll, None],)
 
-    def _windows_to_train(self) -> Windows:
-        if self._train is None:
-            numbers, streams = self._read(self.options.train), self.options.batch_size
-            length = (len(numbers) - 1) // streams
-            if not length:
-                raise RecipeError(
-                    f"{self.options.train} has {len(numbers)} words, too few for {streams} streams: lower --batch-size."
-                )
-            words, following = (
-                numbers[shift : shift + streams * length].view(streams, length).T.contiguous() for shift in (0, 1)
+    def _streams_to_train(self) -> tuple[Tensor, Tensor]:
+        """Words and those that follow, T × B, of all processes."""
+        numbers, streams = self._read(self.options.train), self.options.batch_size
+        length = (len(numbers) - 1) // streams
+        if not length:
+            raise RecipeError(
+                f"{self.options.train} has {len(numbers)} words, too few for {streams} streams: lower --batch-size."
             )
-            self._train = Windows(words, following, self.options.unroll)
-        return self._train
+        words, following = (numbers[shift : shift + streams * length].view(streams, length).T for shift in (0, 1))
+        return words, following
 
     def _windows_to_measure(self, path: str) -> Windows:
         numbers, streams = self._read(path), self.options.batch_size
@@ -201,5 +206,6 @@ class Text(Data):
         padding = streams * length - (len(numbers) - 1)
         words = torch.nn.functional.pad(numbers[:-1], (0, padding))
         following = torch.nn.functional.pad(numbers[1:], (0, padding), value=IGNORED)
-        words, following = (part.view(streams, length).T.contiguous() for part in (words, following))
+        # Streams are dealt out to the processes.
+        words, following = (part.view(streams, length).T[:, rank() :: processes()] for part in (words, following))
         return Windows(words, following, self.options.unroll)

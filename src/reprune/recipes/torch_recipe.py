@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,17 @@ from torch import nn
 
 import reprune.torch as verbs
 from reprune.core.plan import Plan
+from reprune.recipes import processes
 from reprune.recipes.checkpoints import Checkpoints
 from reprune.recipes.folder import RunFolder, replacing
 from reprune.recipes.latency import latency_ms
-from reprune.recipes.procedure import Recipe
+from reprune.recipes.procedure import Recipe, T
 from reprune.recipes.trainer import make_trainer
 from reprune.torch.expand import expand
 from reprune.torch.labelled import Labels
 from reprune.torch.lightning import PruningCallback
 from reprune.torch.training import Pruner
+from reprune.torch.training_distributed import rank
 
 
 class Data(LightningDataModule, ABC):
@@ -73,6 +75,14 @@ class TorchRecipe(Recipe):
     @abstractmethod
     def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
         """The model as Lightning trains and measures it."""
+
+    def launch(self) -> bool:
+        """Meet the other processes of the run, if there are any; whether this is the first one."""
+        return processes.launch(self.options)
+
+    def once(self, act: Callable[[], T]) -> T:
+        """What `act` returns in the first process, in all of them."""
+        return processes.once(act)
 
     def train(self, model: nn.Module, folder: RunFolder) -> tuple[nn.Module, Plan | None]:
         """Train the dense model; see `Recipe.train`."""
@@ -145,8 +155,12 @@ class TorchRecipe(Recipe):
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write the weights."""
-        with replacing(path) as part:
-            save_model(model, str(part))
+
+        def write() -> None:
+            with replacing(path) as part:
+                save_model(model, str(part))
+
+        self.once(write)
 
     def load(self, model: nn.Module, path: Path) -> nn.Module:
         """Read weights into a model of their shapes, and return it."""
@@ -168,8 +182,10 @@ class TorchRecipe(Recipe):
     ) -> None:
         """Train for some epochs, from the part's checkpoint if there is one."""
         path = folder.checkpoint(part)
+        if rank():
+            torch.manual_seed(self.options.seed + rank())  # What is dropped differs from process to process.
         # The pruner comes first: a checkpoint must hold what it did in that step.
         callbacks = [*callbacks, Checkpoints(path, self.options.checkpoint_steps, data.start)]
         trainer = make_trainer(self.options, epochs=epochs, logs=folder.path / "logs" / part, callbacks=callbacks)
         module = self.module(model, finetune=part == "finetune")
-        trainer.fit(module, data, ckpt_path=path if path.exists() else None)
+        trainer.fit(module, data, ckpt_path=path if self.once(path.exists) else None)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 from lightning.pytorch import seed_everything
-from torch import nn
+from torch import Tensor, nn
 
 from reprune.recipes.options import Options
 from reprune.recipes.tagger import METRICS, Tagger
 from reprune.recipes.torch_recipe import TorchRecipe
-from reprune.recipes.videos import Videos
+from reprune.recipes.videos import Share, Videos
 from reprune.youtube8m.model import VideoClassifier
 
 
@@ -25,7 +23,7 @@ class YouTube8M(TorchRecipe):
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options
-        self.labels = attrgetter("labels")
+        self.labels = _labels
 
     def build(self) -> VideoClassifier:
         """The dense model, always with the same weights for the same seed."""
@@ -42,3 +40,7 @@ class YouTube8M(TorchRecipe):
         """The classifier with its loss, optimiser and metrics."""
         # The paper's schedule falls too slowly to end a short fine-tuning on a quiet note.
         return Tagger(model, self.options, anneal=finetune)
+
+
+def _labels(share: Share) -> Tensor | None:
+    return None if share.batch is None else share.batch.labels

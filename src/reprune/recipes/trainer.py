@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from reprune.core.errors import RecipeError
 from reprune.recipes.checkpoints import AtomicCheckpointIO
 from reprune.recipes.options import RunOptions
+from reprune.recipes.processes import devices
 
 
 def make_trainer(
@@ -25,18 +25,14 @@ def make_trainer(
         epochs: Passes over the training data.
         logs: Folder of the CSV and TensorBoard logs; None keeps none. A resumed run adds a version to it.
         callbacks: Callbacks, in the order in which they are called.
-
-    Raises:
-        RecipeError: The options ask for several processes.
     """
     loggers: list[Any] = []
     if logs is not None:
         loggers = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
     precision: Any = options.precision
-    devices: int | str = int(options.devices) if options.devices.lstrip("-").isdecimal() else options.devices
-    trainer = Trainer(
+    return Trainer(
         accelerator=options.accelerator,
-        devices=devices,
+        devices=devices(options),
         num_nodes=options.num_nodes,
         strategy=options.strategy,
         precision=precision,
@@ -53,7 +49,3 @@ def make_trainer(
         # Every process reads its own share of the records.
         use_distributed_sampler=False,
     )
-    if trainer.world_size > 1:
-        # Its processes would write the same files, and wait for each other where their shares of the records differ.
-        raise RecipeError(f"{trainer.world_size} processes: the recipes run in one so far. Give --devices 1.")
-    return trainer

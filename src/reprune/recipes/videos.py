@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reprune.recipes.options import Options
+from reprune.recipes.processes import share_of
 from reprune.recipes.torch_recipe import Data
+from reprune.torch.training_distributed import summed
 from reprune.youtube8m.records import count_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader
 
@@ -39,9 +42,9 @@ class Videos(Data):
         self._train.set_epoch(self.offset + epoch)
         self._train.skip_batches(batches)
 
-    def train_dataloader(self) -> Epochs:
+    def train_dataloader(self) -> SharedEpochs:
         """Shuffled random windows, other ones in every epoch."""
-        return Epochs(self._train)
+        return SharedEpochs(self._train)
 
     def val_dataloader(self) -> Epochs:
         """Records that are measured after every epoch."""
@@ -57,7 +60,7 @@ class Videos(Data):
 
     def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs of the model from the training records, as many batches as the options say."""
-        loader = self._loader(self.options.train, training=True)
+        loader = self._loader(self.options.train, training=True, whole=True)
         for index, batch in enumerate(loader):
             if index == self.options.calibration_batches:
                 return
@@ -65,27 +68,28 @@ class Videos(Data):
 
     def example(self) -> tuple[Tensor, Tensor]:
         """A few of the first training videos, as the model takes them."""
-        batch = next(iter(self._loader(self.options.train, training=False)))
+        batch = next(iter(self._loader(self.options.train, training=False, whole=True)))
         return batch.frames[:2], batch.lengths[:2]
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """The longest of the first measured videos, as the model takes it."""
-        batch = next(iter(self._loader(self.options.measured, training=False)))
+        batch = next(iter(self._loader(self.options.measured, training=False, whole=True)))
         which = int(batch.lengths.argmax())
         return batch.frames[which : which + 1], batch.lengths[which : which + 1]
 
-    def _loader(self, paths: tuple[str, ...], *, training: bool) -> RecordLoader:
+    def _loader(self, paths: tuple[str, ...], *, training: bool, whole: bool = False) -> RecordLoader:
         options = self.options
         dataset = RecordDataset(
             paths,
             classes=options.classes,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size if whole else share_of(options),
             features=options.features,
             max_frames=options.max_frames,
             window="random" if training else "first",
             shuffle=training,
             seed=options.seed,
             on_error="skip" if options.on_error == "skip" else "raise",
+            whole=whole,
         )
         return RecordLoader(dataset, workers=options.workers, pin_memory=torch.cuda.is_available())
 
@@ -102,3 +106,26 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
+
+
+class Share(NamedTuple):
+    """What a process has of a step: its videos, None where it has none left, and how many all processes have."""
+
+    batch: Batch | None
+    videos: int
+
+
+class SharedEpochs:
+    """The passes of a loader, in step with the other processes: each record once, and as many steps for all of them."""
+
+    def __init__(self, loader: RecordLoader) -> None:
+        self._epochs = Epochs(loader)
+
+    def __iter__(self) -> Iterator[Share]:
+        batches = iter(self._epochs)
+        while True:
+            batch = next(batches, None)
+            videos = summed(0 if batch is None else len(batch.lengths))
+            if not videos:
+                return
+            yield Share(batch, videos)

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from reprune.recipes.language_options import LanguageOptions
 from reprune.recipes.text import IGNORED, Window
+from reprune.torch.training_distributed import everyone, rank
 
 State = tuple[tuple[Tensor, Tensor], ...]
 
@@ -138,11 +139,11 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state between two windows belongs to a checkpoint: a run goes on with it."""
-        checkpoint["carried"] = self._carried
+        checkpoint["carried"] = everyone(self._carried)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the state that was carried."""
-        self._carried = checkpoint["carried"]
+        self._carried = checkpoint["carried"][rank()]
 
 
 def _loss(logits: Tensor, following: Tensor) -> Tensor:

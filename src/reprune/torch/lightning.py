@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from reprune.torch.labelled import Labels
 from reprune.torch.training import Pruner
+from reprune.torch.training_distributed import everyone, rank
 
 
 class PruningCallback(Callback):
@@ -71,9 +72,9 @@ class PruningCallback(Callback):
             self.pruner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the pruner."""
-        return self.pruner.state_dict()
+        """State of the pruner, in every process."""
+        return {"processes": everyone(self.pruner.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self.pruner.load_state_dict(state_dict)
+        self.pruner.load_state_dict(state_dict["processes"][rank()])

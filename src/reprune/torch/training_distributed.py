@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from typing import Any, TypeVar
 
@@ -19,6 +20,20 @@ T = TypeVar("T")
 def processes() -> int:
     """Number of processes that train together; 1 without `torch.distributed`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among those that train together."""
+    return distributed.get_rank() if processes() > 1 else 0
+
+
+def summed(number: int) -> int:
+    """The sum of a number over all processes."""
+    if processes() == 1:
+        return number
+    total = torch.tensor(number, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.all_reduce(total)
+    return int(total)
 
 
 def all_reduced(moments: Moments, device: torch.device) -> dict[str, Any]:
@@ -95,3 +110,14 @@ def shared(value: T) -> T:
         distributed.broadcast_object_list(held, src=0)
     found: T = held[0]
     return found
+
+
+def everyone(value: T) -> list[T]:
+    """The values of all processes, in every process, with their tensors on the CPU; only what `torch.save` may hold."""
+    if processes() == 1:
+        return [value]
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    held: list[Any] = [None] * processes()
+    distributed.all_gather_object(held, buffer.getvalue())
+    return [torch.load(io.BytesIO(part), map_location="cpu", weights_only=True) for part in held]

@@ -25,6 +25,7 @@ from reprune.core.statistics import Moments
 from reprune.torch.apply import named_tensors
 from reprune.torch.labelled import watch_classes
 from reprune.torch.observe import watch_responses
+from reprune.torch.training_distributed import summed
 from reprune.torch.training_technique import Technique
 from reprune.torch.training_window import ROWS, Window
 from reprune.torch.watch import responses, watch_readings
@@ -90,7 +91,7 @@ class Selection(Technique):
         arrays = {name: tensors[name].detach() for name in self.structure.shapes}
         # A window that has just begun says little; the one before it is nearly as fresh.
         last, window = self._last, self._window
-        window = window.merged(last) if window.rows < last.rows else window
+        window = window.merged(last) if summed(window.rows) < summed(last.rows) else window
         window = window.reduced(self.device) if self._observes else window
         found: dict[str, Moments] = dict(window.statistics) if self._method.needs_statistics else {}
         read: tuple[Reading, ...] = ()

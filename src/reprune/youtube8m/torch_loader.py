@@ -49,6 +49,7 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         shuffle_buffer: How many records each worker holds to draw from; about 0.3 MB each in YouTube-8M.
         seed: Together with the epoch it fixes order and windows, for a given number of workers and processes.
         on_error: "raise", or "skip" to leave damaged records out and count them.
+        whole: Read everything in this process, whatever other processes there are.
         batches_per_epoch: None reads every record once per epoch. A number gives every process exactly so many batches,
             starting over or stopping early where its share does not fit, as gradient synchronisation between several
             processes needs: `count_records(paths) // (batch_size * world_size)`.
@@ -73,6 +74,7 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         seed: int = 0,
         on_error: OnError = "raise",
         batches_per_epoch: int | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         numbers = {
@@ -95,6 +97,7 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         self.max_frames = max_frames
         self.padding: Padding = padding
         self.batches_per_epoch = batches_per_epoch
+        self.whole = whole
         self._epochs = Epochs(
             self.files, classes, self.features, max_frames, window, shuffle, shuffle_buffer, seed, on_error
         )
@@ -109,8 +112,8 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         self._buffers = SharedBuffers(self.batch_size * self.max_frames * sum(self.features.values()))
 
     def find_process(self) -> None:
-        """Take rank and number of processes from torch.distributed, where it is initialised."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        """Take rank and number of processes from torch.distributed, where it is initialised and shares are read."""
+        distributed = not self.whole and torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world_size = torch.distributed.get_world_size() if distributed else 1
 

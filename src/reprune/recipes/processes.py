@@ -1,0 +1,87 @@
+"""Several processes of one run: Lightning starts them, the first one decides and writes for all."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+from lightning.fabric import Fabric
+from torch import distributed
+
+from reprune.core.errors import RecipeError
+from reprune.recipes.options import RunOptions
+from reprune.torch.training_distributed import processes, rank, shared
+
+T = TypeVar("T")
+
+
+def launch(options: RunOptions) -> bool:
+    """Start the other processes that the options ask for, or meet those that torchrun or Slurm has started.
+
+    On return, `torch.distributed` is initialised if there is more than one.
+
+    Returns:
+        Whether this is the first one.
+
+    Raises:
+        RecipeError: The strategy is one under which a process does not hold the whole model.
+    """
+    if options.strategy not in ("auto", "ddp"):
+        raise RecipeError(
+            f"--strategy {options.strategy}: the recipes run under ddp, with the whole model in every process. "
+            "Give ddp, or leave it out."
+        )
+    Fabric(
+        accelerator=options.accelerator,
+        devices=devices(options),
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+    ).launch()
+    if processes() > 1:
+        atexit.register(_leave)
+    return rank() == 0
+
+
+def _leave() -> None:
+    """Let go of the group while the interpreter is whole: a thread of gloo that needs it later aborts the process."""
+    gc.collect()  # What DistributedDataParallel holds of the group lies in cycles.
+    distributed.destroy_process_group()
+
+
+def devices(options: RunOptions) -> int | str:
+    """Lightning's `devices`: a number where the text is one."""
+    return int(options.devices) if options.devices.lstrip("-").isdecimal() else options.devices
+
+
+def share_of(options: RunOptions) -> int:
+    """Sequences per step of each process.
+
+    Raises:
+        RecipeError: They cannot be dealt out evenly.
+    """
+    if options.batch_size % processes():
+        raise RecipeError(
+            f"--batch-size {options.batch_size} is of all {processes()} processes together: give a multiple of "
+            f"{processes()}."
+        )
+    return options.batch_size // processes()
+
+
+def once(act: Callable[[], T]) -> T:
+    """What `act` returns in the first process, in all of them; the others wait for it.
+
+    Where it raises, the others leave: the first one says why.
+    """
+    if processes() == 1:
+        return act()
+    found: tuple[bool, T | None] = (False, None)
+    try:
+        if rank() == 0:
+            found = (True, act())
+    finally:
+        done, value = shared(found)
+    if not done:
+        raise SystemExit(1)
+    return value  # type: ignore[return-value]

@@ -1,0 +1,175 @@
+"""Two processes do together what one does alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprune.core.errors import RecipeError
+from reprune.core.plan import Plan
+from reprune.recipes import language_model, processes, youtube8m
+from reprune.recipes.language_options import LanguageOptions
+from reprune.recipes.options import Options, RunOptions
+from reprune.recipes.shards import write_shards
+from reprune.recipes.tagger import Tagger
+from reprune.recipes.videos import Videos
+from reprune.youtube8m.model import VideoClassifier
+from tests.processes import in_two_processes, meet
+
+# As a user's shell does it: Lightning starts the second process with the same arguments.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from reprune.core.plan import Plan
+from reprune.recipes import language_model, youtube8m
+from reprune.recipes.language_options import LanguageOptions
+from reprune.recipes.options import Options
+
+recipe, options, out = sys.argv[1:4]
+kind, run = {"v": (Options, youtube8m.run), "l": (LanguageOptions, language_model.run)}[recipe]
+run(kind.from_dict(json.loads(options)), Path(out), resume="--resume" in sys.argv)
+"""
+
+
+def run_two(options: RunOptions, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT)
+    given = json.dumps({**options.to_dict(), "devices": "2", "strategy": "ddp"})
+    recipe = "v" if isinstance(options, Options) else "l"
+    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, str(script), recipe, given, str(out), *more],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_equal_results(first: Path, second: Path) -> None:
+    one, other = (Plan.from_json((folder / "plan.json").read_bytes()) for folder in (first, second))
+    assert one.kept == other.kept
+    assert one.structure == other.structure
+    for kind in ("scores", "spectra"):
+        for layer, values in (getattr(one.diagnostics, kind) or {}).items():
+            # What the responses of all processes together say.
+            assert getattr(other.diagnostics, kind)[layer] == pytest.approx(values, rel=1e-3, abs=1e-5)
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (first, second))
+    assert one["units"] == other["units"]
+    for name in ("dense", "pruned"):
+        for key, value in one[name].items():
+            if key != "latency_ms":
+                assert other[name][key] == pytest.approx(value, rel=1e-4), (name, key)
+    for file in ("dense.safetensors", "model.safetensors"):
+        one, other = (load_file(folder / file) for folder in (first, second))
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def odd(tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """69 videos in three files: two processes have 35 and 34 of them, all in one step."""
+    folder = tmp_path_factory.mktemp("odd")
+    write_shards(folder, train=69, validate=31, shards=3)
+    return replace(
+        tiny,
+        train=(str(folder / "train*.tfrecord"),),
+        validate=(str(folder / "validate*.tfrecord"),),
+        batch_size=70,
+        epochs=4,
+    )
+
+
+def test_videos(odd: Options, tmp_path: Path) -> None:
+    options = replace(odd, schedule="soft:2")
+    youtube8m.run(options, tmp_path / "one")
+    done = run_two(options, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert_equal_results(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_text(talk: LanguageOptions, tmp_path: Path) -> None:
+    options = replace(talk, dropout=0.0, batch_size=4, epochs=2, finetune_epochs=1)
+    language_model.run(options, tmp_path / "one")
+    done = run_two(options, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert_equal_results(tmp_path / "one", tmp_path / "two")
+    # One of the two writes.
+    assert done.stderr.count("Traceback") == 0
+    assert [folder.name for folder in (tmp_path / "two" / "logs" / "train" / "csv").iterdir()] == ["version_0"]
+
+
+def _one_process(rank: int, folder: str, options: Options) -> None:
+    meet(rank, folder)
+    torch.manual_seed(0)
+    model = VideoClassifier(sum(options.features.values()), options.classes, options.hidden)
+    tagger = Tagger(model, options)
+    tagger.log = lambda *_, **__: None  # type: ignore[method-assign]
+    for epoch, skipped in ((0, 0), (0, 1)):  # the whole epoch, and what follows its first step
+        videos = Videos(options)
+        videos.start(epoch, skipped)
+        seen: list[str] = []
+        steps, gradient = 0, torch.zeros(options.classes)
+        for share in videos.train_dataloader():
+            seen += share.batch.ids if share.batch else []
+            steps += 1
+            model.zero_grad()
+            tagger.training_step(share, 0).backward()
+            gradient = model.output.bias.grad / 2
+            torch.distributed.all_reduce(gradient)
+        shares: list[Any] = [None, None]
+        torch.distributed.all_gather_object(shares, (seen, steps, share.batch is None))
+        if not skipped:
+            every = sorted(shares[0][0] + shares[1][0])
+            assert len(every) == len(set(every)) == 69
+            # The second process has nothing left for the last step, and takes part in it.
+            assert [found[1:] for found in shares] == [(2, False), (2, True)]
+            whole = gradient
+        else:
+            assert [found[1:] for found in shares] == [(1, False), (1, True)]
+            assert torch.equal(gradient, whole)
+    # A gradient of the one video of that step, computed by itself.
+    if rank == 0:
+        assert share.videos == 1
+        model.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        logits = model(share.batch.frames, share.batch.lengths)
+        loss(logits, share.batch.labels.float(), reduction="sum").backward()
+        torch.testing.assert_close(gradient, model.output.bias.grad)
+
+
+def test_each_record_counts_once_where_shares_differ(odd: Options, tmp_path: Path) -> None:
+    in_two_processes(_one_process, str(tmp_path), replace(odd, batch_size=68))
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_stops_all_processes(odd: Options, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "thesis.txt").write_text("precious")
+    done = run_two(odd, tmp_path / "two")
+    assert done.returncode != 0
+    # The first process says why, once; the other one only leaves.
+    assert "new or empty folder" in done.stderr
+    assert "[rank1]" not in done.stderr
+
+
+def test_strategies_that_split_the_model(tiny: Options, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Give ddp"):
+        youtube8m.run(replace(tiny, strategy="fsdp"), tmp_path / "run")
+
+
+def test_batches_that_cannot_be_dealt_out(tiny: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "processes", lambda: 3)
+    with pytest.raises(RecipeError, match="multiple of 3"):
+        Videos(tiny)

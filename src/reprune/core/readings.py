@@ -21,6 +21,11 @@ Places = NDArray[np.int64]
 Axis = tuple[str, int]
 
 
+def random_signs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Numbers that are 1 or −1 at random: alike in every framework, so that plans are."""
+    return rng.choice([-1.0, 1.0], size=shape)
+
+
 class SplitMoments:
     """Moments of the same features in two halves, so that what is fitted on one can be judged on the other."""
 

@@ -18,10 +18,12 @@ from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, readings
 from reprune.keras.apply import apply
-from reprune.keras.graph import ModelGraph, array, check_keras
+from reprune.keras.cloning import named_cells
+from reprune.keras.graph import ModelGraph, array, check_keras, flat_inputs
+from reprune.keras.importance import output_importance
 from reprune.keras.observe import observe
 from reprune.keras.result import Result
-from reprune.keras.trace import Forward, Trace, record
+from reprune.keras.trace import Forward, Trace, captured, record
 from reprune.keras.verify import held, rehearse, verify
 
 GATHERED = ("statistics", "readings")
@@ -145,13 +147,22 @@ def calibrate(
     if "statistics" in wanted:
         statistics = observe(model, structure, batches, forward, readings="readings" in wanted)
     if statistics is not None and "readings" in wanted:
-        read = readings(structure, arrays, statistics, statistics.readings)
+        inputs = flat_inputs(found.graph.root, captured(model, example, forward))
+        weights = output_importance(found.graph, structure.consumers, inputs)
+        read = readings(structure, arrays, statistics, statistics.readings, weights)
     return Calibration(model, found, Evidence(structure, arrays, statistics, read), wanted, verify)
 
 
 def weight_arrays(graph: ModelGraph) -> dict[str, Any]:
-    """The weights, in a precision that linear algebra accepts."""
+    """The weights, in a precision that linear algebra accepts.
+
+    Biases are no part of what criteria compare. Those of a GRU that resets after the product are a matrix of two, which
+    would be taken for weights: they are zeros here.
+    """
     arrays = {name: array(weight) for name, weight in graph.weights().items()}
+    for cell, _ in named_cells(graph):
+        if len(getattr(getattr(cell, "bias", None), "shape", ())) == 2:
+            arrays.update({name: 0 * arrays[name] for name, weight in graph.weights().items() if weight is cell.bias})
     return {name: value.astype("float32") if value.dtype.itemsize < 4 else value for name, value in arrays.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -84,7 +84,10 @@ class Probe:
     def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer] = ()) -> None:
         self._graph = graph
         self._names = {id(cell): name for cell, name in named_cells(graph)}
+        consumers = tuple(consumers)
         self._readers = _readers(graph, consumers)
+        self._own = _own_readers(graph, consumers, self._names)
+        self._recurrent = {*self._names.values(), *_recurrent_kernels(graph)}
         self._siblings: dict[int, Any] = {}
         self._runner = _Runner(self)
         self._seen: list[tuple[Key, Any, Any]] = []
@@ -101,11 +104,17 @@ class Probe:
         parts = iter(flat)
         for key, masked in self._order:
             sequence = np.asarray(next(parts))
+            valid = np.asarray(next(parts)).astype(bool) if masked else None
+            if key in self._recurrent and sequence.ndim > 2:
+                # Time first, as in `reprune.torch`: what is fitted on one half of the rows is judged on the other.
+                sequence = np.swapaxes(sequence, 0, 1)
+                valid = valid if valid is None else np.swapaxes(valid, 0, 1)
             rows = sequence.reshape(-1, sequence.shape[-1])
-            if masked:
-                valid = np.asarray(next(parts)).astype(bool)
+            if valid is not None:
                 rows = rows[np.repeat(valid.ravel(), rows.shape[0] // valid.size)]
             yield key, rows
+            if key in self._own:
+                yield self._own[key], rows
 
     def walk(self, inputs: list[Any]) -> list[Any]:
         """Sequences, each followed by its mask if it has one, in the order in which they were seen."""
@@ -194,6 +203,7 @@ class Probe:
         """A layer around the same cell that returns all time steps."""
         if id(cell) not in self._siblings:
             options = {"return_sequences": True, "go_backwards": backwards, "unroll": layer.unroll}
+            options["dtype"] = layer.dtype_policy
             self._siblings[id(cell)] = keras.layers.RNN(cell, **options)
         return self._siblings[id(cell)]
 
@@ -228,7 +238,8 @@ class _Runner(keras.Model):  # type: ignore[misc]
     """Gives a walk over a graph the compiled `predict_on_batch` of whichever backend runs."""
 
     def __init__(self, probe: Probe) -> None:
-        super().__init__(name="probe")
+        # What the model is given in double precision must arrive so.
+        super().__init__(name="probe", autocast=False)
         self._walk = probe.walk
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -256,6 +267,22 @@ def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list
         pairs = [(wanted.get(named.get(id(weight), "")), place) for weight, place in weights if last]
         found[id(layer)] = [(key, place) for key, place in pairs if key is not None]
     return found
+
+
+def _own_readers(graph: ModelGraph, consumers: Iterable[Consumer], names: Mapping[int, str]) -> dict[Key, Axis]:
+    """The recurrent kernel of each layer, as the consumer that reads the layer's own responses."""
+    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers if consumer.axis == 0}
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    kernels = {name: getattr(cell, "recurrent_kernel", None) for cell, name in named_cells(graph) if id(cell) in names}
+    found = {name: wanted.get(named.get(id(kernel), "")) for name, kernel in kernels.items()}
+    return {name: key for name, key in found.items() if key is not None}
+
+
+def _recurrent_kernels(graph: ModelGraph) -> list[Axis]:
+    """The weights through which recurrent layers read their input."""
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    kernels = [getattr(cell, "kernel", None) for cell, _ in named_cells(graph)]
+    return [(named[id(kernel)], 0) for kernel in kernels if id(kernel) in named]
 
 
 def _turned(mask: Any, backwards: bool) -> Any:

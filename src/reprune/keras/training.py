@@ -19,6 +19,7 @@ from reprune.core.plan import Plan
 from reprune.core.readings import readings
 from reprune.core.schedule import After, Schedule, Soft, parse_schedule
 from reprune.keras.apply import apply
+from reprune.keras.calibration import weight_arrays
 from reprune.keras.graph import array, graph_of
 from reprune.keras.observe import Probe, gather
 from reprune.keras.result import Result
@@ -153,7 +154,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if structure is None or probe is None:
             raise RecipeError("The callback has not seen training begin: give it to model.fit(callbacks=[…]).")
         method = get_method(self._method)
-        arrays = {name: array(weight) for name, weight in graph_of(self.model).weights().items()}
+        arrays = weight_arrays(graph_of(self.model))
         evidence = Evidence(structure, arrays)
         if method.needs_statistics:
             batches = islice(self._stream, self._calibration)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from reprune.core.layers import Consumer
+from reprune.core.readings import random_signs
 from reprune.torch.apply import named_tensors
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.tracer import tensors_in
@@ -46,7 +48,7 @@ def output_importance(
     tensors = named_tensors(model)
     axes = {(c.tensor, c.axis): tensors[c.tensor] for c in consumers if isinstance(tensors[c.tensor], nn.Parameter)}
     frozen = [weight for weight in axes.values() if not weight.requires_grad]
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     # cuDNN's recurrent kernels have no backward pass in eval mode.
     with eval_mode(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         try:
@@ -55,7 +57,7 @@ def output_importance(
             outputs = [t for t in tensors_in(call(model, example, forward)) if t.requires_grad]
             total = {key: torch.zeros((), dtype=torch.float64, device=weight.device) for key, weight in axes.items()}
             for _ in range(draws if outputs else 0):
-                gradients = _project(outputs, list(axes.values()), generator)
+                gradients = _project(outputs, list(axes.values()), rng)
                 for (key, _weight), gradient in zip(axes.items(), gradients, strict=True):
                     if gradient is not None:
                         total[key] = total[key] + gradient.double().square().sum(key[1]) / draws
@@ -69,7 +71,7 @@ def output_importance(
 
 
 def _project(
-    outputs: list[torch.Tensor], weights: list[torch.Tensor], generator: torch.Generator
+    outputs: list[torch.Tensor], weights: list[torch.Tensor], rng: np.random.Generator
 ) -> tuple[torch.Tensor | None, ...]:
-    signs = [(torch.randint(0, 2, out.shape, generator=generator) * 2 - 1).to(out) for out in outputs]
+    signs = [torch.from_numpy(random_signs(rng, tuple(out.shape))).to(out) for out in outputs]
     return torch.autograd.grad(outputs, weights, grad_outputs=signs, retain_graph=True, allow_unused=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
-from reprune.recipes import procedure, youtube8m
+from reprune.recipes import procedure, torch_recipe, youtube8m
 from reprune.recipes.checkpoints import AtomicCheckpointIO
 from reprune.recipes.interrupts import InterruptedRunError
 from reprune.recipes.options import Options
@@ -165,6 +166,32 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_full_disk_after_training(
+    error: Exception, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, folder = undisturbed
+
+    def full(model: Any, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_recipe, "save_model", full)
+        with pytest.raises(RecipeError, match=r"No space left.* Make room"):
+            youtube8m.run(options, tmp_path / "run")
+    assert not (tmp_path / "run" / "dense.safetensors").exists()
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Tagger, "training_step", lambda self, batch, batch_idx: steps.append(batch_idx))
+        patch.setattr(procedure, "_finetune", lambda *_: raise_crash())
+        with pytest.raises(CrashError):
+            youtube8m.run(options, tmp_path / "run", resume=True)
+    assert not steps
+    youtube8m.run(options, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", folder)
 
 
 def test_damaged_checkpoint(tmp_path: Path) -> None:

@@ -122,21 +122,22 @@ def _whole(plan: Plan) -> dict[str, list[int]]:
     return {name: list(range(len(units))) for name, units in plan.kept.items()}
 
 
+class Language(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.rnn, self.head = getattr(nn, kind)(3, 6, num_layers=2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        out, state = self.rnn(x, state)
+        return self.head(out), state
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_carried_states_of_the_width_before_are_taken(kind: str) -> None:
     """Truncated back-propagation carries states over a stage."""
 
-    class Language(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = getattr(nn, kind)(3, 6, num_layers=2), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor, state: Any = None) -> Any:
-            out, state = self.rnn(x, state)
-            return self.head(out), state
-
     torch.manual_seed(0)
-    model = Language()
+    model = Language(kind)
     x = torch.randn(5, 2, 3)
     structure = trace(model, x)
     kept = {"rnn:l0": [0, 2, 3, 5], "rnn:l1": [1, 2, 4, 5]}
@@ -149,6 +150,29 @@ def test_carried_states_of_the_width_before_are_taken(kind: str) -> None:
     for state in (full, half, model(x)[1]):
         out, _ = model(x, state)
         assert out.shape == (5, 2, 2)
+
+
+def test_carried_states_of_the_width_before_are_taken_after_a_break() -> None:
+    def start() -> tuple[Language, Pruner]:
+        torch.manual_seed(0)
+        model = Language("LSTM")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, Pruner(
+            model, x, ratio=0.7, method="magnitude", schedule="gradual:1", total_steps=8, optimizer=optimizer
+        )
+
+    x = torch.randn(5, 2, 3)
+    model, pruner = start()
+    pruner.step()
+    before = sum(pruner.plan.counts().values())  # type: ignore[union-attr]
+    state = model(x)[1]
+    pruner.step()
+    assert sum(pruner.plan.counts().values()) < before  # type: ignore[union-attr]
+    expected = model(x, state)[0]
+    again, other = start()
+    other.load_state_dict(pruner.state_dict())
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(x, state)[0], expected, rtol=0, atol=0)
 
 
 def test_sizes_fall_along_the_cubic_and_stay() -> None:

@@ -54,8 +54,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
 
-    The first one is there before a step is spent, so a full disk shows at once. Beside what Lightning saves, it holds
-    the position in the data and the state of the random number generators.
+    The first one is there before a step is spent, and after the first step, when the optimiser has its moments, two
+    more: so a disk without room for a checkpoint beside the last one shows at once. Beside what Lightning saves, it
+    holds the position in the data and the state of the random number generators.
 
     Ctrl-C finishes the step, saves, and raises `InterruptedRunError`; a second one stops at once.
 
@@ -70,6 +71,7 @@ class Checkpoints(Checkpoint):
         self.every = every
         self._tell = position
         self._position = (0, 0)
+        self._has_room = False
         self._interrupts = Interrupts()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,8 +90,11 @@ class Checkpoints(Checkpoint):
         # After its last batch an epoch still has to be measured: that checkpoint comes when it is over.
         if trainer.is_last_batch:
             return
-        if stop or trainer.global_step % self.every == 0:
+        if stop or not self._has_room or trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
+        if not self._has_room:
+            trainer.save_checkpoint(self.path)
+            self._has_room = True
         if stop:
             raise InterruptedRunError(
                 f"Stopped in epoch {trainer.current_epoch + 1}, after {trainer.global_step} steps: --resume goes on."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reprune.core.cost import CostModel
+from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
 from reprune.recipes.folder import RunFolder, read_json, replacing, write_json
 from reprune.recipes.options import RunOptions
@@ -116,7 +119,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         RecipeError: The folder cannot be written, or holds another run.
         InterruptedRunError: The user asked to stop.
     """
-    with quiet():
+    with quiet(), _full_disk_reported(out):
         first = recipe.launch()
         folder = recipe.once(lambda: RunFolder(out, recipe.options, resume=resume))
         folder.writes = first
@@ -128,6 +131,17 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
     if not first:
         raise SystemExit(0)
     return summary
+
+
+@contextmanager
+def _full_disk_reported(out: Path) -> Iterator[None]:
+    """Whatever was being written, logs included."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise RecipeError(f"{out} cannot be written: {error}. Make room, then add --resume to go on.") from error
 
 
 def evaluate_folder(folder: Path, recipe: Recipe) -> Summary:

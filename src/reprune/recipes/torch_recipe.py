@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 import reprune.torch as verbs
+from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
 from reprune.recipes import processes
 from reprune.recipes.checkpoints import Checkpoints
@@ -157,8 +159,11 @@ class TorchRecipe(Recipe):
         """Write the weights."""
 
         def write() -> None:
-            with replacing(path) as part:
-                save_model(model, str(part))
+            try:
+                with replacing(path) as part:
+                    save_model(model, str(part))
+            except SafetensorError as error:
+                raise RecipeError(f"{path} cannot be written: {error}. Make room, then add --resume.") from error
 
         self.once(write)
 

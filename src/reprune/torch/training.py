@@ -180,8 +180,9 @@ class Pruner:
         return {
             "steps": self.steps,
             "structure": Plan(self.structure, _whole(self.structure)).to_json(),
-            "units": {name: list(units) for name, units in work.units.items()},
-            "kept": None if self.plan is None else dict(self.plan.kept),
+            # States that a caller carries may still have the size before.
+            "sizes": [{name: list(units) for name, units in size.items()} for size in (work.before, work.units)],
+            "plan": None if self.plan is None else self.plan.to_json(),
             "final": work.final is not None,
             "training_passes": work.hooks.training_passes,
             "technique": work.technique.state_dict(),
@@ -195,11 +196,11 @@ class Pruner:
         if self._work is None:
             self._start(Plan.from_json(state["structure"]).structure)
         work = self._ready()
-        if state["units"] != work.units:
-            here = {name: [work.units[name].index(unit) for unit in units] for name, units in state["units"].items()}
+        for size in state["sizes"] if state["sizes"][-1] != work.units else ():
+            here = {name: [work.units[name].index(unit) for unit in units] for name, units in size.items()}
             self._shrink(work, Plan(work.technique.structure, here))
-        if state["kept"] is not None:
-            self.plan = Plan(self.structure, state["kept"], str(self._method), self._budget.ratio or 0, self._budget.of)
+        if state["plan"] is not None:
+            self.plan = Plan.from_json(state["plan"])
         work.final = self.plan if state["final"] else None
         work.hooks.training_passes = int(state["training_passes"])
         work.technique.load_state_dict(state["technique"])
@@ -221,7 +222,7 @@ class Pruner:
         self.structure = structure
         kind = TECHNIQUES.get(self._method, Selection) if isinstance(self._method, str) else Selection
         technique = kind(self.model, structure, self._method, self._budget, self.schedule.every, self._seed)
-        self._work = _Work(technique, Hooks(self.model, technique), _whole(structure))
+        self._work = _Work(technique, Hooks(self.model, technique), _whole(structure), _whole(structure))
 
     def _ready(self) -> _Work:
         if self._work is None:
@@ -267,7 +268,7 @@ class Pruner:
         if any(plan.removed().values()):
             shrink(self.model, plan, self.optimizers)
             work.technique.shrunk(shrunk(work.technique.structure, plan.kept), plan.kept)
-            work.units = within(work.units, plan.kept)
+            work.before, work.units = work.units, within(work.units, plan.kept)
 
 
 @dataclass
@@ -278,12 +279,14 @@ class _Work:
         technique: The method.
         hooks: Show it the model's passes.
         units: Units of the model that came in, of which the model now consists.
+        before: Those of which it consisted before it last became smaller.
         final: The latest selection, if it was of the whole ratio.
     """
 
     technique: Technique
     hooks: Hooks
     units: dict[str, list[int]]
+    before: dict[str, list[int]]
     final: Plan | None = None
 
 

@@ -9,10 +9,12 @@ from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.methods import Method
+from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
 from reprune.keras.apply import apply, mask
-from reprune.keras.calibration import Calibration, calibrate, first_batch
+from reprune.keras.calibration import Calibration, calibrate, is_tensor
 from reprune.keras.graph import check_keras
+from reprune.keras.labelled import Labels, Loss
 from reprune.keras.observe import observe
 from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.result import Result, load
@@ -56,7 +58,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     check_keras(model)
-    example, _ = first_batch(batches)
+    example, _ = first_batch(batches, is_tensor)
     found = record(model, example, forward)
     info = Inspection(rehearse(found, model) if verify else found.structure())
     if strict and info.pinned:
@@ -78,6 +80,8 @@ def plan(
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -87,10 +91,11 @@ def plan(
     Args:
         model: The model; it is left as it was.
         batches: Calibration inputs: each what the model takes as its one argument, a list or dict for several inputs.
-            Iterated once, one batch at a time. Leave labels out, or drop them with `forward`.
+            Iterated once, one batch at a time, and once more for labels or a loss. Leave labels out, or drop them with
+            `forward`.
         ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
         of: What the fraction is of: `units`, `parameters` or `macs`.
-        method: A preset's name (`core.methods.METHODS`) or a `Method`; not those that look at labels or a loss.
+        method: A preset's name (`core.methods.METHODS`) or a `Method`.
         include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
         counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
@@ -98,6 +103,8 @@ def plan(
         min_units: Units that every layer keeps at least.
         round_to: Make the units kept a multiple of this.
         uniform: Keep equal sizes in both directions of every `Bidirectional`, so that it stays plain.
+        labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
+        loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch, such as `lambda model, batch: model(batch[0])`.
         verify: Check the trace on the first batch.
         seed: Seed of methods that are random.
@@ -113,6 +120,8 @@ def plan(
         model,
         batches,
         methods=[method],
+        labels=labels,
+        loss=loss,
         include=include,
         exclude=exclude,
         uniform=uniform,
@@ -135,6 +144,8 @@ def prune(
     min_units: int = 1,
     round_to: int = 1,
     uniform: bool = False,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -151,6 +162,8 @@ def prune(
         model,
         batches,
         methods=[method],
+        labels=labels,
+        loss=loss,
         include=include,
         exclude=exclude,
         uniform=uniform,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,20 +15,20 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
+from reprune.core.passes import several_passes
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, readings
 from reprune.keras.apply import apply
 from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph, array, check_keras, flat_inputs
 from reprune.keras.importance import output_importance
+from reprune.keras.labelled import Labels, Loss, loss_gradients, observe_classes
 from reprune.keras.observe import observe
 from reprune.keras.result import Result
 from reprune.keras.trace import Forward, Trace, captured, record
 from reprune.keras.verify import held, rehearse, verify
 
-GATHERED = ("statistics", "readings")
-# What some methods look at and this adapter does not gather.
-ABSENT = ("labels", "loss")
+NEEDS = {"statistics": "calibration batches", "readings": "calibration batches", "labels": "labels=", "loss": "loss="}
 
 
 class Calibration:
@@ -38,7 +38,7 @@ class Calibration:
 
     Attributes:
         structure: What can be pruned, what is pinned and why.
-        gathered: Which kinds of evidence there are: `statistics`, `readings`.
+        gathered: Which kinds of evidence there are: `statistics`, `readings`, `labels`, `loss`.
     """
 
     def __init__(self, model: Any, found: Trace, evidence: Evidence, gathered: Iterable[str], check: bool) -> None:
@@ -65,8 +65,13 @@ class Calibration:
             StatisticsError: When the method needs what was not gathered.
             BudgetError: When the budget cannot be met.
         """
-        if needs(method) - self.gathered:
-            raise StatisticsError(f"method={method!r} needs what this calibration lacks: name it in methods=[…].")
+        missing = needs(get_method(method)) - self.gathered
+        if missing:
+            given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
+            raise StatisticsError(
+                f"method={method!r} needs what this calibration lacks: name it in methods=[…], and calibrate with "
+                f"{given}."
+            )
         return decide(
             self._evidence,
             Budget(ratio, of, min_units, round_to),
@@ -89,20 +94,9 @@ class Calibration:
         return Result(small, decided)
 
 
-def needs(method: str | Method) -> set[str]:
-    """Kinds of evidence that a method looks at.
-
-    Raises:
-        StatisticsError: When it looks at what cannot be gathered from Keras models.
-    """
-    resolved = get_method(method)
-    absent = [kind for kind in ABSENT if getattr(resolved, f"needs_{kind}")]
-    if absent:
-        raise StatisticsError(
-            f"method={method!r} looks at {' and '.join(absent)}, which reprune.keras does not gather: use another "
-            "method, such as 'reconstruct' or 'iss-gm'."
-        )
-    return {kind for kind in GATHERED if getattr(resolved, f"needs_{kind}")}
+def needs(method: Method) -> set[str]:
+    """Kinds of evidence that a method looks at."""
+    return {kind for kind in NEEDS if getattr(method, f"needs_{kind}")}
 
 
 def calibrate(
@@ -110,6 +104,8 @@ def calibrate(
     batches: Iterable[Any],
     *,
     methods: Sequence[str | Method] | None = None,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     uniform: bool = False,
@@ -120,8 +116,11 @@ def calibrate(
 
     Args:
         model: The model; it is left as it was.
-        batches: Calibration inputs as the model takes them, iterated once.
+        batches: Calibration inputs as the model takes them. Iterated once, and once more for labels and for a loss.
         methods: Gather only what these look at; everything by default.
+        labels: Classes of a batch's sequences, for methods that look at them: a function of a batch that returns class
+            numbers (sequences) or ones and zeros (sequences × classes).
+        loss: Mean loss, for methods that look at its gradient: a function of model and batch.
         include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
         uniform: Keep equal sizes in both directions of every `Bidirectional`, so that it stays plain.
@@ -137,20 +136,33 @@ def calibrate(
         VerificationError: When something reads units in a way that the trace did not see.
     """
     check_keras(model)
-    wanted = set(GATHERED) if methods is None else {kind for method in methods for kind in needs(method)}
-    example, batches = first_batch(batches)
+    wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
+    wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
+    example, passes = several_passes(batches, is_tensor, len(wanted - {"readings"}))
     found = record(model, example, forward, uniform=uniform)
     exclude = left_out(found.structure(), include, exclude)
     structure = rehearse(found, model, exclude) if verify else found.structure(held(found.structure(), exclude))
     arrays = weight_arrays(found.graph)
     statistics, read = None, list[Reading]()
     if "statistics" in wanted:
-        statistics = observe(model, structure, batches, forward, readings="readings" in wanted)
+        statistics = observe(model, structure, next(passes), forward, readings="readings" in wanted)
     if statistics is not None and "readings" in wanted:
         inputs = flat_inputs(found.graph.root, captured(model, example, forward))
         weights = output_importance(found.graph, structure.consumers, inputs)
         read = readings(structure, arrays, statistics, statistics.readings, weights)
-    return Calibration(model, found, Evidence(structure, arrays, statistics, read), wanted, verify)
+    classes = None
+    if "labels" in wanted and labels is not None:
+        classes = observe_classes(model, structure, next(passes), labels, forward)
+    gradients = None
+    if "loss" in wanted and loss is not None:
+        gradients = loss_gradients(found.graph, model, next(passes), loss)
+    evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
+    return Calibration(model, found, evidence, wanted, verify)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is an array of NumPy or of the backend."""
+    return isinstance(value, np.ndarray) or bool(keras.ops.is_tensor(value))
 
 
 def weight_arrays(graph: ModelGraph) -> dict[str, Any]:
@@ -164,24 +176,3 @@ def weight_arrays(graph: ModelGraph) -> dict[str, Any]:
         if len(getattr(getattr(cell, "bias", None), "shape", ())) == 2:
             arrays.update({name: 0 * arrays[name] for name, weight in graph.weights().items() if weight is cell.bias})
     return {name: value.astype("float32") if value.dtype.itemsize < 4 else value for name, value in arrays.items()}
-
-
-def first_batch(batches: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and an iterator over all of them that holds no more than it.
-
-    Raises:
-        StatisticsError: When it is a tensor rather than an iterable of inputs, or empty.
-    """
-    if isinstance(batches, (Mapping, np.ndarray)) or keras.ops.is_tensor(batches):
-        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
-    iterator = iter(batches)
-    try:
-        example = next(iterator)
-    except StopIteration:
-        raise StatisticsError("batches is empty: give at least one input, such as [x] or a tf.data.Dataset.") from None
-
-    def all_batches() -> Iterator[Any]:
-        yield example
-        yield from iterator
-
-    return example, all_batches()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,6 +20,22 @@ from reprune.keras.trace import Forward, captured, states_kept
 
 Array = Any
 Key = str | Axis
+
+
+class Response(NamedTuple):
+    """What one layer responds to one batch, or what one consumer reads of it.
+
+    Attributes:
+        key: The layer's name, or the consumer's tensor and axis.
+        rows: One row for each valid time step of each sequence (rows × units).
+        sequences: Which sequence of the batch each row belongs to (rows).
+        batch: Number of sequences.
+    """
+
+    key: Key
+    rows: Array
+    sequences: Array
+    batch: int
 
 
 class Statistics(dict[str, Moments]):
@@ -65,7 +81,7 @@ def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Stati
     for name, layer in structure.layers.items():
         statistics[name] = Moments(name, layer.units)
     for example in examples:
-        for key, rows in probe.responses(example):
+        for key, rows, *_ in probe.responses(example):
             if isinstance(key, tuple):
                 statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
             elif key in structure.layers:
@@ -93,8 +109,8 @@ class Probe:
         self._seen: list[tuple[Key, Any, Any]] = []
         self._order: list[tuple[Key, bool]] = []
 
-    def responses(self, batch: Any) -> Iterator[tuple[Key, Array]]:
-        """Name and responses (rows × units) of every layer, for one batch; a layer that runs twice comes twice.
+    def responses(self, batch: Any) -> Iterator[Response]:
+        """Responses of every layer to one batch; a layer that runs twice comes twice.
 
         Inputs of consumers come under their tensor and axis.
         """
@@ -105,16 +121,10 @@ class Probe:
         for key, masked in self._order:
             sequence = np.asarray(next(parts))
             valid = np.asarray(next(parts)).astype(bool) if masked else None
-            if key in self._recurrent and sequence.ndim > 2:
-                # Time first, as in `reprune.torch`: what is fitted on one half of the rows is judged on the other.
-                sequence = np.swapaxes(sequence, 0, 1)
-                valid = valid if valid is None else np.swapaxes(valid, 0, 1)
-            rows = sequence.reshape(-1, sequence.shape[-1])
-            if valid is not None:
-                rows = rows[np.repeat(valid.ravel(), rows.shape[0] // valid.size)]
-            yield key, rows
+            found = _rows(key, sequence, valid, time_first=key in self._recurrent)
+            yield found
             if key in self._own:
-                yield self._own[key], rows
+                yield found._replace(key=self._own[key])
 
     def walk(self, inputs: list[Any]) -> list[Any]:
         """Sequences, each followed by its mask if it has one, in the order in which they were seen."""
@@ -245,6 +255,22 @@ class _Runner(keras.Model):  # type: ignore[misc]
     def call(self, inputs: Any, training: bool = False) -> Any:
         """All that the walk saw."""
         return self._walk(list(inputs))
+
+
+def _rows(key: Key, sequence: Array, valid: Array | None, *, time_first: bool) -> Response:
+    """The valid steps of sequences (sequences × time × … × units) one below the other."""
+    count = len(sequence)
+    owners = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (sequence.ndim - 2)), sequence.shape[:-1])
+    if valid is not None:
+        valid = np.broadcast_to(valid.reshape(*valid.shape, *[1] * (owners.ndim - valid.ndim)), owners.shape)
+    if time_first and sequence.ndim > 2:
+        # As in `reprune.torch`: what is fitted on one half of the rows is judged on the other.
+        sequence, owners = np.swapaxes(sequence, 0, 1), np.swapaxes(owners, 0, 1)
+        valid = valid if valid is None else np.swapaxes(valid, 0, 1)
+    rows, owners = sequence.reshape(-1, sequence.shape[-1]), owners.reshape(-1)
+    if valid is not None:
+        rows, owners = rows[valid.reshape(-1)], owners[valid.reshape(-1)]
+    return Response(key, rows, owners, count)
 
 
 def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list[tuple[Axis, int]]]:

@@ -87,6 +87,11 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self.schedule = parse_schedule(schedule)
         if not isinstance(self.schedule, (After, Soft)):
             raise RecipeError(f"schedule={str(schedule)!r} is for PyTorch so far: give 'after' or 'soft:S'.")
+        if get_method(method).needs_labels or get_method(method).needs_loss:
+            raise RecipeError(
+                f"method={method!r} looks at labels or at a loss: give one that looks at responses, such as "
+                "'iss-gm', or call reprune.keras.prune() when training is over."
+            )
         self.steps = 0
         self.plan: Plan | None = None
         self.result: Result | None = None

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.methods import Method
+from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
 from reprune.report import Inspection
 from reprune.torch.apply import apply, mask
-from reprune.torch.calibration import Calibration, calibrate, first_batch
+from reprune.torch.calibration import Calibration, calibrate
 from reprune.torch.cells import register_cell
 from reprune.torch.labelled import Labels, Loss
 from reprune.torch.observe import gather, observe
@@ -69,7 +71,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     model = unwrap(model)
-    example, _ = first_batch(batches)
+    example, _ = first_batch(batches, torch.is_tensor)
     found = record(model, example, forward)
     info = Inspection(rehearse(found, model, example, forward) if verify else found.structure())
     if strict and info.pinned:

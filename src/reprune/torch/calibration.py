@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
+from reprune.core.passes import several_passes
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, readings
 from reprune.torch.apply import apply, named_tensors
@@ -144,7 +145,7 @@ def calibrate(
     model = unwrap(model)
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
-    example, passes = _passes(batches, len(wanted - {"readings"}))
+    example, passes = several_passes(batches, torch.is_tensor, len(wanted - {"readings"}))
     found = record(model, example, forward, uniform=uniform)
     exclude = left_out(found.structure(), include, exclude)
     if verify:
@@ -175,45 +176,3 @@ def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
     return {
         name: tensors[name].detach().to(wide.get(tensors[name].dtype, tensors[name].dtype)) for name in structure.shapes
     }
-
-
-def _passes(batches: Iterable[Any], count: int) -> tuple[Any, Iterator[Iterable[Any]]]:
-    """The first batch, and the batches as often as they are asked for, none of them held but the first.
-
-    Raises:
-        StatisticsError: When there are none, or they can be iterated only once and are needed more often.
-    """
-    example, first = first_batch(batches)
-    if count > 1 and iter(batches) is batches:
-        raise StatisticsError(
-            f"These methods need {count} passes over batches, and a {type(batches).__name__} gives only one: give a "
-            "list or a DataLoader."
-        )
-
-    def passes() -> Iterator[Iterable[Any]]:
-        yield first
-        while True:
-            yield batches
-
-    return example, passes()
-
-
-def first_batch(batches: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and an iterator over all of them that holds no more than it.
-
-    Raises:
-        StatisticsError: When it is a tensor rather than an iterable of inputs, or empty.
-    """
-    if isinstance(batches, (torch.Tensor, Mapping)):
-        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
-    iterator = iter(batches)
-    try:
-        example = next(iterator)
-    except StopIteration:
-        raise StatisticsError("batches is empty: give at least one input, such as [x] or a DataLoader.") from None
-
-    def all_batches() -> Iterator[Any]:
-        yield example
-        yield from iterator
-
-    return example, all_batches()

@@ -1,0 +1,56 @@
+"""Calibration batches: the first one looked at, all of them gone through once or several times, none of them held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from reprune.core.errors import StatisticsError
+
+
+def first_batch(batches: Iterable[Any], is_tensor: Callable[[Any], bool]) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and an iterator over all of them that holds no more than it.
+
+    Args:
+        batches: The batches.
+        is_tensor: Tells what is one input rather than an iterable of inputs.
+
+    Raises:
+        StatisticsError: When it is a single input, or empty.
+    """
+    if isinstance(batches, Mapping) or is_tensor(batches):
+        raise StatisticsError(f"batches is a single {type(batches).__name__}: give an iterable of inputs, such as [x].")
+    iterator = iter(batches)
+    try:
+        example = next(iterator)
+    except StopIteration:
+        raise StatisticsError("batches is empty: give at least one input, such as [x], or a data loader.") from None
+
+    def all_batches() -> Iterator[Any]:
+        yield example
+        yield from iterator
+
+    return example, all_batches()
+
+
+def several_passes(
+    batches: Iterable[Any], is_tensor: Callable[[Any], bool], count: int
+) -> tuple[Any, Iterator[Iterable[Any]]]:
+    """The first batch, and the batches as often as they are asked for, none of them held but the first.
+
+    Raises:
+        StatisticsError: As for `first_batch`; or when they can be iterated only once and are needed more often.
+    """
+    example, first = first_batch(batches, is_tensor)
+    if count > 1 and iter(batches) is batches:
+        raise StatisticsError(
+            f"These methods need {count} passes over batches, and a {type(batches).__name__} gives only one: give a "
+            "list or a data loader."
+        )
+
+    def passes() -> Iterator[Iterable[Any]]:
+        yield first
+        while True:
+            yield batches
+
+    return example, passes()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz spoken-digits bench check format clean
+.PHONY: help demo test test-slow fuzz spoken-digits war-and-peace bench check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,14 @@ spoken-digits: $(STAMP)  ## the recipe on spoken digits ($$REPRUNE_DATA), at two
 	$(SPOKEN) --ratio 0.5 --out out/digits-50 --resume
 	$(SPOKEN) --ratio 0.75 --out out/digits-75 --resume
 	$(SPOKEN) --ratio 0.5 --schedule soft:200 --out out/digits-soft --resume
+
+WORDS = $(REPRUNE_DATA)/war_and_peace/wap
+NOVEL = $(BIN)/reprune train language-model --train $(WORDS).train.txt.gz --valid $(WORDS).valid.txt.gz \
+	--test $(WORDS).test.txt.gz --preset small --hidden 64 --vocabulary 1000 --epochs 3 --finetune-epochs 1
+war-and-peace: $(STAMP)  ## the language-model recipe on War and Peace ($$REPRUNE_DATA), small; lands in out/
+	$(NOVEL) --out out/novel-reconstruct --resume
+	$(NOVEL) --method iss-gm --dense out/novel-reconstruct --out out/novel-iss-gm --resume
+	$(NOVEL) --method neuron-selection --out out/novel-neuron-selection --resume
 
 bench: $(STAMP)  ## the speed of pruned models beside what their MACs promise
 	$(BIN)/python benchmarks/deployment.py

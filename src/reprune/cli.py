@@ -68,6 +68,13 @@ Precision = Annotated[str, typer.Option(help="Lightning's precision, such as 16-
 Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, a list, auto.")]
 NumNodes = Annotated[int, typer.Option(help="Machines taking part.")]
 Strategy = Annotated[str, typer.Option(help="Lightning's strategy for several devices.")]
+Dense = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="Take the dense model of that run in place of training; methods that act on training start from it.",
+    ),
+]
 CheckpointSteps = Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ….")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
@@ -210,6 +217,7 @@ def train_youtube8m(
     of: Of = "units",
     method: TrainMethodOption = "iss-gm",
     schedule: Schedule = "after",
+    dense: Dense = "",
     calibration_batches: CalibrationBatches = 100,
     seed: Seed = 0,
     on_error: Annotated[str, typer.Option(metavar="raise|skip", help="What to do about a damaged record.")] = "raise",
@@ -277,6 +285,7 @@ def train_language_model(
     of: Of = "units",
     method: TrainMethodOption = "reconstruct",
     schedule: Schedule = "after",
+    dense: Dense = "",
     calibration_batches: CalibrationBatches = 100,
     seed: Seed = 0,
     precision: Precision = "32-true",

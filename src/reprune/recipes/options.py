@@ -32,6 +32,7 @@ class RunOptions:
         calibration_batches: Training batches on which responses are observed with `after`.
         seed: Seed of weights, order of the data and everything else that is random.
         precision: Lightning's numeric precision, such as `16-mixed`.
+        dense: Folder of a run whose dense model takes the place of training; methods that act on training start there.
         devices: Lightning's devices: a number, a list, or `auto`.
         num_nodes: Machines taking part.
         strategy: Lightning's strategy for several devices.
@@ -59,6 +60,7 @@ class RunOptions:
     calibration_batches: int = 100
     seed: int = 0
     precision: str = "32-true"
+    dense: str = ""
     devices: str = "1"
     num_nodes: int = 1
     strategy: str = "auto"

@@ -192,14 +192,33 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     if folder.done("train"):
         return
     options = recipe.options
-    say(f"Training the dense model for {options.epochs} epochs")
     with folder.part("train"):
-        dense, plan = recipe.train(recipe.build(), folder)
+        dense, plan = recipe.build(), None
+        if options.dense:
+            say(f"Taking the dense model of {options.dense}")
+            dense = _taken(dense, Path(options.dense), recipe)
+        if options.prunes_while_training or not options.dense:
+            say(f"Training the dense model for {options.epochs} epochs")
+            dense, plan = recipe.train(dense, folder)
         if plan is not None:
             _save_plan(folder, recipe, plan)
         for name, text in recipe.files().items():
             recipe.once(partial(_save_text, folder.path / name, text))
         recipe.save(dense, folder.path / "dense.safetensors")
+
+
+def _taken(model: Model, directory: Path, recipe: Recipe) -> Model:
+    """The dense model of another run, in `model`."""
+    if not (directory / "dense.safetensors").exists():
+        raise RecipeError(f"--dense {directory} holds no dense model: give the folder of a run that has trained one.")
+    for name, text in recipe.files().items():
+        file = directory / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            raise RecipeError(f"--dense {directory} was trained with another {name}: give the options that make it.")
+    try:
+        return recipe.load(model, directory / "dense.safetensors")
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RecipeError(f"--dense {directory} holds a model of other sizes: give its options. {error}") from None
 
 
 def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:

@@ -31,10 +31,11 @@ REPRUNE_DATA ?= ../shared/data
 DIGITS = $(REPRUNE_DATA)/spoken_digits_yt8m
 SPOKEN = $(BIN)/reprune train youtube8m --train '$(DIGITS)/train*.tfrecord' --validate '$(DIGITS)/test00.tfrecord' \
 	--features audio:128 --classes 16 --hidden 128 --batch-size 32 --learning-rate 3e-3 --epochs 15
-spoken-digits: $(STAMP)  ## the recipe on spoken digits ($$REPRUNE_DATA), at two ratios and softly; lands in out/
+spoken-digits: $(STAMP)  ## the recipe on spoken digits ($$REPRUNE_DATA), at two ratios, softly, and in Keras; lands in out/
 	$(SPOKEN) --ratio 0.5 --out out/digits-50 --resume
 	$(SPOKEN) --ratio 0.75 --out out/digits-75 --resume
 	$(SPOKEN) --ratio 0.5 --schedule soft:200 --out out/digits-soft --resume
+	$(SPOKEN) --ratio 0.5 --framework keras --out out/digits-keras --resume
 
 WORDS = $(REPRUNE_DATA)/war_and_peace/wap
 NOVEL = $(BIN)/reprune train language-model --train $(WORDS).train.txt.gz --valid $(WORDS).valid.txt.gz \

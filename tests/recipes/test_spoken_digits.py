@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,13 +14,14 @@ from reprune.recipes.options import Options
 DATA = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "spoken_digits_yt8m"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no spoken digits in {DATA}; set REPRUNE_DATA")
-@pytest.mark.parametrize(
-    ("ratio", "schedule", "loss"), [(0.5, "after", 0.01), (0.75, "after", 0.03), (0.5, "soft:200", 0.01)]
-)
-def test_spoken_digits(ratio: float, schedule: str, loss: float, tmp_path: Path) -> None:
-    options = Options(
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no spoken digits in {DATA}; set REPRUNE_DATA"),
+]
+
+
+def settings(ratio: float, schedule: str = "after", framework: Literal["torch", "keras"] = "torch") -> Options:
+    return Options(
         train=(str(DATA / "train*.tfrecord"),),
         validate=(str(DATA / "test00.tfrecord"),),
         features={"audio": 128},
@@ -32,9 +34,27 @@ def test_spoken_digits(ratio: float, schedule: str, loss: float, tmp_path: Path)
         schedule=schedule,
         accelerator="cpu",
         progress=False,
+        framework=framework,
     )
-    summary = youtube8m.run(options, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "schedule", "loss"), [(0.5, "after", 0.01), (0.75, "after", 0.03), (0.5, "soft:200", 0.01)]
+)
+def test_spoken_digits(ratio: float, schedule: str, loss: float, tmp_path: Path) -> None:
+    summary = youtube8m.run(settings(ratio, schedule), tmp_path)
     dense, pruned = summary["dense"], summary["pruned"]
     assert dense["gap"] >= 0.95
     assert pruned["gap"] >= dense["gap"] - loss
     assert pruned["macs"] < dense["macs"] / 2
+
+
+# Keras 3.15 on TensorFlow 2.21 with NumPy 2 converts tensors in a way that NumPy warns about.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_both_frameworks_come_out_alike(tmp_path: Path) -> None:
+    pytest.importorskip("reprune.recipes.keras_youtube8m")
+    ours, theirs = (
+        youtube8m.run(settings(0.5, framework=framework), tmp_path / framework) for framework in ("torch", "keras")
+    )
+    for which in ("dense", "pruned"):
+        assert abs(ours[which]["gap"] - theirs[which]["gap"]) < 0.01

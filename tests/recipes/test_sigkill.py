@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -69,6 +70,8 @@ def command(words: list[str], log: str, save: int | None = None, limit: int | No
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    # TensorBoard's own switch: its writer would import all of TensorFlow, where it is installed, to open a local file.
+    sys.modules["tensorboard.compat.notf"] = ModuleType("tensorboard.compat.notf")
     if save is not None:
         die_while_saving(save)
     if limit is not None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 _HINTS = (
     # Lightning with newer versions of PyTorch.
@@ -28,9 +26,8 @@ _HINTS = (
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, Lightning keeps its tips, and hints that the recipes answer in their own way, to itself."""
+    # TensorBoard's writer imports TensorFlow where it is installed, which then talks about its own kernels.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # TensorBoard's own switch: its writer would import all of TensorFlow, where it is installed, to open a local file.
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -54,12 +54,16 @@ def _folds(
 ) -> tuple[Fold, ...]:
     removed = {name: sorted(set(range(layer.units)) - set(kept[name])) for name, layer in structure.layers.items()}
     folds = []
+    # Consumers that read the very same features are told the same.
+    known: dict[tuple[object, ...], Prediction] = {}
     for reading in readings:
         gone = reading.slot.positions(removed)
         if len(gone):
-            stay = np.setdiff1d(np.arange(reading.slot.size), gone)
+            key = (reading.source, gone.tobytes())
+            if key not in known:
+                known[key] = rule(reading, gone, np.setdiff1d(np.arange(reading.slot.size), gone))
             consumer = reading.consumer
-            folds.append(Fold.of(consumer.tensor, consumer.axis, consumer.bias, *rule(reading, gone, stay)))
+            folds.append(Fold.of(consumer.tensor, consumer.axis, consumer.bias, *known[key]))
     return tuple(folds)
 
 
@@ -76,30 +80,27 @@ def predict(reading: Reading, gone: Places, stay: Places) -> Prediction:
 
 
 def _fit(moments: SecondMoments, gone: Places, stay: Places, ridge: float) -> Prediction:
-    values, vectors = np.linalg.eigh(moments.matrix[np.ix_(stay, stay)])
-    shrink = _shrink(values, ridge)
-    coefficients = ((moments.matrix[np.ix_(gone, stay)] @ vectors) * shrink) @ vectors.T
+    coefficients = _solve(moments.matrix[np.ix_(stay, stay)], moments.matrix[np.ix_(gone, stay)], ridge)
     return coefficients, moments.mean[gone] - coefficients @ moments.mean[stay]
 
 
 def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Places) -> list[float]:
     """Squared error on `judge` of the predictions fitted on `fit`, one for each of `RIDGES`, up to a constant."""
-    values, vectors = np.linalg.eigh(fit.matrix[np.ix_(stay, stay)])
-    cross = fit.matrix[np.ix_(gone, stay)] @ vectors
+    among, cross = fit.matrix[np.ix_(stay, stay)], fit.matrix[np.ix_(gone, stay)]
     shift = judge.mean - fit.mean
     # About the mean of the fit, so that what the prediction's offset gets wrong is counted.
     about = judge.matrix + np.outer(shift, shift)
-    target = about[np.ix_(gone, stay)] @ vectors
-    spread = vectors.T @ about[np.ix_(stay, stay)] @ vectors
+    spread, target = about[np.ix_(stay, stay)], about[np.ix_(gone, stay)]
     errors = []
     for ridge in RIDGES:
-        rotated = cross * _shrink(values, ridge)
-        errors.append(float(np.sum((rotated @ spread) * rotated) - 2 * np.sum(rotated * target)))
+        coefficients = _solve(among, cross, ridge)
+        errors.append(float(np.sum((coefficients @ spread - 2 * target) * coefficients)))
     return errors
 
 
-def _shrink(values: Matrix, ridge: float) -> Matrix:
-    """1 / (λ + ε); what varies by no more than rounding predicts nothing."""
-    raised = np.clip(values, 0.0, None) + ridge * max(float(values.mean()), 0.0)
-    floor = len(values) * np.finfo(np.float64).eps * float(np.abs(values).max())
-    return np.divide(1.0, raised, out=np.zeros_like(raised), where=raised > floor)
+def _solve(among: Matrix, cross: Matrix, ridge: float) -> Matrix:
+    """C_PK (C_KK + εI)⁻¹. Every ridge is far above rounding: there is an inverse unless all features are constant."""
+    level = ridge * float(np.mean(among.diagonal())) if len(among) else 0.0
+    if level <= 0:
+        return np.zeros_like(cross)
+    return np.asarray(np.linalg.solve(among + level * np.eye(len(among)), cross.T).T)

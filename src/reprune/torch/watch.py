@@ -70,7 +70,7 @@ def _valid(data: torch.Tensor, slot: Slot) -> torch.Tensor:
     """Rows without padding: exact zeros in all units at once, unless the layer never answers anything else."""
     places = torch.cat([torch.arange(s.start, s.start + s.units * s.each) for s in slot.spans]).to(data.device)
     answered = (data[:, places] != 0).any(1)
-    return data[answered] if bool(answered.any()) else data
+    return data[answered] if bool(answered.any()) and not bool(answered.all()) else data
 
 
 @contextmanager

@@ -66,62 +66,68 @@ class Elimination:
     """C⁻¹ and G Gᵀ of one consumer while features leave one by one.
 
     Only their diagonals and one row are needed at each step, so updates are collected and applied in blocks: a matrix
-    product each instead of a pass over both matrices per feature.
+    product each instead of a pass over both matrices per feature. What has gone is cut out at the same time.
     """
 
-    BLOCK = 48
+    BLOCK = 64
 
     def __init__(self, inverse: Matrix, gram: Matrix, places: Places) -> None:
-        self._inverse, self._gram, self._places = inverse, gram, places
+        self._places = places
+        self._features = len(inverse)
+        self._hold(np.arange(len(inverse)), inverse, gram)
         self._diagonal, self._norms = inverse.diagonal().copy(), gram.diagonal().copy()
-        self._columns: list[Matrix] = []
-        self._gains: list[tuple[Matrix, Matrix]] = []
-        self._gone = np.zeros(len(inverse), dtype=bool)
 
     @classmethod
     def start(cls, moments: Matrix, gram: Matrix, places: Places, ridge: float) -> Elimination:
         """From second moments (n × n), G Gᵀ (n × n) and the positions of every unit (units × positions)."""
         level = ridge * float(np.mean(moments.diagonal())) or 1.0
         inverse = np.asarray(np.linalg.inv(moments + level * np.eye(len(moments))), dtype=np.float64)
-        return cls(inverse, gram.copy(), places)
+        return cls(inverse, gram, places)
 
     def costs(self) -> Matrix:
         """Rise of the squared error with each unit's removal (units)."""
-        usable = ~self._gone
-        single = np.divide(self._norms, self._diagonal, out=np.zeros_like(self._norms), where=usable)
+        single = np.zeros(self._features)
+        single[self._live] = np.divide(self._norms, self._diagonal, out=np.zeros_like(self._norms), where=~self._gone)
         return np.asarray(single[self._places].sum(axis=1))
 
     def remove(self, unit: int) -> None:
         """Remove the positions of a unit."""
         for place in self._places[unit].tolist():
-            self._remove_feature(place)
+            self._remove_feature(int(np.searchsorted(self._live, place)))
 
-    def _remove_feature(self, place: int) -> None:
-        column = self._inverse[:, place].copy()
-        gram = self._gram[:, place].copy()
-        for done in self._columns:
-            column -= done * done[place]
-        for gain, twin in self._gains:
-            gram += gain * twin[place] + twin * gain[place]
-        pivot = column[place]
+    def _hold(self, live: Places, inverse: Matrix, gram: Matrix) -> None:
+        """Start a block: the features that are left, in order, and no updates yet (one per row)."""
+        self._live, self._inverse, self._gram = live, inverse, gram
+        self._gone = np.zeros(len(live), dtype=bool)
+        self._held = 0
+        self._columns, self._gains, self._twins = (np.zeros((self.BLOCK, len(live))) for _ in range(3))
+
+    def _remove_feature(self, row: int) -> None:
+        columns, gains, twins = (held[: self._held] for held in (self._columns, self._gains, self._twins))
+        column = self._inverse[row] - columns[:, row] @ columns
+        gram = self._gram[row] + twins[:, row] @ gains + gains[:, row] @ twins
+        pivot = column[row]
         # What the others take over from this feature: A = −C⁻¹_·u / C⁻¹_uu.
         gain = -column / pivot
         gain[self._gone] = 0.0
-        gain[place] = 0.0
-        twin = gram + 0.5 * gram[place] * gain
+        gain[row] = 0.0
+        twin = gram + 0.5 * gram[row] * gain
         self._norms += 2.0 * gain * twin
         scaled = column / np.sqrt(pivot)
         self._diagonal -= scaled**2
-        self._columns.append(scaled)
-        self._gains.append((gain, twin))
-        self._gone[place] = True
-        if len(self._columns) == self.BLOCK:
+        for held, update in ((self._columns, scaled), (self._gains, gain), (self._twins, twin)):
+            held[self._held] = update
+        self._gone[row] = True
+        self._held += 1
+        if self._held == self.BLOCK:
             self._flush()
 
     def _flush(self) -> None:
-        columns = np.stack(self._columns, axis=1)
-        self._inverse -= columns @ columns.T
-        gains, twins = (np.stack(part, axis=1) for part in zip(*self._gains, strict=True))
-        product = gains @ twins.T
-        self._gram += product + product.T
-        self._columns, self._gains = [], []
+        stay = np.flatnonzero(~self._gone)
+        among = np.ix_(stay, stay)
+        columns, gains, twins = (held[:, stay] for held in (self._columns, self._gains, self._twins))
+        product = gains.T @ twins
+        self._diagonal, self._norms = self._diagonal[stay], self._norms[stay]
+        self._hold(
+            self._live[stay], self._inverse[among] - columns.T @ columns, self._gram[among] + product + product.T
+        )

@@ -155,7 +155,18 @@ def compare(
     finetune: Annotated[
         str | None, typer.Option(metavar="MODULE:NAME", help="A function of a model and a number of steps.")
     ] = None,
-    finetune_steps: Annotated[int, typer.Option(help="Steps of it for every pruned model.")] = 0,
+    finetune_steps: Annotated[
+        str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")
+    ] = "0",
+    labels: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a batch: its classes, for fsdp.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch, for taylor.")
+    ] = None,
+    forward: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch instead of model(batch).")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure methods over a grid of ratios; the same command goes on where it was interrupted.
@@ -175,10 +186,22 @@ def compare(
         of=cast(Measure, of),
         seed=seed,
         finetune=find(finetune) if finetune else None,
-        finetune_steps=finetune_steps,
+        finetune_steps=_steps(finetune_steps),
+        labels=find(labels) if labels else None,
+        loss=find(loss) if loss else None,
+        forward=find(forward) if forward else None,
         say=typer.echo,
     )
     typer.echo(markdown(cells))
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RepruneError(
+            f"--finetune-steps {text}: give whole numbers separated by commas, such as 100,400."
+        ) from None
 
 
 def _fractions(text: str) -> list[float]:

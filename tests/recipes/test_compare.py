@@ -98,6 +98,25 @@ def test_fine_tuned_models_are_measured_beside(setting, tmp_path):
     assert cells[3].metric < cells[1].metric - 8
     with pytest.raises(RecipeError, match="finetune="):
         compare(model, batches, evaluate, tmp_path, **GRID, finetune_steps=3)
+    with pytest.raises(RecipeError, match="at least 0"):
+        compare(model, batches, evaluate, tmp_path, **GRID, finetune=finetune, finetune_steps=-1)
+
+
+def test_each_number_of_steps_is_a_fine_tuning_by_itself(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+    asked = []
+
+    def finetune(net, steps):
+        asked.append((steps, bool(net.head.bias.abs().max() > 99)))
+        with torch.no_grad():
+            net.head.bias += 100
+
+    cells = compare(
+        model, batches, evaluate, tmp_path, **GRID, finetune=finetune, finetune_steps=(5, 2), say=lambda line: None
+    )
+    places = len(GRID["methods"]) * len(GRID["ratios"])
+    assert asked == [(2, False), (5, False)] * places
+    assert len(cells) == 1 + 3 * places
 
 
 def test_files(setting, tmp_path):

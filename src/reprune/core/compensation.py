@@ -100,7 +100,7 @@ def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Place
 
 def _solve(among: Matrix, cross: Matrix, ridge: float) -> Matrix:
     """C_PK (C_KK + εI)⁻¹. Every ridge is far above rounding: there is an inverse unless all features are constant."""
-    level = ridge * float(np.mean(among.diagonal())) if len(among) else 0.0
-    if level <= 0:
+    spread = float(np.mean(among.diagonal())) if len(among) else 0.0
+    if spread <= 0:
         return np.zeros_like(cross)
-    return np.asarray(np.linalg.solve(among + level * np.eye(len(among)), cross.T).T)
+    return np.asarray(np.linalg.solve(among + ridge * spread * np.eye(len(among)), cross.T).T)

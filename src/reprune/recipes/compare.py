@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def compare(
     ratios: Sequence[float],
     of: Measure = "units",
     finetune: Finetune | None = None,
-    finetune_steps: int = 0,
+    finetune_steps: int | Sequence[int] = 0,
     metric: str = "metric",
     labels: Labels | None = None,
     loss: Loss | None = None,
@@ -58,7 +59,8 @@ def compare(
         ratios: Fractions to remove.
         of: What the fractions are of.
         finetune: Trains a model in place for a number of steps; needed with `finetune_steps`.
-        finetune_steps: Measure every pruned model again after this many steps.
+        finetune_steps: Measure every pruned model again after this many steps; of several numbers, after each of these
+            fine-tunings by itself.
         metric: Name of the metric.
         labels: Classes of a batch's sequences, for methods that look at them.
         loss: Mean loss of model and batch, for methods that look at its gradient.
@@ -74,10 +76,13 @@ def compare(
     """
     for name in methods:
         get_method(name)
-    if finetune_steps and finetune is None:
+    asked = [finetune_steps] if isinstance(finetune_steps, int) else finetune_steps
+    stages = sorted({0, *asked})
+    if stages[0] < 0:
+        raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
+    if len(stages) > 1 and finetune is None:
         raise RecipeError(f"finetune_steps={finetune_steps} needs finetune=, a function of model and steps.")
     grid = _Grid(out, {"of": of, "seed": seed, "metric": metric})
-    stages = [0, finetune_steps] if finetune_steps else [0]
     missing = [
         (name, ratio)
         for name in methods
@@ -96,12 +101,14 @@ def compare(
             started = time.perf_counter()
             result = calibration.prune(ratio, of=of, method=name, seed=seed)
             for steps in stages:
+                small = result.model
                 if steps and finetune is not None:
                     started = time.perf_counter()
-                    finetune(result.model, steps)
+                    small = deepcopy(small)
+                    finetune(small, steps)
                 took = time.perf_counter() - started
                 counts, structure = result.plan.counts(), result.plan.structure
-                cell = grid.keep(_cell(structure, counts, name, ratio, steps, evaluate(result.model), took))
+                cell = grid.keep(_cell(structure, counts, name, ratio, steps, evaluate(small), took))
                 say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
     cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
     found = [dense, *(cell for cell in cells if cell is not None)]

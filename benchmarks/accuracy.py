@@ -1,0 +1,113 @@
+"""Methods on four real tasks, one shot and after equal fine-tuning, over seeds: mean and standard deviation.
+
+Dense models are trained from scratch for every seed (g2pM's is given), and all results are kept in --out: interrupted,
+the same command goes on. The data's folder is $REPRUNE_DATA.
+
+    python benchmarks/accuracy.py [--tasks g2pm,vowels,digits,words] [--seeds 5] [--out out/accuracy]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tasks import TASKS, Task
+
+from reprune.recipes.compare import compare
+from reprune.report.compare_table import Cell
+
+ONE_SHOT = ("reconstruct", "iss-gm", "iss-gm+reconstruct", "iss-norm", "random", "random+reconstruct")
+FINETUNED = ("reconstruct", "iss-gm")
+RATIOS = (0.25, 0.5, 0.75)
+
+
+def dense(task: Task, seed: int, folder: Path) -> torch.nn.Module:
+    """The trained model of a seed, from the folder if it is there."""
+    path = folder / "dense.pt"
+    if path.exists():
+        model = task.build()
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    model = task.dense(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def measure(task: Task, seed: int, folder: Path) -> list[Cell]:
+    """All cells of one seed."""
+    model = dense(task, seed, folder)
+    most = task.finetune_steps
+    grids = {
+        "one_shot": {"methods": ONE_SHOT, "ratios": RATIOS},
+        "finetuned": {"methods": FINETUNED, "ratios": (0.5,), "finetune_steps": (most // 4, most)},
+    }
+    found: dict[tuple[object, ...], Cell] = {}
+    for name, grid in grids.items():
+        cells = compare(
+            model,
+            task.calibration(),
+            task.evaluate,
+            folder / name,
+            forward=task.forward,
+            finetune=lambda small, steps: task.train(small, steps, seed),
+            metric=task.metric,
+            seed=seed,
+            say=lambda line: print(f"  {line}", flush=True),
+            **grid,  # type: ignore[arg-type]
+        )
+        found |= {(cell.method, cell.ratio, cell.steps): cell for cell in cells}
+    return list(found.values())
+
+
+def table(name: str, task: type[Task], runs: list[list[Cell]]) -> str:
+    """Mean ± standard deviation over seeds, as Markdown."""
+    values: dict[tuple[str, float, int], list[float]] = defaultdict(list)
+    for cells in runs:
+        for cell in cells:
+            values[cell.method, cell.ratio, cell.steps].append(cell.metric)
+
+    def text(*key: object) -> str:
+        held = values.get(key)  # type: ignore[call-overload]
+        if not held:
+            return ""
+        digits = 1 if np.mean(held) > 10 else 4
+        return f"{np.mean(held):.{digits}f}" + (f" ± {np.std(held, ddof=1):.{digits}f}" if len(held) > 1 else "")
+
+    most = task.finetune_steps
+    lines = [
+        f"{name}: {task.metric}, dense {text('dense', 0.0, 0)}, {len(runs)} seeds",
+        "",
+        f"| method | 25% | 50% | 75% | 50%, {most // 4} steps | 50%, {most} steps |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for method in ONE_SHOT:
+        cells = [text(method, ratio, 0) for ratio in RATIOS] + [text(method, 0.5, s) for s in (most // 4, most)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    base = np.array(values["dense", 0.0, 0])
+    rises = {m: abs(float(np.mean(np.array(values[m, 0.5, 0]) - base))) for m in FINETUNED}
+    lines += ["", f"Change at 50%: reconstruct's is {rises['reconstruct'] / rises['iss-gm']:.2f} of iss-gm's."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("out/accuracy"))
+    options = parser.parse_args()
+    data = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    for name in options.tasks.split(","):
+        task, runs = TASKS[name](data), []
+        for seed in range(options.seeds):
+            print(f"{name}, seed {seed}", flush=True)
+            runs.append(measure(task, seed, options.out / name / str(seed)))
+            print(f"\n{table(name, TASKS[name], runs)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,7 @@ def test_one_number_per_class_or_per_sequence() -> None:
 
 def test_gradient_of_the_loss_by_differences() -> None:
     """Frozen weights count, too, and stay frozen."""
-    model = zoo.sequential(zoo.lstm(4, name="frozen"), L.LSTM(3), L.Dense(2, dtype="float64"))
+    model = zoo.sequential(zoo.lstm(4, name="frozen"), L.LSTM(3), L.Dense(2))
     model.layers[0].trainable = False
     batches = [padded(6, seed) for seed in range(2)]
 

@@ -12,6 +12,7 @@ import keras
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.plan import Plan
 from reprune.keras.graph import ModelGraph
+from reprune.keras.positional import ManyArguments
 from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.rules.recurrent import cell_kind, cells_of, width
 
@@ -41,6 +42,8 @@ class Cloner:
         if isinstance(model, keras.Sequential):
             return self._sequential(model)
         rebuilt = self._graph_copy(self._graph.root)
+        if isinstance(self._graph.root, ManyArguments):
+            return ManyArguments(inputs=rebuilt.input, outputs=rebuilt.output, name=model.name)
         if isinstance(model, type(rebuilt)) and type(model) is not type(rebuilt):
             # A class of the user's own around a functional graph: kept when it is made the usual way.
             try:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError
+from reprune.keras.positional import Arguments, ManyArguments, wanted_arguments
 
 Layer = Any
 Graph = Any
@@ -220,6 +221,8 @@ def _symbolic(model: Any, example: Any) -> Graph:
     failure: Exception | None = None
     for spec in _specs(model, example):
         try:
+            if isinstance(spec, Arguments):
+                return ManyArguments(inputs=list(spec.values), outputs=model.call(*spec.values), name=model.name)
             return keras.Model(spec, model.call(spec), name=model.name)
         except Exception as error:
             failure = failure or error
@@ -232,33 +235,53 @@ def _symbolic(model: Any, example: Any) -> Graph:
 
 def _specs(model: Any, example: Any) -> Iterator[Any]:
     """Symbolic inputs to try: first with the axes between batch and features open, then as the example has them."""
-    if example is not None:
-        shapes = keras.tree.map_structure(lambda leaf: _Spec(tuple(leaf.shape), _dtype(leaf)), example)
+    example = _as_built(model) if example is None else example
+    if isinstance(example, Arguments):
+        pairs = zip(example.names, example.values, strict=True)
+        shapes: Any = tuple(_spec(value, name if hasattr(value, "shape") else None) for name, value in pairs)
     else:
-        config = model.get_build_config() if model.built else None
-        if not config or not config.get("input_shape"):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is a subclassed model that has not been called yet: call it once on data."
-            )
-        shapes = _Spec(tuple(config["input_shape"]), keras.backend.floatx())
+        shapes = _spec(example)
     for rule in (_open_axes, _closed_axes):
-        yield keras.tree.map_structure(rule, shapes)
+        if isinstance(example, Arguments):
+            yield Arguments(example.names, tuple(keras.tree.map_structure(rule, shape) for shape in shapes))
+        else:
+            yield keras.tree.map_structure(rule, shapes)
+
+
+def _as_built(model: Any) -> Any:
+    """Shape of the call that built a model; what type its numbers had is not kept."""
+    config = model.get_build_config() if model.built else None
+    if len(wanted_arguments(model)) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes several arguments, and Keras keeps the shape of the first alone: "
+            "show one batch first, with reprune.inspect(model, [batch])."
+        )
+    if not config or not config.get("input_shape"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a subclassed model that has not been called yet: call it once on data."
+        )
+    return keras.KerasTensor(tuple(config["input_shape"]))
+
+
+def _spec(example: Any, name: str | None = None) -> Any:
+    return keras.tree.map_structure(lambda leaf: _Spec(tuple(leaf.shape), _dtype(leaf), name), example)
 
 
 class _Spec:
-    def __init__(self, shape: tuple[int | None, ...], dtype: str) -> None:
+    def __init__(self, shape: tuple[int | None, ...], dtype: str, name: str | None = None) -> None:
         self.shape = shape
         self.dtype = dtype
+        self.name = name
 
 
 def _open_axes(spec: _Spec) -> Any:
     features = 0 if spec.dtype.startswith("int") and len(spec.shape) == 2 else 1
-    inner = len(spec.shape) - 1 - features
-    return keras.Input(shape=(None,) * inner + tuple(spec.shape[1 + inner :]), dtype=spec.dtype)
+    inner = max(len(spec.shape) - 1 - features, 0)
+    return keras.Input(shape=(None,) * inner + tuple(spec.shape[1 + inner :]), dtype=spec.dtype, name=spec.name)
 
 
 def _closed_axes(spec: _Spec) -> Any:
-    return keras.Input(shape=tuple(spec.shape[1:]), dtype=spec.dtype)
+    return keras.Input(shape=tuple(spec.shape[1:]), dtype=spec.dtype, name=spec.name)
 
 
 def _dtype(leaf: Any) -> str:
@@ -285,4 +308,4 @@ def run(graph: Graph, inputs: list[Any], call: Callable[..., Any]) -> Any:
 
 def flat_inputs(graph: Graph, batch: Any) -> list[Any]:
     """A batch as the list of tensors that a graph takes."""
-    return list(graph._standardize_inputs(batch))
+    return list(graph._standardize_inputs(list(batch.values) if isinstance(batch, Arguments) else batch))

@@ -11,6 +11,7 @@ from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Consumer, Contraction, Extent, Layer, Pin, Site, SizeAttribute, Slot, Structure
 from reprune.keras.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.labels import NONE, Ids, extent_of, spans_of
+from reprune.keras.positional import arguments_of, called_with
 from reprune.keras.rules import rule_of
 from reprune.keras.tracer import Tracer
 
@@ -76,12 +77,12 @@ def trace(model: Any, example: Any, forward: Forward | None = None) -> Structure
 def captured(model: Any, batch: Any, forward: Forward | None) -> Any:
     """What `model` is called with when a batch is given to `forward`."""
     if forward is None:
-        return batch
+        return called_with(model, batch)
     calls: list[Any] = []
 
-    def spy(inputs: Any, **options: Any) -> Any:
-        calls.append(inputs)
-        return model(inputs, **options)
+    def spy(*inputs: Any, **options: Any) -> Any:
+        calls.append(arguments_of(model, *inputs, **options))
+        return model(*inputs, **options)
 
     forward(spy, batch)
     if not calls:

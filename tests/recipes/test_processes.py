@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,20 +42,27 @@ run(kind.from_dict(json.loads(options)), Path(out), resume="--resume" in sys.arg
 """
 
 
-def run_two(options: RunOptions, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def start_two(options: RunOptions, out: Path, *more: str) -> subprocess.Popen[str]:
     script = out.with_suffix(".py")
     script.write_text(SCRIPT)
     given = json.dumps({**options.to_dict(), "devices": "2", "strategy": "ddp"})
     recipe = "v" if isinstance(options, Options) else "l"
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, str(script), recipe, given, str(out), *more],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
+        start_new_session=True,
     )
+
+
+def run_two(options: RunOptions, out: Path, *more: str) -> tuple[int, str]:
+    """Exit code, and what was said on standard error."""
+    process = start_two(options, out, *more)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
 
 
 def assert_equal_results(first: Path, second: Path) -> None:
@@ -93,8 +102,8 @@ def odd(tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Options:
 def test_videos(odd: Options, tmp_path: Path) -> None:
     options = replace(odd, schedule="soft:2")
     youtube8m.run(options, tmp_path / "one")
-    done = run_two(options, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    code, errors = run_two(options, tmp_path / "two")
+    assert code == 0, errors
     assert_equal_results(tmp_path / "one", tmp_path / "two")
 
 
@@ -102,12 +111,36 @@ def test_videos(odd: Options, tmp_path: Path) -> None:
 def test_text(talk: LanguageOptions, tmp_path: Path) -> None:
     options = replace(talk, dropout=0.0, batch_size=4, epochs=2, finetune_epochs=1)
     language_model.run(options, tmp_path / "one")
-    done = run_two(options, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    code, errors = run_two(options, tmp_path / "two")
+    assert code == 0, errors
     assert_equal_results(tmp_path / "one", tmp_path / "two")
     # One of the two writes.
-    assert done.stderr.count("Traceback") == 0
+    assert "Traceback" not in errors
     assert [folder.name for folder in (tmp_path / "two" / "logs" / "train" / "csv").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(talk: LanguageOptions, tmp_path: Path) -> None:
+    """Each process goes on with its own noise, streams and carried states."""
+    options = replace(talk, batch_size=4, epochs=3, finetune_epochs=1, method="neuron-selection", checkpoint_steps=5)
+    code, errors = run_two(options, tmp_path / "whole")
+    assert code == 0, errors
+    checkpoint = tmp_path / "run" / "checkpoints" / "train.ckpt"
+    for _ in range(2):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = start_two(options, tmp_path / "run", "--resume")
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    code, errors = run_two(options, tmp_path / "run", "--resume")
+    assert code == 0, errors
+    for file in ("dense.safetensors", "model.safetensors"):
+        one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "run"))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _one_process(rank: int, folder: str, options: Options) -> None:
@@ -157,11 +190,11 @@ def test_each_record_counts_once_where_shares_differ(odd: Options, tmp_path: Pat
 def test_a_folder_in_use_stops_all_processes(odd: Options, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "thesis.txt").write_text("precious")
-    done = run_two(odd, tmp_path / "two")
-    assert done.returncode != 0
+    code, errors = run_two(odd, tmp_path / "two")
+    assert code != 0
     # The first process says why, once; the other one only leaves.
-    assert "new or empty folder" in done.stderr
-    assert "[rank1]" not in done.stderr
+    assert "new or empty folder" in errors
+    assert "[rank1]" not in errors
 
 
 def test_strategies_that_split_the_model(tiny: Options, tmp_path: Path) -> None:

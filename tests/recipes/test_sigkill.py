@@ -26,8 +26,8 @@ from reprune.recipes.options import Options, RunOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills and forks as POSIX does")
 
-KILLS = 12
-BY_ITSELF = 4  # of them, while it writes a checkpoint
+KILLS = 10
+BY_ITSELF = 3  # of them, while it writes a checkpoint
 
 
 @pytest.fixture(scope="module")

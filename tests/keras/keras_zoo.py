@@ -92,6 +92,16 @@ def bidirectional_encoder() -> Any:
     return functional(build, (T, F), (4, 2))
 
 
+def both_to_both(source: Any, target: Any) -> Any:
+    _, *states = L.Bidirectional(L.LSTM(4, return_state=True), merge_mode="sum")(source)
+    return L.Dense(4)(both(4)(target, initial_state=states))
+
+
+def stack_to_stack(source: Any, target: Any) -> Any:
+    _, *states = L.RNN([L.LSTMCell(4), L.GRUCell(5)], return_state=True)(source)
+    return L.Dense(4)(L.RNN([L.LSTMCell(4), L.GRUCell(5)])(target, initial_state=states))
+
+
 def residual(x: Any) -> Any:
     first = lstm(6)(x)
     second = lstm(6)(first)
@@ -254,7 +264,14 @@ EXACT: dict[str, Callable[[], Any]] = {
     "backwards-unrolled": lambda: sequential(L.LSTM(6, go_backwards=True, unroll=True), L.Dense(2)),
     "dropouts": lambda: sequential(L.LSTM(6, dropout=0.2, recurrent_dropout=0.3), L.Dropout(0.5), L.Dense(2)),
     "stateful": lambda: sequential(L.LSTM(6, stateful=True), L.Dense(2), batch_size=2),
-    "stateful-both": lambda: sequential(both(4, cell=L.GRU, sequences=False), L.Dense(2)),
+    "stateful-both": lambda: sequential(L.Bidirectional(L.GRU(4, stateful=True)), L.Dense(2), batch_size=2),
+    "own-kernels": lambda: sequential(lstm(6, use_cudnn=False), L.GRU(5, use_cudnn=False), L.Dense(2)),
+    "dropouts-of-all": lambda: sequential(
+        L.Bidirectional(L.GRU(4, recurrent_dropout=0.3, return_sequences=True)),
+        L.RNN([L.LSTMCell(5, recurrent_dropout=0.2), L.SimpleRNNCell(4, dropout=0.1)], return_sequences=True),
+        L.SimpleRNN(4, recurrent_dropout=0.2),
+        L.Dense(2),
+    ),
     "both-concat": lambda: sequential(both(5), both(4, sequences=False), L.Dense(2)),
     "both-sum": lambda: sequential(both(5, merge_mode="sum"), L.Dense(2)),
     "both-ave": lambda: sequential(both(5, cell=L.GRU, merge_mode="ave"), L.Dense(2)),
@@ -279,7 +296,15 @@ EXACT: dict[str, Callable[[], Any]] = {
         L.Embedding(7, 4, mask_zero=True), both(4), L.GRU(5), L.Dense(2), shape=(None,), dtype="int32"
     ),
     "masking": lambda: sequential(L.Masking(0.0), lstm(6), L.LSTM(4), L.Dense(2)),
+    "masked-backwards": lambda: sequential(
+        L.Masking(0.0), lstm(6, go_backwards=True), L.GRU(4, go_backwards=True, unroll=True), L.Dense(2)
+    ),
+    "both-conv-lstm": lambda: sequential(
+        L.Bidirectional(L.ConvLSTM1D(3, 2, padding="same")), L.Flatten(), L.Dense(2), shape=(3, 6, 2)
+    ),
     "encoder-decoder": encoder_decoder,
+    "encoder-decoder-both": lambda: functional(both_to_both, (T, F), (4, 2)),
+    "encoder-decoder-stack": lambda: functional(stack_to_stack, (T, F), (4, 2)),
     "encoder-decoder-gru": lambda: encoder_decoder(L.GRU),
     "bidirectional-encoder": bidirectional_encoder,
     "states": lambda: functional(states_used),
@@ -305,6 +330,9 @@ EXACT: dict[str, Callable[[], Any]] = {
     "sliced": lambda: functional(sliced),
     "stacked": lambda: functional(stacked),
     "pool-flatten": lambda: sequential(lstm(6), L.AveragePooling1D(2), L.Flatten(), L.Dense(2)),
+    "max-pool": lambda: sequential(
+        lstm(6), L.MaxPooling1D(2), L.GRU(5, return_sequences=True), L.GlobalMaxPooling1D(), L.Dense(2)
+    ),
     "pad-crop-conv": lambda: sequential(
         lstm(6), L.ZeroPadding1D(1), L.Cropping1D((0, 1)), L.Conv1D(4, 3, padding="causal"), L.LSTM(3), L.Dense(2)
     ),

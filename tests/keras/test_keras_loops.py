@@ -13,7 +13,7 @@ from reprune.core.errors import StatisticsError
 from reprune.keras.graph import array
 
 from . import keras_zoo as zoo
-from .keras_helpers import outputs, some_plan
+from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 L, T, F = zoo.L, zoo.T, zoo.F
 
@@ -168,6 +168,25 @@ def test_stateful_layers_end_where_they_began() -> None:
     kept = next(iter(result.plan.kept.values()))
     for old, new in zip(before, result.model.layers[0].states, strict=True):
         np.testing.assert_array_equal(array(new), old[:, kept])
+
+
+@pytest.mark.parametrize("two_ways", [False, True])
+def test_pruned_stateful_layers_carry_their_states_on(two_ways: bool) -> None:
+    """Three batches one after the other, the first seen before the surgery; then a fresh start."""
+    layer = L.GRU(5, stateful=True)
+    model = zoo.sequential(L.Bidirectional(layer) if two_ways else layer, L.Dense(2), batch_size=2)
+    first, second, third = (zoo.inputs_for(model, 2, seed) for seed in range(3))
+    plan = some_plan(reprune.keras.trace(model, first))
+    model(first)
+    small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    for batch in (second, third):
+        assert error(outputs(masked, batch), outputs(small, batch)) < RELATIVE
+    going_on = outputs(small, third)
+    for each in (small, masked):
+        each.layers[0].reset_states()
+    fresh = outputs(small, third)
+    assert error(outputs(masked, third), fresh) < RELATIVE
+    assert error(going_on, fresh) > 1e-4
 
 
 def test_nan_in_the_responses_names_the_layer() -> None:

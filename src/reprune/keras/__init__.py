@@ -15,6 +15,7 @@ from reprune.keras.apply import apply, mask
 from reprune.keras.calibration import Calibration, calibrate, is_tensor
 from reprune.keras.graph import check_keras
 from reprune.keras.labelled import Labels, Loss
+from reprune.keras.legacy import load_model
 from reprune.keras.observe import observe
 from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.result import Result, load
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "inspect",
     "load",
+    "load_model",
     "mask",
     "observe",
     "plan",

@@ -205,7 +205,7 @@ def check_keras(model: Any) -> None:
             f"{type(model).__module__}.{type(model).__name__} is not a Keras 3 model: reprune needs Keras 3 "
             "(TensorFlow 2.16 or later). Save its weights with model.save_weights('model.weights.h5'), build the same "
             "architecture from keras.layers of Keras 3, and load them there with load_weights; a legacy .h5 file opens "
-            "with keras.models.load_model. A SavedModel holds no layers and cannot be pruned."
+            "with reprune.keras.load_model. A SavedModel holds no layers and cannot be pruned."
         )
     raise UnsupportedModelError(f"{type(model).__module__}.{type(model).__name__} is not a keras.Model.")
 

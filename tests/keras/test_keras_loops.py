@@ -191,7 +191,7 @@ def test_pruned_stateful_layers_carry_their_states_on(two_ways: bool) -> None:
 
 def test_nan_in_the_responses_names_the_layer() -> None:
     model = zoo.sequential(L.LSTM(4, name="broken"), L.Dense(2))
-    x = zoo.inputs_for(model)
+    x = zoo.inputs_for(model, 40)
     x[0, 0, 0] = np.nan
     with pytest.raises(StatisticsError, match="broken"):
         reprune.keras.prune(model, [x], ratio=0.5, verify=False)

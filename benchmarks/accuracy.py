@@ -4,11 +4,13 @@ Dense models are trained from scratch for every seed (g2pM's is given), and all 
 the same command goes on. The data's folder is $REPRUNE_DATA.
 
     python benchmarks/accuracy.py [--tasks g2pm,vowels,digits,words] [--seeds 5] [--out out/accuracy]
+    python benchmarks/accuracy.py --tasks words --in-training    # methods that prune while the model trains, too
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +25,14 @@ from reprune.report.compare_table import Cell
 ONE_SHOT = ("reconstruct", "iss-gm", "iss-gm+reconstruct", "iss-norm", "random", "random+reconstruct")
 FINETUNED = ("reconstruct", "iss-gm")
 RATIOS = (0.25, 0.5, 0.75)
+IN_TRAINING = (
+    ("iss-gm", "soft:100"),
+    ("iss-gm", "fractional:100"),
+    ("iss-gm", "gradual:100"),
+    ("reconstruct", "gradual:100"),
+    ("iss-group-lasso", "after"),
+    ("neuron-selection", "after"),
+)
 
 
 def dense(task: Task, seed: int, folder: Path) -> torch.nn.Module:
@@ -64,6 +74,25 @@ def measure(task: Task, seed: int, folder: Path) -> list[Cell]:
     return list(found.values())
 
 
+def measure_in_training(task: Task, seed: int, folder: Path) -> list[Cell]:
+    """Half of the units removed while the model trains from scratch as long as the dense one; then fine-tuned alike."""
+    most, cells = task.finetune_steps, []
+    for method, schedule in IN_TRAINING:
+        name = method if schedule == "after" else f"{method}, {schedule}"
+        path = folder / "in_training" / f"{name.replace(', ', '-').replace(':', '-')}.json"
+        if not path.exists():
+            torch.manual_seed(seed)
+            model = task.train(task.build(), task.train_steps, seed, ratio=0.5, method=method, schedule=schedule)
+            metrics = {0: task.evaluate(model)}
+            metrics[most] = task.evaluate(task.train(model, most, seed))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(metrics))
+            print(f"  {name}: {metrics}", flush=True)
+        found = json.loads(path.read_text())
+        cells += [Cell(name, 0.5, int(steps), metric, 0, 0, 0) for steps, metric in found.items()]
+    return cells
+
+
 def table(name: str, task: type[Task], runs: list[list[Cell]]) -> str:
     """Mean ± standard deviation over seeds, as Markdown."""
     values: dict[tuple[str, float, int], list[float]] = defaultdict(list)
@@ -85,7 +114,8 @@ def table(name: str, task: type[Task], runs: list[list[Cell]]) -> str:
         f"| method | 25% | 50% | 75% | 50%, {most // 4} steps | 50%, {most} steps |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for method in ONE_SHOT:
+    others = sorted({method for method, *_ in values} - {"dense", *ONE_SHOT})
+    for method in (*ONE_SHOT, *others):
         cells = [text(method, ratio, 0) for ratio in RATIOS] + [text(method, 0.5, s) for s in (most // 4, most)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     base = np.array(values["dense", 0.0, 0])
@@ -99,13 +129,17 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/accuracy"))
+    parser.add_argument("--in-training", action="store_true", help="methods that prune while the model trains, too")
     options = parser.parse_args()
     data = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
     for name in options.tasks.split(","):
         task, runs = TASKS[name](data), []
         for seed in range(options.seeds):
             print(f"{name}, seed {seed}", flush=True)
-            runs.append(measure(task, seed, options.out / name / str(seed)))
+            folder = options.out / name / str(seed)
+            runs.append(measure(task, seed, folder))
+            if options.in_training:
+                runs[-1] += measure_in_training(task, seed, folder)
             print(f"\n{table(name, TASKS[name], runs)}\n", flush=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import reprune.torch
 from reprune.recipes.text import Vocabulary
 from reprune.recipes.word_model import WordModel
 from reprune.youtube8m.metrics import gap
@@ -64,26 +65,29 @@ class Task(ABC):
         """Calibration batches: of the training set."""
         return list(islice(self.batches(0), 30))
 
-    def train(self, model: nn.Module, steps: int, seed: int) -> None:
-        """Train in place."""
+    def train(self, model: nn.Module, steps: int, seed: int, **pruning: Any) -> nn.Module:
+        """Train in place; with the arguments of a `Pruner`, what it makes of the model comes back."""
         torch.manual_seed(seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
+        given = {"optimizer": optimizer, "total_steps": steps, "seed": seed, **pruning}
+        pruner = reprune.torch.Pruner(model, **given) if pruning else None
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         model.train()
         for batch in islice(self.batches(seed), steps):
             optimizer.zero_grad()
-            self.loss(model, batch).backward()
+            loss = self.loss(model, batch)
+            (loss + pruner.loss() if pruner else loss).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        model.eval()
+            if pruner:
+                pruner.step()
+        return (pruner.finish() if pruner else model).eval()
 
     def dense(self, seed: int) -> nn.Module:
         """The trained model."""
         torch.manual_seed(seed)
-        model = self.build()
-        self.train(model, self.train_steps, seed)
-        return model
+        return self.train(self.build(), self.train_steps, seed)
 
 
 def _shuffled(count: int, size: int, seed: int) -> Iterator[Tensor]:
@@ -250,9 +254,9 @@ class Words(Task):
         windows = self._windows(self.trained, self.streams)
         return islice(cycle(windows), seed * 97 % len(windows), None)
 
-    def train(self, model: nn.Module, steps: int, seed: int) -> None:
+    def train(self, model: nn.Module, steps: int, seed: int, **pruning: Any) -> nn.Module:
         self.state: Any = None
-        super().train(model, steps, seed)
+        return super().train(model, steps, seed, **pruning)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         logits, state = model(batch[0], self.state)

@@ -67,8 +67,9 @@ def test_macs_are_counted_independently(run: Any) -> None:
         per_frame = sum(t.numel() for key, t in tensors.items() if "weight_ih" in key or "weight_hh" in key)
         per_video = tensors["output.weight"].numel()
         frames = lengths.sum().item()
-        # The output layer runs once a video; how many frames share it depends on the videos that were traced.
-        assert per_frame <= summary[name]["macs"] <= per_frame + per_video * len(lengths) / frames * 2
+        # The output layer runs once a video; how many frames share it depends on the videos that were traced. The
+        # summary's is a whole number.
+        assert per_frame <= summary[name]["macs"] <= per_frame + per_video * len(lengths) / frames * 2 + 0.5
 
 
 def test_metrics_are_those_of_the_saved_model(run: Any) -> None:

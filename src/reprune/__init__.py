@@ -45,6 +45,7 @@ __all__ = [
     "inspect",
     "load",
     "mask",
+    "measure_latency",
     "plan",
     "prune",
 ]
@@ -84,6 +85,16 @@ def apply(model: Any, plan: Plan) -> Any:
 def mask(model: Any, plan: Plan) -> Any:
     """A full-size copy in which nothing reads the units that the plan removes."""
     return _adapter(model).mask(model, plan)
+
+
+def measure_latency(model: Any, example: Any, **options: Any) -> Any:
+    """Measure layer sizes on this machine, for plans with `of="latency"`. See `reprune.torch.measure_latency`.
+
+    Example:
+        >>> table = reprune.measure_latency(model, example, runtime="onnxruntime")                  # doctest: +SKIP
+        >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)       # doctest: +SKIP
+    """
+    return _adapter(model).measure_latency(model, example, **options)
 
 
 def inspect(model: Any, batches: Any, **options: Any) -> Any:

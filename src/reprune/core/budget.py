@@ -5,12 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.cost import MEASURES, CostModel, Measure
+from reprune.core.cost import MEASURES, NO_TABLE, CostModel, Measure
 from reprune.core.errors import BudgetError
+from reprune.core.latency import LatencyTable
+
+RATIO = 0.5
+"""What is removed when nobody says how much."""
 
 Step = tuple[float, int, int]
 """A permitted shrinking: threshold, block, units kept after it."""
@@ -22,9 +28,11 @@ class Budget:
 
     Attributes:
         ratio: Fraction to remove, at least 0 and under 1; None where the allocation decides by itself.
-        of: What is counted: `units` of the prunable layers, or `parameters` or `macs` of the whole model.
+        of: What is counted: `units` of the prunable layers, or `parameters`, `macs` or `latency` of the whole model.
         min_units: Units that every layer keeps at least (a smaller layer keeps all of its own).
         round_to: Units kept are a multiple of this (a layer that loses none keeps its size).
+        target_ms: Latency to get down to, in milliseconds, in place of a ratio.
+        latency: Measured times, for budgets of latency.
 
     Raises:
         BudgetError: When a value is out of range.
@@ -38,6 +46,8 @@ class Budget:
     of: Measure = "units"
     min_units: int = 1
     round_to: int = 1
+    target_ms: float | None = None
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 <= self.ratio < 1:
@@ -50,6 +60,63 @@ class Budget:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name}={value!r} must be a whole number, at least 1.")
+        if self.of == "latency" and self.latency is None:
+            raise BudgetError(NO_TABLE)
+
+    def removes(self, total: float) -> float | None:
+        """How much of a model that costs `total` is to go; None where the allocation decides by itself."""
+        if self.target_ms is not None:
+            return max(total - self.target_ms, 0.0)
+        return None if self.ratio is None else self.ratio * total
+
+
+@dataclass(frozen=True)
+class Request:
+    """A budget in the caller's words: checked before anything runs, and made a `Budget` once times are measured.
+
+    Attributes:
+        ratio: Fraction to remove, None where the method finds its own size; the default is not meant with `target_ms`.
+        of: See `Budget`.
+        min_units: See `Budget`.
+        round_to: See `Budget`; `auto` for the multiple that the machine's kernels like.
+        target_ms: Latency to get down to, in milliseconds.
+
+    Raises:
+        BudgetError: When a value is out of range, or two contradict each other.
+    """
+
+    ratio: float | None = RATIO
+    of: Measure = "units"
+    min_units: int = 1
+    round_to: int | Literal["auto"] = 1
+    target_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        # With times still to be measured, everything else can be checked.
+        Budget(self.ratio, "units" if self.of == "latency" else self.of, self.min_units, self._rounding(1))
+        if self.target_ms is None:
+            return
+        number = isinstance(self.target_ms, (int, float)) and not isinstance(self.target_ms, bool)
+        if not number or not isfinite(self.target_ms) or self.target_ms <= 0:
+            raise BudgetError(f"target_ms={self.target_ms!r} must be a number of milliseconds, greater than 0.")
+        if self.of != "latency":
+            raise BudgetError(f"target_ms={self.target_ms} is a latency: give of='latency' with it, not {self.of!r}.")
+        if self.ratio not in (None, RATIO):
+            raise BudgetError(f"ratio={self.ratio} and target_ms={self.target_ms} both say how much: give one of them.")
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether times have to be measured."""
+        return self.of == "latency" or self.round_to == "auto"
+
+    def budget(self, table: LatencyTable | None) -> Budget:
+        """The budget; `table` is needed where `needs_table` says so."""
+        rounding = self._rounding(table.multiple if table is not None else 1)
+        ratio = None if self.target_ms is not None else self.ratio
+        return Budget(ratio, self.of, self.min_units, rounding, self.target_ms, table)
+
+    def _rounding(self, measured: int) -> int:
+        return measured if self.round_to == "auto" else self.round_to
 
 
 @dataclass(frozen=True)
@@ -77,8 +144,9 @@ def allocate(
 
     Lowering the common threshold takes units away in one fixed order; the removed cost grows with every step, so the
     threshold is found by bisection over the steps. Of the two steps around the budget the nearer one is taken, the one
-    that removes less when both are equally near. Where the step that would go too far takes units from several layers
-    at once, smaller steps of other blocks fill up what is missing, in the same order.
+    that removes less when both are equally near; a target in milliseconds is always reached. Where the step that would
+    go too far takes units from several layers at once, smaller steps of other blocks fill up what is missing, in the
+    same order.
 
     Args:
         budget: How much to remove.
@@ -104,11 +172,11 @@ def allocate(
     def removed(taken: Sequence[Step]) -> float:
         return total - cost(budget.of, _after(start, blocks, taken))
 
-    if budget.ratio is None:
+    target = budget.removes(total)
+    if target is None:
         if level is None:
             raise BudgetError("This method has no size of its own: give ratio=, the fraction to remove.")
         return _after(start, blocks, [step for step in steps if step[0] <= level])
-    target = budget.ratio * total
     # A budget that is met exactly counts as met, and a tie as a tie, in spite of rounding in ratio · total.
     rounding = 1e-9 * total
     taken = bisect_left(range(len(steps) + 1), target - rounding, key=lambda count: removed(steps[:count]))
@@ -122,7 +190,7 @@ def allocate(
     less, more = steps[: taken - 1], steps[:taken]
     if removed(more) > target + rounding and len(blocks[steps[taken - 1][1]].layers) > 1:
         less = _fill_up(less, steps[taken:], lambda trial: target + rounding - removed(trial))
-    nearer = target - removed(less) <= removed(more) - target + rounding
+    nearer = budget.target_ms is None and target - removed(less) <= removed(more) - target + rounding
     return _after(start, blocks, less if nearer else more)
 
 
@@ -162,15 +230,22 @@ def _check_reachable(budget: Budget, blocks: Sequence[Block], removed: float, ta
     # With the default bounds every layer keeps one unit: a unit budget is met to within that one unit per layer.
     slack = float(sum(len(block.layers) for block in blocks)) if budget.of == "units" and budget.min_units == 1 else 0.0
     if target - removed > slack + 1e-9 * total:
+        bounds = f"with min_units={budget.min_units}, round_to={budget.round_to} and the layers left out"
+        if budget.target_ms is not None:
+            nearest = np.ceil((total - removed) * 1e3) / 1e3
+            raise BudgetError(
+                f"target_ms={budget.target_ms} cannot be met: {bounds}, the model takes {total - removed:.4g} of its "
+                f"{total:.4g} ms at least. Ask for target_ms={nearest:.10g} or more, or loosen the bounds."
+            )
         raise BudgetError(
-            f"ratio={budget.ratio} of={budget.of!r} cannot be met: with min_units={budget.min_units}, "
-            f"round_to={budget.round_to} and the layers left out, at most {removed / total:.4g} can be removed. "
-            f"Ask for ratio={np.floor(removed / total * 1e4) / 1e4:.4g} or less, or loosen the bounds."
+            f"ratio={budget.ratio} of={budget.of!r} cannot be met: {bounds}, at most {removed / total:.4g} can be "
+            f"removed. Ask for ratio={np.floor(removed / total * 1e4) / 1e4:.4g} or less, or loosen the bounds."
         )
 
 
 def _check_fixed(budget: Budget, removed: float, target: float, total: float) -> None:
-    if removed > target + 1e-9 * total:
+    # A target in milliseconds is an upper bound: less is fine.
+    if budget.target_ms is None and removed > target + 1e-9 * total:
         raise BudgetError(
             f"ratio={budget.ratio} of={budget.of!r} cannot be met: the layers in counts= alone lose "
             f"{removed / total:.4g}. Ask for ratio={np.ceil(removed / total * 1e4) / 1e4:.4g} or more."

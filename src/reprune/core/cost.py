@@ -1,7 +1,7 @@
-"""The cost model: parameters and multiply-accumulates (MACs) of a model as functions of the units kept.
+"""The cost model: parameters, multiply-accumulates (MACs) and latency of a model as functions of the units kept.
 
-Both are exact polynomials in the counts: a tensor has the product of its axes' lengths many parameters, and a matrix
-product costs its rows times the product of its matrix's axes.
+The first two are exact polynomials in the counts: a tensor has the product of its axes' lengths many parameters, and a
+matrix product costs its rows times the product of its matrix's axes. Latency is read off a measured table.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
+from reprune.core.errors import BudgetError
+from reprune.core.latency import LatencyTable
 from reprune.core.layers import Counts, Extent, Structure
 
-Measure = Literal["units", "parameters", "macs"]
-MEASURES: tuple[Measure, ...] = ("units", "parameters", "macs")
+Measure = Literal["units", "parameters", "macs", "latency"]
+MEASURES: tuple[Measure, ...] = ("units", "parameters", "macs", "latency")
+NO_TABLE = (
+    "of='latency' needs measured times, which plan(), prune() and calibrate() take of a trained model: while training, "
+    "give of='macs'."
+)
 
 
 def tensor_extents(structure: Structure) -> dict[str, tuple[Extent, ...]]:
@@ -30,6 +36,7 @@ class CostModel:
 
     Args:
         structure: What the trace found.
+        latency: Measured times, for costs in `latency`.
 
     Example:
         >>> cost = CostModel(structure)                                     # doctest: +SKIP
@@ -37,8 +44,9 @@ class CostModel:
         (1053696.0, 398336.0)
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, latency: LatencyTable | None = None) -> None:
         self._structure = structure
+        self._latency = latency
         self._tensors = tensor_extents(structure)
         self._parameters = [axes for name, axes in self._tensors.items() if name not in set(structure.buffers)]
 
@@ -46,14 +54,22 @@ class CostModel:
         """Cost of the model that keeps `counts` units per layer.
 
         Args:
-            of: `units` (prunable hidden units), `parameters` (of the whole model) or `macs` (of the whole model, per
-                time step: the products of one traced example divided by its number of time steps).
+            of: `units` (prunable hidden units), `parameters` (of the whole model), `macs` (of the whole model, per
+                time step: the products of one traced example divided by its number of time steps) or `latency`
+                (milliseconds of one call).
             counts: Units kept, for every layer of the structure.
+
+        Raises:
+            BudgetError: When latency is asked for, and there is no table.
         """
+        if of == "latency":
+            if self._latency is None:
+                raise BudgetError(NO_TABLE)
+            return self._latency(counts)
         return float(self.polynomial(of, counts))
 
     def polynomial(self, of: Measure, counts: Mapping[str, Any]) -> Any:
-        """The same of any kind of number: of expected counts that have a gradient, say."""
+        """The same of any kind of number: of expected counts that have a gradient, say. Latency is no polynomial."""
         if of == "units":
             return sum(counts[name] for name in self._structure.prunable)
         if of == "parameters":

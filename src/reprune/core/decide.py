@@ -57,7 +57,9 @@ def decide(
     with np.errstate(over="ignore", invalid="ignore"):
         rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
     _check_scores(rankings)
-    before, cost = structure.counts(), CostModel(structure)
+    before, cost = structure.counts(), CostModel(structure, budget.latency)
+    if budget.latency is not None:
+        budget.latency.check_model(before)
     fixed = fixed_counts(sets, before, counts or {})
     blocks = []
     for together in sets:
@@ -80,11 +82,20 @@ def decide(
         structure=structure,
         kept=kept,
         method=method if isinstance(method, str) else repr(method),
-        ratio=1.0 - cost(budget.of, sizes) / cost(budget.of, before) if budget.ratio is None else budget.ratio,
+        ratio=_asked(budget, cost(budget.of, before), cost(budget.of, sizes)),
         of=budget.of,
         diagnostics=Diagnostics(scores, _spectra(evidence, scores) if allocation.needs_statistics else {}),
         folds=resolved.compensate(structure, kept, evidence.readings),
+        latency=budget.latency,
     )
+
+
+def _asked(budget: Budget, before: float, after: float) -> float:
+    """The fraction that was to be removed; what was, where the method decided."""
+    if budget.ratio is not None:
+        return budget.ratio
+    wanted = budget.removes(before)
+    return 1.0 - after / before if wanted is None else wanted / before
 
 
 def free_blocks(structure: Structure, exclude: Sequence[str] = ()) -> list[list[tuple[str, ...]]]:
@@ -156,9 +167,13 @@ def _kept(glob: str, value: float, units: int) -> int:
 
 
 def _saved(cost: CostModel, of: Measure, before: Mapping[str, int], layers: Sequence[str]) -> float:
-    """What the first unit of each of these layers saves; 1 where a measure does not see them."""
-    less = {**before, **{name: before[name] - 1 for name in layers}}
-    return (cost(of, before) - cost(of, less)) or 1.0
+    """What the first unit of each of these layers saves; 1 where a measure does not see them.
+
+    Of latency, a unit's share of what half of them save: measured times are too rough to be told apart unit by unit.
+    """
+    gone = max(before[layers[0]] // 2, 1) if of == "latency" else 1
+    less = {**before, **{name: before[name] - gone for name in layers}}
+    return (cost(of, before) - cost(of, less)) / gone or 1.0
 
 
 def _nothing_left(structure: Structure) -> UnsupportedModelError:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reprune.core.cost import MEASURES, Measure
 from reprune.core.errors import PlanError
+from reprune.core.latency import LatencyTable
 from reprune.core.layers import Consumer, Extent, Layer, Slot, Structure
 
 FORMAT = "reprune-plan"
@@ -99,9 +100,10 @@ class Plan:
         kept: Sorted indices of the units that stay, for every layer: `{"lstm:l0": [0, 3, 4], …}`.
         method: Name of the method that decided.
         ratio: Fraction that was to be removed.
-        of: What the fraction is of: `units`, `parameters` or `macs`.
+        of: What the fraction is of: `units`, `parameters`, `macs` or `latency`.
         diagnostics: What the decision was based on.
         folds: Corrections of the consumers that make up for what the removed units carried.
+        latency: Measured times, where the decision looked at them.
 
     Raises:
         PlanError: When the parts contradict each other.
@@ -119,6 +121,7 @@ class Plan:
     of: Measure = "units"
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     folds: tuple[Fold, ...] = ()
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -129,6 +132,10 @@ class Plan:
         _check_kept(self.structure, self.kept)
         _check_diagnostics(self.structure, self.diagnostics)
         _check_folds(self.structure, self.kept, self.folds)
+        if self.latency is not None:
+            self.latency.check_model(self.structure.counts())
+        elif self.of == "latency":
+            raise PlanError("of='latency' needs the latency table that the plan was made from.")
 
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""
@@ -206,6 +213,7 @@ class _Document(_Head):
     structure: Structure
     diagnostics: Diagnostics
     folds: tuple[Fold, ...] = ()
+    latency: LatencyTable | None = None
 
 
 _HEAD = TypeAdapter(_Head)

@@ -17,7 +17,7 @@ from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph
 
 # Fields of a plan's JSON that hold words, not names.
-_WORDS = ("format", "method", "of", "cell", "role", "operation", "location", "reason")
+_WORDS = ("format", "method", "of", "cell", "role", "operation", "location", "reason", "runtime", "kind")
 
 
 def fitted(plan: Plan, graph: ModelGraph) -> Plan:

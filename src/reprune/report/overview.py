@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reprune.core.cost import CostModel
-from reprune.core.layers import Layer, Structure
+from reprune.core.latency import LatencyTable
+from reprune.core.layers import Counts, Layer, Structure
 from reprune.core.plan import Plan
 
 
@@ -73,6 +74,7 @@ class Overview:
         macs: Multiply-accumulates of the whole model per time step.
         groups: Layers that lose units together.
         achieved: Fraction removed of what the plan's ratio speaks of.
+        latency: What the plan's measured times predict, in a sentence; empty without such times.
     """
 
     layers: tuple[LayerChange, ...]
@@ -81,11 +83,12 @@ class Overview:
     macs: Change
     groups: tuple[Group, ...]
     achieved: float
+    latency: str
 
 
 def overview(plan: Plan) -> Overview:
     """Put a plan in numbers with the cost model of its structure."""
-    structure, cost = plan.structure, CostModel(plan.structure)
+    structure, cost = plan.structure, CostModel(plan.structure, plan.latency)
     before, after = structure.counts(), plan.counts()
     groups = coupled_groups(structure)
     layers = tuple(
@@ -105,6 +108,15 @@ def overview(plan: Plan) -> Overview:
         macs=Change(cost("macs", before), cost("macs", after)),
         groups=groups,
         achieved=Change(cost(plan.of, before), cost(plan.of, after)).removed,
+        latency="" if plan.latency is None else _prediction(plan.latency, before, after),
+    )
+
+
+def _prediction(table: LatencyTable, before: Counts, after: Counts) -> str:
+    shapes = ", ".join("×".join(map(str, shape)) for shape in table.shapes)
+    return (
+        f"{table(before):.3g} → {table(after):.3g} ms predicted for one call on {shapes}, from times of single layers "
+        f"in {table.runtime} with {table.threads} thread(s)."
     )
 
 

@@ -63,7 +63,10 @@ def render_table(plan: Plan, width: int | None = None) -> str:
     table.add_row(*_texts(["whole model", *blank, *(column[-1] for column in columns)]))
     table.add_row(*_texts(["removed", *blank, *(percent(total.removed) for total in totals)]))
     title = f"{plan.method}: {percent(numbers.achieved)} of {_measure(plan)} removed, {percent(plan.ratio)} asked for"
-    return _render(Text(title), table, _notes(plan.structure.layers.values(), numbers.groups), width)
+    notes = _notes(plan.structure.layers.values(), numbers.groups)
+    if numbers.latency:
+        notes.insert(0, ("latency", numbers.latency))
+    return _render(Text(title), table, notes, width)
 
 
 def render_structure(structure: Structure, width: int | None = None) -> str:
@@ -101,7 +104,7 @@ def readers_of(structure: Structure, layer: str) -> list[str]:
 
 
 def _measure(plan: Plan) -> str:
-    return {"units": "units", "parameters": "parameters", "macs": "MACs"}[plan.of]
+    return "MACs" if plan.of == "macs" else plan.of
 
 
 def _arrows(changes: Sequence[Change]) -> list[str]:

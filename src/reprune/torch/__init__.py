@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from reprune.core.budget import Budget
+from reprune.core.budget import RATIO, Request
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
+from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
@@ -19,6 +20,7 @@ from reprune.torch.apply import apply, mask
 from reprune.torch.calibration import Calibration, calibrate
 from reprune.torch.cells import register_cell
 from reprune.torch.labelled import Labels, Loss
+from reprune.torch.latency import measure_latency
 from reprune.torch.observe import gather, observe
 from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.result import Result, load
@@ -41,6 +43,7 @@ __all__ = [
     "inspect",
     "load",
     "mask",
+    "measure_latency",
     "observe",
     "plan",
     "prune",
@@ -83,7 +86,7 @@ def inspect(
 def plan(
     model: nn.Module,
     batches: Iterable[Any],
-    ratio: float | None = 0.5,
+    ratio: float | None = RATIO,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
@@ -91,8 +94,10 @@ def plan(
     exclude: Sequence[str] = (),
     counts: Mapping[str, float] | None = None,
     min_units: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -106,15 +111,18 @@ def plan(
         batches: Calibration inputs as the model takes them: `model(x)`, `model(*xs)` or `model(**named)`. Iterated
             once, one batch at a time.
         ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
-        of: What the fraction is of: `units`, `parameters` or `macs`.
+        of: What the fraction is of: `units`, `parameters`, `macs`, or `latency` on this machine.
         method: A preset's name (`core.methods.METHODS`) or a `Method`.
         include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
         counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
             budget is met with the other layers.
         min_units: Units that every layer keeps at least.
-        round_to: Make the units kept a multiple of this.
+        round_to: Make the units kept a multiple of this; `auto` for the one that this machine's kernels like.
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
+        latency: Times from `measure_latency`. By default they are measured in PyTorch, on one thread, on the first
+            batch, when `of="latency"` or `round_to="auto"` needs them.
         labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
         loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch.
@@ -130,7 +138,7 @@ def plan(
         VerificationError: When something reads units in a way that the trace did not see.
     """
     # A budget that is out of range is told before the model is run.
-    Budget(ratio, of, min_units, round_to)
+    Request(ratio, of, min_units, round_to, target_ms)
     calibration = calibrate(
         model,
         batches,
@@ -143,13 +151,23 @@ def plan(
         forward=forward,
         verify=verify,
     )
-    return calibration.plan(ratio, of, method, counts=counts, min_units=min_units, round_to=round_to, seed=seed)
+    return calibration.plan(
+        ratio,
+        of,
+        method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
+    )
 
 
 def prune(
     model: nn.Module,
     batches: Iterable[Any],
-    ratio: float | None = 0.5,
+    ratio: float | None = RATIO,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
@@ -157,8 +175,10 @@ def prune(
     exclude: Sequence[str] = (),
     counts: Mapping[str, float] | None = None,
     min_units: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -171,7 +191,7 @@ def prune(
         >>> result = prune(model, batches, ratio=0.5)      # doctest: +SKIP
         >>> result.model(x)                                # doctest: +SKIP
     """
-    Budget(ratio, of, min_units, round_to)
+    Request(ratio, of, min_units, round_to, target_ms)
     calibration = calibrate(
         model,
         batches,
@@ -185,5 +205,13 @@ def prune(
         verify=verify,
     )
     return calibration.prune(
-        ratio, of=of, method=method, counts=counts, min_units=min_units, round_to=round_to, seed=seed
+        ratio,
+        of=of,
+        method=method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from reprune.core.budget import Budget
+from reprune.core.budget import Request
 from reprune.core.cost import Measure
 from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
+from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.passes import several_passes
@@ -21,6 +22,7 @@ from reprune.core.readings import Reading, readings
 from reprune.torch.apply import apply, named_tensors
 from reprune.torch.importance import output_importance
 from reprune.torch.labelled import Labels, Loss, loss_gradients, observe_classes
+from reprune.torch.latency import measure_latency
 from reprune.torch.observe import observe
 from reprune.torch.result import Result
 from reprune.torch.trace import Forward, Trace, record
@@ -54,6 +56,7 @@ class Calibration:
         self.gathered = frozenset(gathered)
         self._model, self._found, self._evidence = model, found, evidence
         self._example, self._forward, self._check = example, forward, check
+        self._table: LatencyTable | None = None
 
     def plan(
         self,
@@ -65,28 +68,39 @@ class Calibration:
         exclude: Sequence[str] = (),
         counts: Mapping[str, float] | None = None,
         min_units: int = 1,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = 1,
+        target_ms: float | None = None,
+        latency: LatencyTable | None = None,
         seed: int = 0,
     ) -> Plan:
         """Decide which units go. See `reprune.torch.plan` for the arguments.
+
+        Latency is measured by the first plan that needs it.
 
         Raises:
             StatisticsError: When the method needs what was not gathered.
             BudgetError: When the budget cannot be met.
         """
+        request = Request(ratio, of, min_units, round_to, target_ms)
         missing = needs(get_method(method)) - self.gathered
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
             raise StatisticsError(f"method={method!r} needs what this calibration lacks: calibrate with {given}.")
+        table = (latency or self._measured()) if request.needs_table else None
         with torch.no_grad():
             return decide(
                 self._evidence,
-                Budget(ratio, of, min_units, round_to),
+                request.budget(table),
                 method,
                 exclude=left_out(self.structure, include, exclude),
                 counts=counts,
                 seed=seed,
             )
+
+    def _measured(self) -> LatencyTable:
+        if self._table is None:
+            self._table = measure_latency(self._model, self._example, forward=self._forward, structure=self.structure)
+        return self._table
 
     def prune(self, ratio: float | None = 0.5, **options: Any) -> Result:
         """Decide which units go and return a smaller model. See `plan` for the options.

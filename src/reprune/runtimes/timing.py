@@ -1,0 +1,249 @@
+"""Measuring single layers for `core.latency.LatencyTable`: which sizes, how often, and ONNX Runtime's own operators."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprune.core.decide import free_blocks
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
+from reprune.core.layers import Counts, Extent, Structure
+from reprune.core.plan import Plan
+from reprune.runtimes import need, open_file
+from reprune.runtimes.onnxruntime import quantise
+
+ROUNDS = 3
+"""Passes over all sizes: what disturbs one of them passes."""
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One layer to be timed: what kind, and the sizes of its input, weights and run."""
+
+    kind: str
+    batch: int
+    steps: int
+    inputs: int
+    units: int
+
+
+Build = Callable[[Sizes], Call]
+"""Makes a layer of random weights and returns a call of it on random input."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in a runtime: units of its layers, and one call of it."""
+
+    layers: Counts
+    call: Call
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One layer of a model as a call of the model ran it; see `core.latency.TimedPart`."""
+
+    name: str
+    kind: str
+    batch: int
+    steps: int
+    inputs: Extent
+    units: Extent
+    calls: int = 1
+
+
+def tabulate(
+    seen: Sequence[Seen],
+    build: Build,
+    dense: Model,
+    small: Model,
+    *,
+    runtime: str,
+    threads: int,
+    shapes: Sequence[Sequence[int]],
+) -> LatencyTable:
+    """Measure every kind of layer at a few sizes, and the model itself at two.
+
+    Args:
+        seen: The layers whose sizes know units.
+        build: Makes a layer in the runtime.
+        dense: The dense model in the runtime.
+        small: A small form of it.
+        runtime: Its name and version.
+        threads: Threads it may use.
+        shapes: Shapes of the inputs of the models.
+    """
+    layers = dense.layers
+    wanted: dict[tuple[Any, ...], int] = {}
+    grids: list[TimeGrid] = []
+    parts = []
+    for layer in seen:
+        axes = _axis(layer.inputs, layers, (4, 2)), _axis(layer.units, layers, (16, 8, 4, 2))
+        key = (layer.kind, layer.batch, layer.steps, *axes)
+        if key not in wanted:
+            wanted[key] = len(grids)
+            grids.append(TimeGrid(layer.kind, layer.batch, layer.steps, *axes, ()))
+        parts.append(TimedPart(layer.name, wanted[key], layer.inputs, layer.units, layer.calls))
+    points = list(dict.fromkeys(size for grid in grids for size in _points(grid)))
+    times = dict.fromkeys(points, np.inf)
+    dense_ms = small_ms = np.inf
+    for _ in range(ROUNDS):
+        dense_ms, small_ms = min(dense_ms, shortest_ms(dense.call)), min(small_ms, shortest_ms(small.call))
+        for point in points:
+            times[point] = min(times[point], shortest_ms(build(point)))
+    grids = [
+        replace(
+            grid,
+            ms=tuple(
+                tuple(times[Sizes(grid.kind, grid.batch, grid.steps, read, units)] for units in grid.units)
+                for read in grid.inputs
+            ),
+        )
+        for grid in grids
+    ]
+    table = LatencyTable(
+        runtime=runtime,
+        threads=threads,
+        shapes=tuple(map(tuple, shapes)),
+        layers=dict(layers),
+        dense_ms=dense_ms,
+        small=dict(small.layers),
+        small_ms=small_ms,
+        parts=tuple(parts),
+        grids=tuple(grids),
+    )
+    return replace(table, rounding=_rounding(table, build))
+
+
+def _axis(extent: Extent, layers: Counts, divisors: Sequence[int]) -> tuple[int, ...]:
+    """Sizes to measure at: the one of a fixed axis, or some from a single unit up to the dense size."""
+    whole = extent(layers)
+    if not extent.layers:
+        return (whole,)
+    parts = [*(whole / divisor for divisor in divisors), 3 * whole / 4]
+    rounded = {round(part / 16) * 16 if part >= 32 else round(part) for part in parts}
+    return tuple(sorted({extent(dict.fromkeys(layers, 1)), whole, *(size for size in rounded if 1 < size < whole)}))
+
+
+def _points(grid: TimeGrid) -> list[Sizes]:
+    return [Sizes(grid.kind, grid.batch, grid.steps, read, units) for read in grid.inputs for units in grid.units]
+
+
+def shortest_ms(call: Call, *, least: int = 3, seconds: float = 0.02) -> float:
+    """The shortest of several calls in milliseconds, after a first one: what the machine can do undisturbed.
+
+    Args:
+        call: What is timed.
+        least: Calls at least.
+        seconds: Go on for so long.
+    """
+    call()
+    found: list[float] = []
+    begin = time.perf_counter()
+    while len(found) < least or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return 1e3 * min(found)
+
+
+def _rounding(table: LatencyTable, build: Build) -> tuple[tuple[int, float], ...]:
+    """How multiples of 1, 2, 4, … compare with the line between two multiples of the largest, at half the units of the
+    layer that takes longest."""
+    recurrent = [part for part in table.parts if table.grids[part.grid].kind != "linear"]
+    part = max(recurrent, key=lambda part: table.grids[part.grid].ms[-1][-1] * part.calls)
+    grid = table.grids[part.grid]
+    whole = grid.units[-1]
+    largest = next(multiple for multiple in (32, 16, 8, 4, 2, 1) if whole >= 4 * multiple or multiple == 1)
+    if largest == 1:
+        return ()
+    above = max(round(whole / 2 / largest), 2) * largest
+    # Few steps tell multiples apart as well as many do.
+    one = Sizes(grid.kind, grid.batch, min(grid.steps, 50), grid.inputs[-1], above)
+    multiples = [2**power for power in range(largest.bit_length())]
+    probes = {size: build(replace(one, units=size)) for size in {above, *(above - multiple for multiple in multiples)}}
+    times = dict.fromkeys(probes, np.inf)
+    # Round about, so that whatever else the machine does falls on all sizes alike.
+    for _ in range(5 * ROUNDS):
+        for size, call in probes.items():
+            times[size] = min(times[size], shortest_ms(call, least=1, seconds=0.002))
+    line = np.interp(list(probes), [above - largest, above], [times[above - largest], times[above]])
+    expected = dict(zip(probes, line, strict=True))
+    return tuple((multiple, times[above - multiple] / float(expected[above - multiple])) for multiple in multiples)
+
+
+def check_covered(seen: Sequence[Seen], prunable: Sequence[str]) -> None:
+    """Raise an `UnsupportedModelError` that names the layers that can be pruned but not timed."""
+    timed = {name for layer in seen if layer.kind != "linear" for name, _ in layer.units.layers}
+    untimed = [name for name in prunable if name not in timed]
+    if untimed:
+        raise UnsupportedModelError(
+            f"Latency is measured of LSTM, GRU and RNN layers and their cells without projection; {untimed} are "
+            "something else. Leave them out with exclude=, or give of='macs' and a number for round_to=."
+        )
+
+
+def small_plan(structure: Structure) -> Plan:
+    """A plan that keeps an eighth of all layers that can be pruned."""
+    free = {name for together in free_blocks(structure) for group in together for name in group}
+    counts = {name: max(units // 8, 1) if name in free else units for name, units in structure.counts().items()}
+    return Plan(structure, {name: list(range(units)) for name, units in counts.items()})
+
+
+def onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
+    """Layers as single operators of ONNX Runtime; their files pass through a folder."""
+    onnx = need("onnx", "onnx", "Measuring latency in ONNX Runtime")
+
+    def build(sizes: Sizes) -> Call:
+        path = folder / "layer.onnx"
+        onnx.save(_operator(onnx, sizes), str(path))
+        run = open_file(quantise(path) if int8 else path, threads=threads)
+        x = np.random.default_rng(0).standard_normal(_shape(sizes), dtype=np.float32)
+        return lambda: run(x)
+
+    return build
+
+
+def _shape(sizes: Sizes) -> tuple[int, ...]:
+    linear = sizes.kind == "linear"
+    return (sizes.batch, sizes.inputs) if linear else (sizes.steps, sizes.batch, sizes.inputs)
+
+
+_OPERATORS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
+    "lstm": ("LSTM", 4, {}),
+    "gru": ("GRU", 3, {"linear_before_reset": 1}),
+    "rnn": ("RNN", 1, {}),
+}
+"""Operator, gates and attributes of every kind of recurrent layer; a cell is a layer of one step."""
+
+
+def _operator(onnx: Any, sizes: Sizes) -> Any:
+    rng = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> Any:
+        return onnx.numpy_helper.from_array(0.1 * rng.standard_normal(shape, dtype=np.float32), name)
+
+    def port(name: str, shape: Sequence[int] | None) -> Any:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    if sizes.kind == "linear":
+        nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+        weights = [weight("w", sizes.inputs, sizes.units)]
+    else:
+        operator, gates, options = _OPERATORS[sizes.kind.removesuffix("_cell")]
+        nodes = [onnx.helper.make_node(operator, ["x", "w", "r", "b"], ["y"], hidden_size=sizes.units, **options)]
+        weights = [
+            weight("w", 1, gates * sizes.units, sizes.inputs),
+            weight("r", 1, gates * sizes.units, sizes.units),
+            weight("b", 1, 2 * gates * sizes.units),
+        ]
+    graph = onnx.helper.make_graph(nodes, "layer", [port("x", _shape(sizes))], [port("y", None)], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)

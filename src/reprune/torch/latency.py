@@ -1,0 +1,200 @@
+"""Measure a PyTorch model's layers on this machine, so that latency can be a budget."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from reprune.core.cost import tensor_extents
+from reprune.core.errors import BudgetError
+from reprune.core.latency import LatencyTable
+from reprune.core.layers import Structure
+from reprune.runtimes import Runner, open_file
+from reprune.runtimes.timing import (
+    Build,
+    Call,
+    Model,
+    Seen,
+    Sizes,
+    check_covered,
+    onnx_builder,
+    small_plan,
+    tabulate,
+)
+from reprune.torch.apply import apply
+from reprune.torch.export import export
+from reprune.torch.export.example import Example
+from reprune.torch.export.recurrent import recurrent_modules
+from reprune.torch.trace import Forward, call, trace
+from reprune.torch.tracer import tensors_in
+from reprune.torch.unwrap import unwrap
+
+Axis = tuple[str, int]
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
+_CELLS: dict[type[nn.Module], str] = {nn.LSTMCell: "lstm_cell", nn.GRUCell: "gru_cell", nn.RNNCell: "rnn_cell"}
+_LAYERS: dict[str, Any] = {
+    "lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "linear": nn.Linear,
+    **{kind: cell for cell, kind in _CELLS.items()},
+}  # fmt: skip
+
+
+def measure_latency(
+    model: nn.Module,
+    example: Any,
+    *,
+    runtime: str = "torch",
+    threads: int = 1,
+    forward: Forward | None = None,
+    structure: Structure | None = None,
+) -> LatencyTable:
+    """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
+
+    Recurrent layers, their cells and linear layers are timed by themselves at a few sizes up to those of the model, and
+    the model as a whole; the rest of it counts as constant. Takes seconds to a minute, and wants a machine that does
+    nothing else.
+
+    Args:
+        model: The model; it is left as it was.
+        example: An input as the model takes it, of the batch and length that are to be fast.
+        runtime: What is to be fast: `torch`, `onnxruntime`, or `onnxruntime-int8` (the exported file, its weights in 8
+            bits).
+        threads: Threads it may use.
+        forward: Replaces `model(example)`; for `torch` only.
+        structure: What a trace of the model found, if there is one already.
+
+    Returns:
+        The table: `table(plan.counts())` is a prediction in milliseconds, `table.to_json()` keeps it.
+
+    Raises:
+        BudgetError: When there is no such runtime, or `threads` is not positive.
+        UnsupportedModelError: When a layer that can be pruned is of a kind that cannot be timed.
+        ExportError: When the model cannot be exported to the runtime, or it is not installed.
+
+    Example:
+        >>> table = measure_latency(model, torch.randn(1, 300, 1152), runtime="onnxruntime")     # doctest: +SKIP
+        >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)    # doctest: +SKIP
+    """
+    if runtime not in RUNTIMES:
+        raise BudgetError(f"runtime={runtime!r} cannot be measured: give one of {', '.join(RUNTIMES)}.")
+    if not isinstance(threads, int) or threads < 1:
+        raise BudgetError(f"threads={threads!r} must be a whole number, at least 1.")
+    model = unwrap(model)
+    structure = structure or trace(model, example, forward)
+    twin = copy.deepcopy(model).cpu().eval()
+    example = torch.utils._pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example)
+    seen = _layers(twin, structure, example, forward)
+    check_covered(seen, structure.prunable)
+    small = small_plan(structure)
+    models = [(structure.counts(), twin), (small.counts(), apply(twin, small))]
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(example)]
+    before = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(threads)
+        if runtime == "torch":
+            stack.enter_context(torch.inference_mode())
+            name = f"torch {torch.__version__}"
+            build: Build = _build
+            both = [Model(counts, partial(call, network, example, forward)) for counts, network in models]
+        else:
+            folder, int8 = Path(stack.enter_context(TemporaryDirectory())), runtime.endswith("int8")
+            runs = [_exported(network, example, folder, threads, int8) for _, network in models]
+            name, build = runs[0].runtime + " with 8-bit weights" * int8, onnx_builder(folder, threads, int8=int8)
+            arrays = Example.of(twin, example).arrays()
+            both = [Model(counts, partial(run, *arrays)) for run, (counts, _) in zip(runs, models, strict=True)]
+        return tabulate(seen, build, *both, runtime=name, threads=threads, shapes=shapes)
+
+
+def _exported(model: nn.Module, example: Any, folder: Path, threads: int, int8: bool) -> Runner:
+    path = folder / "model.onnx"
+    export(model, example, path, int8=int8)
+    return open_file(path, threads=threads)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What can be timed of one module: for every layer in it, its name and the axes of its inputs and its units."""
+
+    path: str
+    kind: str
+    layers: list[tuple[str, Axis, Axis]]
+
+
+def _timed(model: nn.Module) -> Iterator[_Timed]:
+    for path, module in recurrent_modules(model):
+        if not getattr(module, "proj_size", 0):
+            ends = ["", "_reverse"] if module.bidirectional else [""]
+            suffixes = [f"l{layer}{end}" for layer in range(module.num_layers) for end in ends]
+            layers = [_axes(path, f"{path}:{suffix}", f"_{suffix}") for suffix in suffixes]
+            yield _Timed(path, module.mode.split("_")[0].lower(), layers)
+    for path, module in model.named_modules():
+        if type(module) in _CELLS:
+            yield _Timed(path, _CELLS[type(module)], [_axes(path, path, "")])
+        elif type(module) is nn.Linear:
+            weight = f"{path}.weight".lstrip(".")
+            yield _Timed(path, "linear", [(path, (weight, 1), (weight, 0))])
+
+
+def _axes(path: str, name: str, suffix: str) -> tuple[str, Axis, Axis]:
+    read, fed = (f"{path}.weight_{kind}{suffix}".lstrip(".") for kind in ("ih", "hh"))
+    return name, (read, 1), (fed, 1)
+
+
+def _layers(model: nn.Module, structure: Structure, example: Any, forward: Forward | None) -> list[Seen]:
+    """What one call of the model runs of what can be timed, where its sizes know units."""
+    extents = tensor_extents(structure)
+    modules = list(_timed(model))
+    ran: dict[str, Counter[tuple[int, int]]] = {module.path: Counter() for module in modules}
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(_watch(runs), with_kwargs=True)
+        for path, runs in ran.items()
+    ]
+    try:
+        with torch.no_grad():
+            call(model, example, forward)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = []
+    for module in modules:
+        for name, read, made in module.layers:
+            if read[0] in extents and made[0] in extents:
+                inputs, units = extents[read[0]][read[1]], extents[made[0]][made[1]]
+                runs = ran[module.path].items()
+                found += [Seen(name, module.kind, *size, inputs, units, calls) for size, calls in runs]
+    return [layer for layer in found if layer.inputs.layers or layer.units.layers]
+
+
+def _watch(runs: Counter[tuple[int, int]]) -> Callable[..., None]:
+    """Counts calls by batch and steps; by rows and one step for what knows no steps."""
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        data = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(data, PackedSequence):
+            size = int(data.batch_sizes[0]), len(data.batch_sizes)
+        elif type(module) in _CELLS or type(module) is nn.Linear:
+            size = max(data.numel() // data.shape[-1], 1), 1
+        else:
+            steps = data.shape[1 if module.batch_first and data.dim() == 3 else 0]
+            size = data.numel() // (steps * data.shape[-1]), steps
+        runs[size] += 1
+
+    return note
+
+
+def _build(sizes: Sizes) -> Call:
+    module = _LAYERS[sizes.kind](sizes.inputs, sizes.units).eval()
+    rows = sizes.kind == "linear" or sizes.kind.endswith("_cell")
+    data = torch.randn(*((sizes.batch,) if rows else (sizes.steps, sizes.batch)), sizes.inputs)
+    return lambda: module(data)

@@ -46,6 +46,7 @@ ModelOption = Annotated[
 ]
 Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
 Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the fraction is of.")]
+PruneOf = Annotated[str, typer.Option(metavar="units|parameters|macs|latency", help="What the fraction is of.")]
 MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
 TrainMethodOption = Annotated[
     str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join([*METHODS, *TRAINING_METHODS])}.")
@@ -123,22 +124,49 @@ def prune(
         typer.Option(exists=True, dir_okay=False, help="Trained weights (.safetensors), unless the model has them."),
     ] = None,
     ratio: Ratio = 0.5,
-    of: Of = "units",
+    of: PruneOf = "units",
+    target_ms: Annotated[
+        float | None, typer.Option(help="With --of latency: milliseconds that one call may take, in place of --ratio.")
+    ] = None,
     method: MethodOption = "reconstruct",
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
     min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
-    round_to: Annotated[int, typer.Option(help="Units kept are a multiple of this.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N|auto", help="Units kept are a multiple of this; auto: the one that kernels like.")
+    ] = "1",
+    example: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="Input whose latency counts; else the first batch."),
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option(metavar="torch|onnxruntime|onnxruntime-int8", help="Where latency is measured.")
+    ] = "torch",
+    threads: Annotated[int, typer.Option(help="Threads that it is measured with.")] = 1,
+    latency_table: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Measured times: read if the file exists, else written there.")
+    ] = None,
 ) -> None:
     """Prune a trained PyTorch model.
 
     Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
     --ratio 0.5 --method iss-gm --out small`
-    """
-    from reprune.recipes.prune import prune_to
 
-    network = build(model)
+    To 20 ms in ONNX Runtime: `reprune prune --model shop.models:trained --batches shop.data:batches --of latency
+    --target-ms 20 --round-to auto --runtime onnxruntime --example shop.data:example --out small`
+    """
+    from reprune.recipes.prune import Timing, prune_to
+
+    timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
-    typer.echo(prune_to(out, network, value(batches), weights=weights, round_to=round_to, **options))
+    options |= {"round_to": _rounding(round_to), "target_ms": target_ms}
+    typer.echo(prune_to(out, build(model), value(batches), weights=weights, timing=timing, **options))
+
+
+def _rounding(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise RepruneError(f"--round-to {text}: give a whole number, or auto.") from None
 
 
 @app.command()

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import MEASURES, CostModel
+from reprune.core.cost import COUNTED, CostModel
 from reprune.core.errors import BudgetError
 
 from .builders import stack
@@ -51,7 +51,7 @@ def problems(draw):
         values = values[size:]
     budget = Budget(
         ratio=draw(st.floats(0, 0.999)),
-        of=draw(st.sampled_from(MEASURES)),
+        of=draw(st.sampled_from(COUNTED)),
         min_units=draw(st.integers(1, 4)),
         round_to=draw(st.sampled_from([1, 1, 2, 4])),
     )
@@ -106,7 +106,7 @@ def one_layer(units):
 
 
 def test_nothing_to_remove():
-    for of in MEASURES:
+    for of in COUNTED:
         assert allocate(Budget(0.0, of), *one_layer(8)) == {"a": 8}
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import PlanError
+from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Extent, SizeAttribute
 from reprune.core.plan import Diagnostics, Fold, Plan
 
@@ -36,6 +37,18 @@ def full_plan():
         "macs",
         Diagnostics({"b": [3.0, 1.5, 2.0], "c": []}, {"b": [1.0, 0.1, 1e-12]}),
         (Fold.of("out.weight", 1, None, np.array([[0.5, -1.0]]), np.array([0.0])),),
+        LatencyTable(
+            "torch 0",
+            1,
+            ((1, 7, 5),),
+            {"a": 4, "b": 3, "c": 3},
+            9.0,
+            {"a": 4, "b": 1, "c": 1},
+            5.0,
+            (TimedPart("b", 0, Extent(4), Extent(0, (("b", 1),))),),
+            (TimeGrid("lstm", 1, 7, (4,), (1, 3), ((1.0, 3.0),)),),
+            ((1, 1.1), (2, 1.0)),
+        ),
     )
 
 

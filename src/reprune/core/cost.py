@@ -15,7 +15,9 @@ from reprune.core.latency import LatencyTable
 from reprune.core.layers import Counts, Extent, Structure
 
 Measure = Literal["units", "parameters", "macs", "latency"]
-MEASURES: tuple[Measure, ...] = ("units", "parameters", "macs", "latency")
+COUNTED: tuple[Measure, ...] = ("units", "parameters", "macs")
+"""Measures that follow from the sizes alone; latency has to be measured."""
+MEASURES: tuple[Measure, ...] = (*COUNTED, "latency")
 NO_TABLE = (
     "of='latency' needs measured times, which plan(), prune() and calibrate() take of a trained model: while training, "
     "give of='macs'."

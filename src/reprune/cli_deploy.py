@@ -66,7 +66,9 @@ def bench_command(
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch of random input, if there is no --example.")] = 1,
     frames: Annotated[int, typer.Option(help="Steps of random input.")] = 300,
-    features: Annotated[int, typer.Option(help="Features of random input.")] = 1152,
+    features: Annotated[
+        int | None, typer.Option(help="Features of random input; else what the first layer of DENSE reads.")
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="torch, onnxruntime, onnxruntime-int8, litert, executorch; separated by commas.")
     ] = "torch,onnxruntime",
@@ -77,28 +79,47 @@ def bench_command(
 ) -> None:
     """Measure models side by side: latency, throughput, peak memory, file size, beside the MAC ratio.
 
-    Example: `reprune bench shop.models:build small --frames 300 --features 1152 --threads 1,2`
+    Example: `reprune bench shop.models:build small --runtime torch,onnxruntime --frames 300 --threads 1,2`
     """
-    import torch
-
     from reprune.recipes.bench import bench
 
-    given = value(example) if example else torch.randn(batch, frames, features)
+    counts = _numbers(threads)
+    if min(batch, frames, repeats) < 1 or (features is not None and features < 1):
+        raise RepruneError("--batch, --frames, --features and --repeats must be at least 1.")
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise RepruneError(f"--plot {plot}: give a name that ends in .png or .svg.")
     models = {"dense": _subject(dense, None)}
     base = models["dense"]
-    models |= {name if name != "dense" else "pruned": _subject(name, base) for name in pruned}
+    for name in pruned:
+        label = f"pruned {len(models)}" if name in models else name
+        models[label] = _subject(name, base)
     found = bench(
         models,
-        given,
+        value(example) if example else _random_input(base, batch, frames, features),
         runtimes=[name.strip() for name in runtime.split(",")],
-        threads=_numbers(threads),
+        threads=counts,
         repeats=repeats,
     )
     typer.echo(str(found))
+    for path in (json, plot):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if json is not None:
         json.write_text(found.to_json(), encoding="utf-8")
     if plot is not None:
         found.plot(plot)
+
+
+def _random_input(model: Any, batch: int, frames: int, features: int | None) -> Any:
+    from reprune.recipes.bench import bench_of
+
+    if not isinstance(model, Path):
+        return bench_of(model).random_input(model, batch, frames, features)
+    if features is None:
+        raise RepruneError(f"{model} does not say what it reads: give --features, or an --example.")
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal((batch, frames, features), dtype=np.float32)
 
 
 def _subject(reference: str, dense: Any) -> Any:
@@ -112,6 +133,8 @@ def _subject(reference: str, dense: Any) -> Any:
         if dense is None or isinstance(dense, Path):
             raise RepruneError(f"{reference}: a folder needs the dense model as MODULE:NAME first, to build from.")
         return reprune.load(dense, path)
+    if ":" not in reference:
+        raise RepruneError(f"{reference}: there is no such file or folder, and MODULE:NAME has a colon.")
     return build(reference)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from reprune.recipes.bench import bench, count_macs
+import reprune
+from reprune.recipes.bench import bench
+from reprune.recipes.bench_torch import count_macs
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -62,3 +66,91 @@ def test_commands(tmp_path: Path) -> None:
         ran = CliRunner().invoke(deploy_app, ["bench", "test_bench:build", str(path), *options])
         assert ran.exit_code == 0, ran.output
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gru(frames)[0])
+
+
+def tagger() -> nn.Module:
+    return Tagger()
+
+
+def embedding() -> nn.Module:
+    return nn.Sequential(nn.Embedding(11, 4), nn.LSTM(4, 8, batch_first=True))
+
+
+def keras_model() -> Any:
+    keras = pytest.importorskip("keras")
+    layers = [keras.Input((None, 6)), keras.layers.GRU(8, return_sequences=True), keras.layers.LSTM(4)]
+    return keras.Sequential([*layers, keras.layers.Dense(3)])
+
+
+def run_bench(*arguments: str) -> tuple[int, str]:
+    from reprune.cli import app
+
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(here))
+        ran = CliRunner().invoke(app, ["bench", *arguments, "--repeats", "1"])
+    return ran.exit_code, ran.output
+
+
+def test_the_input_is_what_the_first_layer_reads(tmp_path: Path) -> None:
+    reprune.prune(tagger().eval(), [EXAMPLE], method="magnitude").save(tmp_path / "small")
+    out = tmp_path / "new" / "out.json"
+    options = ["--runtime", "torch", "--batch", "2", "--frames", "5", "--threads", "1,2", "--json", str(out)]
+    code, text = run_bench("test_bench:tagger", str(tmp_path / "small"), *options)
+    assert code == 0, text
+    found = json.loads(out.read_text())
+    assert found["shapes"] == [[2, 5, 6]]
+    dense, small = 10 * (3 * 8 * (6 + 8) + 3 * 8), 10 * (3 * 4 * (6 + 4) + 3 * 4)
+    assert [(row["threads"], row["macs"]) for row in found["rows"]] == [(1, dense), (1, small), (2, dense), (2, small)]
+    code, text = run_bench("test_bench:embedding", "test_bench:embedding", *options)
+    assert code == 0, text
+    assert json.loads(out.read_text())["shapes"] == [[2, 5]]
+
+
+def test_a_runtime_that_cannot_run_the_model_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    code, text = run_bench("test_bench:build", "test_bench:build", "--runtime", "torch,litert", "--frames", "3")
+    assert code == 0, text
+    assert "left out: dense in litert: Exporting PyTorch models to .tflite needs litert-torch" in text
+    code, text = run_bench("test_bench:build", "test_bench:build", "--runtime", "litert", "--frames", "3")
+    assert code == 1
+    assert "Nothing can be measured" in text
+
+
+def test_keras_models_are_measured_where_they_are_deployed(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("tensorflow")
+    out = tmp_path / "out.json"
+    options = ["--runtime", "torch,litert", "--frames", "3", "--json", str(out)]
+    code, text = run_bench("test_bench:keras_model", "test_bench:keras_model", *options)
+    assert code == 0, text
+    assert "left out: dense in torch" in text
+    (dense, _) = json.loads(out.read_text())["rows"]
+    assert dense["macs"] == 3 * (3 * 8 * (6 + 8) + 4 * 4 * (8 + 4)) + 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dense", "pruned"], "no such file or folder"),
+        (["test_bench:build", "test_bench:build", "--runtime", "torch,tpu"], "Unknown runtime 'tpu'"),
+        (["test_bench:build", "test_bench:build", "--features", "7"], "does not take this input"),
+        (["test_bench:build", "test_bench:build", "--threads", "0"], "--threads 0"),
+        (["test_bench:build", "test_bench:build", "--batch", "0"], "at least 1"),
+        (["test_bench:build", "test_bench:build", "--plot", "speed.pdf"], "ends in .png or .svg"),
+        ([__file__, "test_bench:build"], "give --features"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str) -> None:
+    code, text = run_bench(*arguments)
+    assert code == 1
+    assert message in " ".join(text.split())

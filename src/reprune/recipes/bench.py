@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
+import importlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,18 +17,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
+from reprune.core.errors import RepruneError
 from reprune.core.exporting import ExportError
 from reprune.runtimes import RUNTIMES, open_file
-from reprune.torch.export import export
-from reprune.torch.export.recurrent import recurrent_modules
 
-Subject = nn.Module | Path
-"""A model, or the file of one."""
+Subject = Any
+"""A `torch.nn.Module`, a `keras.Model`, or the path of an exported file."""
+SUFFIXES = {"onnxruntime": ".onnx", "onnxruntime-int8": ".onnx", "litert": ".tflite", "executorch": ".pte"}
+"""The file that each runtime but PyTorch itself reads."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ class Comparison:
     Attributes:
         rows: The first model in every runtime is what the others are compared with.
         shapes: Shapes of the inputs.
+        left_out: What could not be measured, and why.
     """
 
     rows: tuple[Row, ...]
     shapes: tuple[tuple[int, ...], ...]
+    left_out: tuple[str, ...] = ()
 
     def speed_up(self, row: Row) -> float:
         """How many times as fast as the first model a row is, in its runtime with its threads."""
@@ -86,7 +88,7 @@ class Comparison:
             {**asdict(row), "speed_up": self.speed_up(row), "mac_reduction": self.reduction(row)} for row in self.rows
         ]
         known = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
-        return json.dumps({"shapes": self.shapes, "rows": known}, indent=2) + "\n"
+        return json.dumps({"shapes": self.shapes, "rows": known, "left_out": self.left_out}, indent=2) + "\n"
 
     def __str__(self) -> str:
         table = Table("runtime", "threads", "model", title=f"inputs {' '.join(map(str, self.shapes))}")
@@ -100,7 +102,7 @@ class Comparison:
         console = Console(width=120, no_color=True)
         with console.capture() as capture:
             console.print(table)
-        return capture.get().rstrip()
+        return "\n".join([capture.get().rstrip(), *(f"left out: {line}" for line in self.left_out)])
 
     def plot(self, path: Path) -> None:
         """Draw measured speed-up beside MAC reduction; the suffix decides between PNG and SVG."""
@@ -128,25 +130,41 @@ def bench(
     """Measure models on the same input; they take turns, so that whatever else the machine does falls on all alike.
 
     Args:
-        models: The models by name, the one to compare with first: modules, or files (these run in their own runtime).
+        models: The models by name, the one to compare with first: PyTorch or Keras models, or exported files (these run
+            in their own runtime).
         example: An input as the models take it; arrays or tensors for files.
-        runtimes: For modules: `torch`, `onnxruntime`, `onnxruntime-int8` or `executorch`.
+        runtimes: For models: `torch`, `onnxruntime`, `onnxruntime-int8`, `litert` or `executorch`. One that cannot run
+            a model is left out, and the result says why.
         threads: Numbers of threads to measure with.
         repeats: Timed calls of each model.
+
+    Raises:
+        RepruneError: When a runtime is unknown, or nothing can be measured.
 
     Example:
         >>> print(bench({"dense": model, "pruned": result.model}, torch.randn(1, 300, 1152)))     # doctest: +SKIP
     """
+    unknown = [runtime for runtime in runtimes if runtime not in ("torch", *SUFFIXES)]
+    if unknown:
+        raise RepruneError(f"Unknown runtime {unknown[0]!r}; known are torch, {', '.join(SUFFIXES)}.")
     rows: list[Row] = []
+    left_out: list[str] = []
     with TemporaryDirectory() as folder:
         prepared: dict[tuple[str, str], _Prepared] = {}
         for runtime in runtimes:
-            for name, model in models.items():
-                ready = _prepare(name, model, example, runtime, Path(folder))
-                prepared.setdefault((name, ready.runtime), ready)
+            for number, (name, model) in enumerate(models.items()):
+                try:
+                    ready = _prepare(model, example, runtime, Path(folder) / str(number))
+                except ExportError as error:
+                    left_out.append(f"{name} in {runtime}: {error}")
+                else:
+                    prepared.setdefault((name, ready.runtime), ready)
+        if not prepared:
+            raise ExportError("Nothing can be measured.\n" + "\n".join(left_out))
         for count in threads:
             rows += _measure(prepared, count, repeats)
-    return Comparison(tuple(rows), tuple(tuple(array.shape) for array in _arrays(example)))
+    shapes = tuple(tuple(array.shape) for array in _arrays(example))
+    return Comparison(tuple(rows), shapes, tuple(left_out))
 
 
 @dataclass(frozen=True)
@@ -159,19 +177,26 @@ class _Prepared:
     macs: float
 
 
-def _prepare(name: str, model: Subject, example: Any, runtime: str, folder: Path) -> _Prepared:
-    arrays = _arrays(example)
+def _prepare(model: Subject, example: Any, runtime: str, folder: Path) -> _Prepared:
     if isinstance(model, Path):
-        return _file(model, RUNTIMES.get(model.suffix, runtime), arrays, math.nan)
-    macs = count_macs(model, example)
+        return _file(model, RUNTIMES.get(model.suffix, runtime), _arrays(example), math.nan)
+    framework = bench_of(model)
+    macs = framework.count_macs(model, example)
     if runtime == "torch":
-        return _Prepared("torch", lambda threads: _torch(model, example, threads), _bytes(model), macs)
-    suffixes = {"onnxruntime": ".onnx", "onnxruntime-int8": ".onnx", "executorch": ".pte", "litert": ".tflite"}
-    if runtime not in suffixes:
-        raise ExportError(f"Unknown runtime {runtime!r}; known are torch, {', '.join(suffixes)}.")
-    path = folder / f"{name}-{runtime}{suffixes[runtime]}"
-    export(model, example, path, int8=runtime.endswith("int8"))
-    return _file(path, runtime, arrays, macs)
+        return _Prepared(
+            "torch", lambda threads: framework.forward(model, example, threads), framework.size(model), macs
+        )
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{runtime}{SUFFIXES[runtime]}"
+    framework.export(model, example, path, int8=runtime.endswith("int8"))
+    return _file(path, runtime, _arrays(example), macs)
+
+
+def bench_of(model: Any) -> Any:
+    """The module that knows how to run models of this framework."""
+    keras = sys.modules.get("keras")
+    name = "keras" if keras is not None and isinstance(model, keras.Model) else "torch"
+    return importlib.import_module(f"reprune.recipes.bench_{name}")
 
 
 def _file(path: Path, runtime: str, arrays: list[Any], macs: float) -> _Prepared:
@@ -182,20 +207,8 @@ def _file(path: Path, runtime: str, arrays: list[Any], macs: float) -> _Prepared
     return _Prepared(runtime, load, path.stat().st_size, macs)
 
 
-def _torch(model: nn.Module, example: Any, threads: int) -> Callable[[], Any]:
-    twin = copy.deepcopy(model).cpu().eval()
-
-    def call() -> Any:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return _call(twin, example)
-
-    return call
-
-
 def _measure(prepared: Mapping[tuple[str, str], _Prepared], threads: int, repeats: int) -> Iterator[Row]:
     calls, peaks = {}, {}
-    before = torch.get_num_threads()
     for key, model in prepared.items():
         with _peak_memory() as peak:
             calls[key] = model.load(threads)
@@ -209,7 +222,6 @@ def _measure(prepared: Mapping[tuple[str, str], _Prepared], threads: int, repeat
             # The first turns allocate memory and choose kernels.
             if turn >= 2:
                 times[key].append(1e3 * (time.perf_counter() - start))
-    torch.set_num_threads(before)
     for key, model in prepared.items():
         name, middle = key[0], median(times[key])
         tail = float(np.percentile(times[key], 95))
@@ -239,41 +251,12 @@ def _peak_memory() -> Iterator[list[float]]:
     found[0] = max(0.0, read("VmHWM") - before)
 
 
-def count_macs(model: nn.Module, example: Any) -> float:
-    """Multiply-accumulates of recurrent, linear and convolutional layers in one call of the model."""
-    total = 0.0
-    twin = copy.deepcopy(model).cpu().eval()
-
-    def recurrent(module: Any, args: Any, output: Any) -> None:
-        nonlocal total
-        data = output[0].data if not isinstance(output[0], Tensor) else output[0]
-        matrices = [weight for weight in module.parameters(recurse=False) if weight.dim() == 2]
-        total += sum(weight.numel() for weight in matrices) * (data.numel() // data.shape[-1])
-
-    def product(module: Any, args: Any, output: Any) -> None:
-        nonlocal total
-        total += module.weight[0].numel() * output.numel()
-
-    for _, module in recurrent_modules(twin):
-        module.register_forward_hook(recurrent)
-    for module in twin.modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            module.register_forward_hook(product)
-    with torch.inference_mode():
-        _call(twin, example)
-    return total
-
-
-def _call(model: nn.Module, example: Any) -> Any:
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
-
-
 def _arrays(example: Any) -> list[Any]:
-    leaves = torch.utils._pytree.tree_leaves(example)
-    return [leaf.numpy() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-def _bytes(model: nn.Module) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()))
+    """The arrays in an example, in the order in which files take them."""
+    if isinstance(example, Mapping):
+        return [array for value in example.values() for array in _arrays(value)]
+    if isinstance(example, (tuple, list)):
+        return [array for value in example for array in _arrays(value)]
+    return (
+        [] if example is None else [example.detach().cpu().numpy() if hasattr(example, "cpu") else np.asarray(example)]
+    )

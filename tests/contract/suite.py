@@ -8,6 +8,8 @@ the model's output, above another recurrent layer.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 import reprune
 from reprune.core.cost import CostModel
 from reprune.core.plan import Plan
+
+from .damage import DAMAGE, random_damages
 
 Array = Any
 RELATIVE = 1e-5
@@ -83,6 +87,33 @@ class Contract(ABC):
         loaded = reprune.load(self.chain(), tmp_path)
         batch = self.batches()[0]
         assert error(self.outputs(result.model, batch), self.outputs(loaded, batch)) == 0
+
+    @pytest.fixture(scope="class")
+    def saved(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """What `Result.save` wrote of a pruned `chain`; to be copied, not damaged."""
+        folder = tmp_path_factory.mktemp("saved")
+        reprune.prune(self.chain(), self.batches(), ratio=0.5).save(folder)
+        return folder
+
+    @pytest.mark.parametrize("name", DAMAGE)
+    def test_damaged_folders_are_refused(self, name: str, saved: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "small"
+        shutil.copytree(saved, folder)
+        DAMAGE[name](folder)
+        with pytest.raises(reprune.PlanError):
+            reprune.load(self.chain(), folder)
+
+    def test_folders_damaged_at_random_are_refused_or_load_whole(self, saved: Path, tmp_path: Path) -> None:
+        dense, folder = self.chain(), tmp_path / "small"
+        shutil.copytree(saved, folder)
+        before = self.weights(dense)
+        for _ in random_damages(folder, int(os.environ.get("REPRUNE_FUZZ", 60))):
+            try:
+                loaded = reprune.load(dense, folder)
+            except reprune.RepruneError:
+                continue
+            assert all(np.isfinite(weight).all() for weight in self.weights(loaded))
+        assert all(np.array_equal(one, other) for one, other in zip(before, self.weights(dense), strict=True))
 
     def test_original_is_untouched(self) -> None:
         model = self.chain()

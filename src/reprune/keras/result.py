@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
+from reprune.core.saving import REPORT, check_tensors, check_values, read_folder, unreadable, write_folder
 from reprune.keras.apply import apply
 from reprune.keras.graph import array, graph_of
 from reprune.report import render_table, write_report
-
-WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,10 @@ class Result:
             summary: Metrics before and after, for the report (see `report.write_report`).
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = graph_of(self.model).weights().values()
         # In the order of the plan's weights, under the plan's names: those of the layers are made up anew elsewhere.
         named = {name: array(weight) for name, weight in zip(self.plan.structure.shapes, weights, strict=True)}
-        partial = folder / f"{WEIGHTS}.partial"
-        safetensors.numpy.save_file(named, str(partial))
-        partial.replace(folder / WEIGHTS)
-        (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+        write_folder(folder, self.plan, lambda path: safetensors.numpy.save_file(named, path))
         write_report(folder / REPORT, self.plan, summary)
 
 
@@ -65,30 +61,24 @@ def load(dense_model: Any, directory: str | Path) -> Any:
     Raises:
         PlanError: When a file is missing or damaged, or belongs to another model.
     """
-    folder = Path(directory)
-    for name in (PLAN, WEIGHTS):
-        if not (folder / name).is_file():
-            raise PlanError(f"{folder / name} does not exist: give the directory that Result.save() wrote.")
-    plan = Plan.from_json((folder / PLAN).read_bytes())
+    plan, path = read_folder(directory)
     try:
-        found = safetensors.numpy.load_file(str(folder / WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise PlanError(
-            f"{folder / WEIGHTS} cannot be read ({error}): it is damaged, or not a safetensors file."
-        ) from error
+        found = safetensors.numpy.load_file(str(path))
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # NumPy lacks some types.
+        raise unreadable(path, error) from error
     small = apply(dense_model, plan)
-    expected = dict(zip(plan.structure.shapes, graph_of(small).weights().values(), strict=True))
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or unexpected:
-        raise PlanError(
-            f"{folder / WEIGHTS} belongs to another model: missing {missing or 'none'}, "
-            f"not known {unexpected or 'none'}."
-        )
-    for name, weight in expected.items():
-        if tuple(weight.shape) != found[name].shape:
-            raise PlanError(
-                f"{folder / WEIGHTS}: {name!r} has shape {found[name].shape}, the plan beside it gives "
-                f"{tuple(weight.shape)}: the two files do not belong together."
-            )
+    mine = dict(zip(plan.structure.shapes, graph_of(small).weights().values(), strict=True))
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    check_tensors(path, shapes, {name: tuple(w.shape) for name, w in mine.items()}, set(mine) - set(found))
+    for name, weight in mine.items():
+        fits = _is_float(found[name].dtype) == keras.backend.is_float_dtype(weight.dtype)
+        finite = not fits or not np.isnan(found[name].astype("float32")).any()
+        check_values(path, name, found[name].dtype, weight.dtype, fits=fits, finite=finite)
+    for name, weight in mine.items():
         weight.assign(found[name])
     return small
+
+
+def _is_float(dtype: Any) -> bool:
+    # bfloat16 is an extension of NumPy's types, of no kind of its own.
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")

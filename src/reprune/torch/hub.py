@@ -10,9 +10,10 @@ from torch import nn
 
 from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
+from reprune.core.saving import PLAN, WEIGHTS
 from reprune.runtimes import need
 from reprune.torch.apply import apply
-from reprune.torch.result import PLAN, WEIGHTS, Result, load_weights
+from reprune.torch.result import Result, load_weights
 
 _hub: Any = need("huggingface_hub", "huggingface_hub", "reprune.torch.hub")
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
+from reprune.core.saving import REPORT, check_tensors, check_values, read_folder, unreadable, write_folder
 from reprune.report import render_table, write_report
 from reprune.torch.apply import apply
 
-WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.html"
+PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,7 @@ class Result:
             summary: Metrics before and after, for the report (see `report.write_report`).
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Weights and plan belong together: both are complete on disk before either takes its place.
-        weights, plan = folder / f"{WEIGHTS}.partial", folder / f"{PLAN}.partial"
-        safetensors.torch.save_model(self.model, str(weights))
-        plan.write_text(self.plan.to_json(), encoding="utf-8")
-        weights.replace(folder / WEIGHTS)
-        plan.replace(folder / PLAN)
+        write_folder(folder, self.plan, lambda path: safetensors.torch.save_model(self.model, path))
         write_report(folder / REPORT, self.plan, summary)
 
 
@@ -64,13 +59,9 @@ def load(dense_model: nn.Module, directory: str | Path) -> nn.Module:
     Raises:
         PlanError: When a file is missing or damaged, or belongs to another model.
     """
-    folder = Path(directory)
-    for name in (PLAN, WEIGHTS):
-        if not (folder / name).is_file():
-            raise PlanError(f"{folder / name} does not exist: give the directory that Result.save() wrote.")
-    plan = Plan.from_json((folder / PLAN).read_bytes())
+    plan, weights = read_folder(directory)
     small = apply(dense_model, plan)
-    load_weights(small, folder / WEIGHTS)
+    load_weights(small, weights)
     return small
 
 
@@ -83,24 +74,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         found = safetensors.torch.load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise PlanError(f"{path} cannot be read ({error}): it is damaged, or not a safetensors file.") from error
+        raise unreadable(path, error) from error
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     # Tied tensors are stored once: another name of the same tensor is enough.
     held = {id(state[name]) for name in found if name in state}
     missing = [name for name, tensor in state.items() if id(tensor) not in held]
-    unexpected = [name for name in found if name not in state]
-    if missing or unexpected:
-        raise PlanError(
-            f"{path} belongs to another model: missing {missing or 'none'}, not known {unexpected or 'none'}."
-        )
+    shapes, expected = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (found, state))
+    check_tensors(path, shapes, expected, missing)
     for name, tensor in found.items():
-        if tensor.shape != state[name].shape:
-            raise PlanError(
-                f"{path}: {name!r} has shape {tuple(tensor.shape)}, the plan beside it gives "
-                f"{tuple(state[name].shape)}: the two files do not belong together."
-            )
-        if tensor.is_floating_point() != state[name].is_floating_point():
-            raise PlanError(f"{path}: {name!r} holds {tensor.dtype}, the model {state[name].dtype}.")
+        mine = state[name]
+        fits = tensor.dtype in (PRECISIONS if mine.is_floating_point() else {mine.dtype})
+        # A buffer may hold anything; a weight that is no number makes the whole model useless.
+        finite = not fits or not isinstance(mine, nn.Parameter) or not bool(tensor.isnan().any())
+        check_values(path, name, tensor.dtype, mine.dtype, fits=fits, finite=finite)
     for name, tensor in found.items():
         # In place, so that tied modules and the lists that recurrent modules keep go on sharing it.
         state[name].data = tensor.to(state[name].device)

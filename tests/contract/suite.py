@@ -89,10 +89,11 @@ class Contract(ABC):
         assert error(self.outputs(result.model, batch), self.outputs(loaded, batch)) == 0
 
     @pytest.fixture(scope="class")
-    def saved(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """What `Result.save` wrote of a pruned `chain`; to be copied, not damaged."""
-        folder = tmp_path_factory.mktemp("saved")
-        reprune.prune(self.chain(), self.batches(), ratio=0.5).save(folder)
+        folder, suite = tmp_path_factory.mktemp("saved"), cls()
+        reprune.prune(suite.chain(), suite.batches(), ratio=0.5).save(folder)
         return folder
 
     @pytest.mark.parametrize("name", DAMAGE)

@@ -130,9 +130,62 @@ def test_packed_sequences_become_padded_ones_with_lengths(tmp_path: Path) -> Non
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_projections_are_exact(tmp_path: Path) -> None:
     inputs = {"x": torch.randn(7, 3, 6), "hx": (torch.randn(1, 3, 4), torch.randn(1, 3, 7))}
-    report = export(Ragged(), inputs, tmp_path / "model.onnx")
+    report = export(Ragged(), inputs, tmp_path / "model.onnx", int8=True)
     assert report.difference < 1e-5
+    assert 0 < report.quantised_difference < 0.1
     assert report.inputs["x"] == ("time", "batch", 6)
+
+
+class Translator(nn.Module):
+    """Two sequences of different lengths, the state of one handed to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(15, 6)
+        self.encoder = nn.GRU(6, 8, batch_first=True)
+        self.decoder = nn.GRU(6, 8, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        _, state = self.encoder(self.embedding(source))
+        return self.decoder(self.embedding(target), state)[0]
+
+
+def test_sequences_of_different_lengths_have_axes_of_different_names(tmp_path: Path) -> None:
+    model = Translator().eval()
+    inputs = (torch.randint(15, (2, 9)), torch.randint(15, (2, 5)))
+    report = export(model, inputs, tmp_path / "model.onnx", int8=True)
+    assert report.inputs == {"source": ("batch", "source_time"), "target": ("batch", "target_time")}
+    assert report.difference < 1e-5
+    assert any("2 GRU operator(s) stay in single precision" in note for note in report.notes)
+    run = open_file(tmp_path / "model.onnx")
+    for lengths in ((3, 8), (8, 3)):
+        given = [torch.randint(15, (4, length)) for length in lengths]
+        (output,) = run(*(ids.numpy() for ids in given))
+        np.testing.assert_allclose(output, model(*given).detach().numpy(), atol=0.1)
+    with pytest.raises(ExportError, match="cannot run the file on float32"):
+        run(np.zeros((1, 2), np.float32), given[1].numpy())
+    with pytest.raises(ExportError, match="takes 2 inputs"):
+        run(*[given[0].numpy()] * 3)
+
+
+class Looped(nn.Module):
+    """A cell in a loop of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNNCell(6, 4)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        state = frames.new_zeros(frames.shape[0], 4)
+        for step in frames.unbind(1):
+            state = self.cell(step, state)
+        return state
+
+
+def test_cells_say_that_their_steps_are_fixed(tmp_path: Path) -> None:
+    report = export(Looped(), torch.randn(2, 3, 6), tmp_path / "model.onnx")
+    assert report.inputs == {"frames": ("batch", 3, 6)}
+    assert any("'cell' is a cell" in note for note in report.notes)
 
 
 def test_streaming_carries_states_that_may_be_left_out(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def export(
         quality = {} if evaluate is None else {"float": evaluate(runner)}
         quantised: tuple[Comparison, ...] = ()
         if int8:
-            _WRITERS[path.suffix](model, example, axes, part, True)
+            notes += _WRITERS[path.suffix](model, example, axes, part, True)
             quantised, runner = _run_beside(model, example, examples, part)
             if evaluate is not None:
                 quality["int8"] = evaluate(runner)
@@ -159,11 +159,11 @@ def _write_tflite(model: Any, example: Any, axes: Sequence[Axes], path: Path, in
 
 
 def _write_onnx(model: Any, example: Any, axes: Sequence[Axes], path: Path, int8: bool) -> list[str]:
-    from reprune.runtimes.onnxruntime import quantise
+    from reprune.runtimes.onnxruntime import quantise, unquantised
 
     if int8:
         quantise(path).replace(path)
-        return []
+        return unquantised(path)
     with _quiet():
         tool = need("tf2onnx", "tf2onnx", "Exporting Keras models to .onnx")
         onnx = need("onnx", "onnx", "Exporting to .onnx")

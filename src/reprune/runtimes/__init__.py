@@ -7,6 +7,8 @@ run = open_file("small.onnx", threads=1)
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +53,18 @@ def open_file(path: str | Path, *, threads: int | None = None) -> Runner:
         raise ExportError(f"{path} does not exist.")
     runner: Runner = importlib.import_module(f"reprune.runtimes.{name}").open_file(path, threads)
     return runner
+
+
+@contextmanager
+def running(runtime: str, inputs: Sequence[NDArray[Any]]) -> Iterator[None]:
+    """Within this context, whatever a runtime raises becomes an `ExportError` that names the inputs."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # The runtimes' errors share no base class.
+        given = ", ".join(f"{array.dtype} {array.shape}" for array in inputs)
+        raise ExportError(f"{runtime} cannot run the file on {given}: {error}") from error
 
 
 def need(module: str, package: str, purpose: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from reprune.core.exporting import ExportError
-from reprune.runtimes import need
+from reprune.runtimes import need, running
 
 
 class ExecuTorchRunner:
@@ -32,7 +32,8 @@ class ExecuTorchRunner:
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """The outputs for inputs in the file's order."""
-        outputs = self._method.execute([self._torch.from_numpy(array.copy()) for array in inputs])
+        with running(self.runtime, inputs):
+            outputs = self._method.execute([self._torch.from_numpy(array.copy()) for array in inputs])
         return [output.numpy().copy() for output in outputs]
 
 

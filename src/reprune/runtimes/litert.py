@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.exporting import ExportError
-from reprune.runtimes import need
+from reprune.runtimes import need, running
 
 
 class LiteRtRunner:
@@ -32,18 +32,18 @@ class LiteRtRunner:
         if len(ports) != len(inputs):
             names = [port["name"] for port in ports]
             raise ExportError(f"The file takes {len(ports)} inputs {names}, got {len(inputs)}.")
-        shapes = [tuple(array.shape) for array in inputs]
-        if shapes != self._shapes:
-            for port, shape in zip(ports, shapes, strict=True):
-                self._interpreter.resize_tensor_input(port["index"], shape, strict=True)
-            self._interpreter.allocate_tensors()
-            self._shapes = shapes
-        for port, array in zip(ports, inputs, strict=True):
-            self._interpreter.set_tensor(port["index"], array)
-        self._interpreter.invoke()
-        return [
-            np.asarray(self._interpreter.get_tensor(port["index"])) for port in self._interpreter.get_output_details()
-        ]
+        with running(self.runtime, inputs):
+            shapes = [tuple(array.shape) for array in inputs]
+            if shapes != self._shapes:
+                for port, shape in zip(ports, shapes, strict=True):
+                    self._interpreter.resize_tensor_input(port["index"], shape, strict=True)
+                self._interpreter.allocate_tensors()
+                self._shapes = shapes
+            for port, array in zip(ports, inputs, strict=True):
+                self._interpreter.set_tensor(port["index"], array)
+            self._interpreter.invoke()
+            outputs = self._interpreter.get_output_details()
+            return [np.asarray(self._interpreter.get_tensor(port["index"])) for port in outputs]
 
 
 def open_file(path: Path, threads: int | None) -> LiteRtRunner:

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from reprune.core.exporting import ExportError
-from reprune.runtimes import need
+from reprune.runtimes import need, running
 
 
 class ProgramRunner:
@@ -28,9 +28,9 @@ class ProgramRunner:
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """The outputs for inputs in the file's order, nested ones flattened."""
-        flat = [self._torch.from_numpy(array) for array in inputs]
-        args, kwargs = self._tree.tree_unflatten(flat, self._program.call_spec.in_spec)
-        with self._torch.no_grad():
+        with running(self.runtime, inputs), self._torch.no_grad():
+            flat = [self._torch.from_numpy(array) for array in inputs]
+            args, kwargs = self._tree.tree_unflatten(flat, self._program.call_spec.in_spec)
             outputs = self._tree.tree_leaves(self._module(*args, **kwargs))
         return [output.numpy() for output in outputs if output is not None]
 

@@ -37,18 +37,23 @@ class Captured:
     seen: Seen
 
     def axis_name(self, symbol: str) -> str:
-        """`batch`, `time`, or the name of the input and the axis for any other free size."""
-        if symbol in self.seen.axes:
-            return self.seen.axes[symbol]
+        """`batch`, `time`, or with the input's name where sizes differ that mean the same; else input and axis.
+
+        Runtimes take sizes of one name for equal.
+        """
+        name = self.seen.axes.get(symbol)
+        alike = {other for other in self.symbols.values() if self.seen.axes.get(other) == name}
+        if name is not None and len(alike) == 1:
+            return name
         position, axis = next(where for where, other in self.symbols.items() if other == symbol)
-        return f"{self.example.names[position]}_axis{axis}"
+        return f"{self.example.names[position]}_{name or f'axis{axis}'}"
 
     def other_sizes(self) -> Example | None:
         """The example in other sizes: free axes one longer, or three if they are time; None when nothing is free."""
         if not self.symbols:
             return None
         tensors = self.example.tensors
-        grow = {axis: 3 if self.axis_name(symbol) == "time" else 1 for axis, symbol in self.symbols.items()}
+        grow = {axis: 3 if self.seen.axes.get(symbol) == "time" else 1 for axis, symbol in self.symbols.items()}
         sizes = {axis: tensors[axis[0]].shape[axis[1]] + more for axis, more in grow.items()}
         larger = self.example.resized(sizes)
         if not self.seen.packed:
@@ -91,7 +96,8 @@ def capture(model: nn.Module, example: Example, *, operators: bool = False, dyna
     except Exception as error:  # Whatever the model's own code or the tracer raises.
         raise ExportError(
             f"{type(model).__name__} cannot be traced by torch.export: {type(error).__name__}: {error}\n"
-            "Python control flow that depends on values of tensors is the usual reason."
+            "The usual reasons are packed sequences, which only .onnx files take, and Python control flow that "
+            "depends on values of tensors."
         ) from error
     return Captured(program, example, _symbols(program), seen)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from reprune.core.exporting import Comparison, ExportReport, require_close
 from reprune.runtimes import Runner, need
-from reprune.runtimes.onnxruntime import quantise
+from reprune.runtimes.onnxruntime import quantise, unquantised
 from reprune.torch.export.capture import Captured, capture, quiet
 from reprune.torch.export.compare import run_beside
 from reprune.torch.export.example import Example
@@ -51,8 +51,10 @@ def export_onnx(
             require_close(path, comparison)
         quality = {} if evaluate is None else {"float": evaluate(runner)}
         quantised: tuple[Comparison, ...] = ()
+        notes: list[str] = []
         if int8:
             part = quantise(part)
+            notes = unquantised(part)
             quantised, runner = run_beside(model, part, expected)
             if evaluate is not None:
                 quality["int8"] = evaluate(runner)
@@ -65,7 +67,7 @@ def export_onnx(
         comparisons,
         quantised,
         quality,
-        tuple(captured.seen.fixed.values()),
+        (*captured.seen.fixed.values(), *notes),
     )
 
 

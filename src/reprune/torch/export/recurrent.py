@@ -97,10 +97,29 @@ def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def replace_forwards(model: nn.Module) -> Seen:
     """Give every recurrent module of a model, which is changed, a `forward` made of ONNX's operators."""
     seen = Seen()
+    watch_cells(model, seen)
     for path, module in list(recurrent_modules(model)):
         # On the instance, so that hooks and attributes that the code around it reads stay.
         module.forward = _Forward(path, module, seen).run
     return seen
+
+
+def watch_cells(model: nn.Module, seen: Seen) -> None:
+    """Note the batches that cells in loops meet; the model gets hooks."""
+
+    def watch(path: str) -> Callable[..., None]:
+        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            data = args[0] if args else kwargs["input"]
+            if data.dim() == 2:
+                if not isinstance(data.shape[0], int):
+                    seen.axes.setdefault(str(data.shape[0]), "batch")
+                seen.fixed.setdefault(path, f"{path!r} is a cell: loops over it are unrolled, their steps are fixed")
+
+        return note
+
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNCellBase):
+            module.register_forward_pre_hook(watch(path), with_kwargs=True)
 
 
 def watch_forwards(model: nn.Module) -> Seen:
@@ -115,6 +134,7 @@ def watch_forwards(model: nn.Module) -> Seen:
 
         return note
 
+    watch_cells(model, seen)
     for path, module in recurrent_modules(model):
         module.register_forward_pre_hook(watch(path), with_kwargs=True)
     return seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,56 @@ def test_tflite_runs_in_litert_with_time_free(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, model(frames).numpy(), atol=1e-2)
 
 
+def operators(path: Path) -> Counter[str]:
+    onnx = pytest.importorskip("onnx")
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
 def test_onnx_from_keras(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
     from reprune.keras.export import export
 
-    report = export(build(), np.random.randn(1, 7, 6).astype("f"), tmp_path / "model.onnx")
+    model, frames = build(), np.random.randn(1, 7, 6).astype("f")
+    before = np.asarray(model(frames))
+    report = export(model, frames, tmp_path / "model.onnx", int8=True)
     assert report.difference < 1e-5
     assert report.inputs == {"input_0": ("batch", "time", 6)}
+    assert (operators(tmp_path / "model.onnx") & Counter(["GRU", "Loop"])) == Counter(["GRU"])
+    assert any("1 GRU operator(s) stay in single precision" in note for note in report.notes)
+    np.testing.assert_array_equal(model(frames), before)
+
+
+def test_recurrent_layers_of_every_kind_are_operators(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    from reprune.keras.export import export
+
+    layers = keras.layers
+    inputs = keras.Input((None, 6))
+    x = layers.Bidirectional(layers.GRU(4, return_sequences=True))(inputs)
+    x, state = layers.GRU(5, return_sequences=True, return_state=True, reset_after=False, go_backwards=True)(x)
+    x = layers.GRU(5, return_sequences=True, use_bias=False)(x, initial_state=state)
+    x = layers.Bidirectional(layers.SimpleRNN(3, activation="relu"))(x)
+    model = keras.Model(inputs, [layers.Dense(2)(x), state])
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape) * 0.4)
+    report = export(model, np.random.randn(2, 7, 6).astype("f"), tmp_path / "model.onnx")
+    assert report.difference < 1e-5
+    found = operators(tmp_path / "model.onnx")
+    assert (found["GRU"], found["RNN"], found["Loop"]) == (4, 2, 0)
+    frames = np.random.randn(4, 3, 6).astype("f")
+    for got, expected in zip(open_file(tmp_path / "model.onnx")(frames), model(frames), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_masked_layers_stay_loops(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    from reprune.keras.export import export
+
+    embedding = keras.layers.Embedding(9, 6, mask_zero=True)
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), embedding, keras.layers.GRU(5)])
+    report = export(model, np.array([[1, 2, 0, 0], [3, 4, 5, 0]], "int32"), tmp_path / "model.onnx")
+    assert report.difference < 1e-5
+    assert any("became loops" in note for note in report.notes)
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from reprune.core.exporting import Comparison, ExportError, ExportReport, compare, require_close
+from reprune.keras.operators import opaque_loops
 from reprune.runtimes import Runner, need, open_file
 
 Axes = tuple[int | None, ...]
@@ -169,7 +170,10 @@ def _write_onnx(model: Any, example: Any, axes: Sequence[Axes], path: Path, int8
         onnx = need("onnx", "onnx", "Exporting to .onnx")
         arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
         function, specs = _function(model, example, arrays, axes)
-        tool.convert.from_function(function, input_signature=specs, opset=18, output_path=str(path))
+        with opaque_loops(model) as handlers:
+            tool.convert.from_function(
+                function, input_signature=specs, opset=18, custom_op_handlers=handlers, output_path=str(path)
+            )
     operators = [node.op_type for node in onnx.load(str(path)).graph.node]
     loops = operators.count("Loop") + operators.count("Scan")
     return [f"{loops} recurrent layers became loops: the converter knows no operator for them"] if loops else []

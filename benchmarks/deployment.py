@@ -1,6 +1,6 @@
 """How much faster pruned models run where they are deployed: ONNX Runtime (8-bit weights too) and PyTorch, on a CPU.
 
-    python benchmarks/deployment.py            # both models, about ten minutes
+    python benchmarks/deployment.py            # both models, about ten minutes on a machine that does nothing else
     python benchmarks/deployment.py --quick    # a twentieth of the steps
 
 Weights are random: times do not depend on them. Sizes kept are multiples of 16, as vector units like them.
@@ -21,6 +21,9 @@ from reprune.recipes.bench import Comparison, Row, bench
 
 REDUCTIONS = (2, 4, 8, 16)
 TARGETS = {"onnxruntime": 0.85, "torch": 0.7}
+"""Measured speed-up that we aim at, as a fraction of the MAC reduction."""
+INT8_TARGET = 1.5
+"""How many times as fast as in single precision 8-bit weights are to be."""
 
 
 class VideoClassifier(nn.Module):
@@ -61,15 +64,36 @@ def family(model: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     return models
 
 
-def verdict(comparison: Comparison, row: Row) -> str:
-    share = comparison.speed_up(row) / comparison.reduction(row)
-    if row.runtime == "onnxruntime-int8":
-        plain = next(
-            r for r in comparison.rows if (r.model, r.threads, r.runtime) == (row.model, row.threads, "onnxruntime")
-        )
-        return f"{plain.median_ms / row.median_ms:5.2f} × float"
-    reached = "" if row.model == "dense" else "ok" if share >= TARGETS[row.runtime] else "below target"
-    return f"{share:5.2f} of MACs {reached}"
+def summary(found: Comparison) -> str:
+    """A table in Markdown: a row per model, and whether each number reaches what we aim at."""
+    rows = {(row.runtime, row.model): row for row in found.rows}
+    lines = [
+        "| MACs | ONNX Runtime, ms | faster | 8 bits, ms | on top | PyTorch, ms | faster | MB | 8 bits, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(row.model for row in found.rows):
+        plain, small, torch_row = (rows[key, name] for key in ("onnxruntime", "onnxruntime-int8", "torch"))
+        on_top = plain.median_ms / small.median_ms
+        cells = [
+            "dense" if name == "dense" else f"÷ {found.reduction(plain):.2f}",
+            f"{plain.median_ms:.2f}", speed_up(found, plain),
+            f"{small.median_ms:.2f}", f"{on_top:.2f}{mark(on_top >= INT8_TARGET)}",
+            f"{torch_row.median_ms:.2f}", speed_up(found, torch_row),
+            f"{plain.size_mb:.2f}", f"{small.size_mb:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    aims = ", ".join(f"{share} of the MAC reduction in {runtime}" for runtime, share in TARGETS.items())
+    return "\n".join([*lines, "", f"Aims: {aims}, {INT8_TARGET} times more with 8 bits; ✗ marks what misses them."])
+
+
+def speed_up(found: Comparison, row: Row) -> str:
+    times = found.speed_up(row)
+    reached = row.model == "dense" or times >= TARGETS[row.runtime] * found.reduction(row)
+    return f"{times:.2f}{mark(reached)}"
+
+
+def mark(reached: bool) -> str:
+    return "" if reached else " ✗"
 
 
 def main() -> None:
@@ -96,9 +120,8 @@ def main() -> None:
         models = family(kind().eval(), example)
         runtimes = ("onnxruntime", "onnxruntime-int8", "torch")
         found = bench(models, example, runtimes=runtimes, threads=[arguments.threads], repeats=arguments.repeats)
-        print(f"\n{name}: {kind.__doc__}\n{found}")
-        for row in found.rows:
-            print(f"  {row.runtime:18} {row.model:10} {verdict(found, row)}")
+        print(f"\n{kind.__doc__} Input {tuple(example.shape)}, medians of {arguments.repeats} calls in turn\n")
+        print(f"{summary(found)}\n\n{found}", flush=True)
         if arguments.json:
             arguments.json.with_stem(f"{arguments.json.stem}-{name}").write_text(found.to_json())
 

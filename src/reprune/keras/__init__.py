@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from reprune.core.budget import Budget
+from reprune.core.budget import RATIO, Request
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
+from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
@@ -15,6 +16,7 @@ from reprune.keras.apply import apply, mask
 from reprune.keras.calibration import Calibration, calibrate, is_tensor
 from reprune.keras.graph import check_keras
 from reprune.keras.labelled import Labels, Loss
+from reprune.keras.latency import measure_latency
 from reprune.keras.legacy import load_model
 from reprune.keras.observe import observe
 from reprune.keras.ragged import RaggedBidirectional
@@ -36,6 +38,7 @@ __all__ = [
     "load",
     "load_model",
     "mask",
+    "measure_latency",
     "observe",
     "plan",
     "prune",
@@ -72,7 +75,7 @@ def inspect(
 def plan(
     model: Any,
     batches: Iterable[Any],
-    ratio: float | None = 0.5,
+    ratio: float | None = RATIO,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
@@ -80,8 +83,10 @@ def plan(
     exclude: Sequence[str] = (),
     counts: Mapping[str, float] | None = None,
     min_units: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -96,15 +101,18 @@ def plan(
             Iterated once, one batch at a time, and once more for labels or a loss. Leave labels out, or drop them with
             `forward`.
         ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
-        of: What the fraction is of: `units`, `parameters` or `macs`.
+        of: What the fraction is of: `units`, `parameters`, `macs`, or `latency` on this machine.
         method: A preset's name (`core.methods.METHODS`) or a `Method`.
         include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
         counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
             budget is met with the other layers.
         min_units: Units that every layer keeps at least.
-        round_to: Make the units kept a multiple of this.
+        round_to: Make the units kept a multiple of this; `auto` for the one that this machine's kernels like.
         uniform: Keep equal sizes in both directions of every `Bidirectional`, so that it stays plain.
+        target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
+        latency: Times from `measure_latency`. By default they are measured in ONNX Runtime, on one thread, on the first
+            batch, when `of="latency"` or `round_to="auto"` needs them.
         labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
         loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch, such as `lambda model, batch: model(batch[0])`.
@@ -117,7 +125,7 @@ def plan(
         VerificationError: When something reads units in a way that the trace did not see.
     """
     # A budget that is out of range is told before the model is run.
-    Budget(ratio, of, min_units, round_to)
+    Request(ratio, of, min_units, round_to, target_ms)
     calibration = calibrate(
         model,
         batches,
@@ -130,13 +138,23 @@ def plan(
         forward=forward,
         verify=verify,
     )
-    return calibration.plan(ratio, of, method, counts=counts, min_units=min_units, round_to=round_to, seed=seed)
+    return calibration.plan(
+        ratio,
+        of,
+        method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
+    )
 
 
 def prune(
     model: Any,
     batches: Iterable[Any],
-    ratio: float | None = 0.5,
+    ratio: float | None = RATIO,
     of: Measure = "units",
     method: str | Method = "reconstruct",
     *,
@@ -144,8 +162,10 @@ def prune(
     exclude: Sequence[str] = (),
     counts: Mapping[str, float] | None = None,
     min_units: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -159,7 +179,7 @@ def prune(
         >>> result.model(x)                                # doctest: +SKIP
     """
     # A budget that is out of range is told before the model is run.
-    Budget(ratio, of, min_units, round_to)
+    Request(ratio, of, min_units, round_to, target_ms)
     calibration = calibrate(
         model,
         batches,
@@ -173,5 +193,13 @@ def prune(
         verify=verify,
     )
     return calibration.prune(
-        ratio, of=of, method=method, counts=counts, min_units=min_units, round_to=round_to, seed=seed
+        ratio,
+        of=of,
+        method=method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
     )

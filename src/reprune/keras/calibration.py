@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from reprune.core.budget import Budget
+from reprune.core.budget import Request
 from reprune.core.cost import Measure
 from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
+from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.passes import several_passes
@@ -23,6 +24,7 @@ from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph, array, check_keras, flat_inputs
 from reprune.keras.importance import output_importance
 from reprune.keras.labelled import Labels, Loss, loss_gradients, observe_classes
+from reprune.keras.latency import measure_latency
 from reprune.keras.observe import observe
 from reprune.keras.result import Result
 from reprune.keras.trace import Forward, Trace, captured, record
@@ -41,10 +43,21 @@ class Calibration:
         gathered: Which kinds of evidence there are: `statistics`, `readings`, `labels`, `loss`.
     """
 
-    def __init__(self, model: Any, found: Trace, evidence: Evidence, gathered: Iterable[str], check: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        found: Trace,
+        evidence: Evidence,
+        gathered: Iterable[str],
+        example: Any,
+        forward: Forward | None,
+        check: bool,
+    ) -> None:
         self.structure: Structure = evidence.structure
         self.gathered = frozenset(gathered)
         self._model, self._found, self._evidence, self._check = model, found, evidence, check
+        self._example, self._forward = example, forward
+        self._table: LatencyTable | None = None
 
     def plan(
         self,
@@ -56,15 +69,20 @@ class Calibration:
         exclude: Sequence[str] = (),
         counts: Mapping[str, float] | None = None,
         min_units: int = 1,
-        round_to: int = 1,
+        round_to: int | Literal["auto"] = 1,
+        target_ms: float | None = None,
+        latency: LatencyTable | None = None,
         seed: int = 0,
     ) -> Plan:
         """Decide which units go. See `reprune.keras.plan` for the arguments.
+
+        Latency is measured by the first plan that needs it.
 
         Raises:
             StatisticsError: When the method needs what was not gathered.
             BudgetError: When the budget cannot be met.
         """
+        request = Request(ratio, of, min_units, round_to, target_ms)
         missing = needs(get_method(method)) - self.gathered
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
@@ -72,14 +90,21 @@ class Calibration:
                 f"method={method!r} needs what this calibration lacks: name it in methods=[…], and calibrate with "
                 f"{given}."
             )
+        table = (latency or self._measured()) if request.needs_table else None
         return decide(
             self._evidence,
-            Budget(ratio, of, min_units, round_to),
+            request.budget(table),
             method,
             exclude=left_out(self.structure, include, exclude),
             counts=counts,
             seed=seed,
         )
+
+    def _measured(self) -> LatencyTable:
+        if self._table is None:
+            example = captured(self._model, self._example, self._forward)
+            self._table = measure_latency(self._model, example, structure=self.structure)
+        return self._table
 
     def prune(self, ratio: float | None = 0.5, **options: Any) -> Result:
         """Decide which units go and return a smaller model. See `plan` for the options.
@@ -157,7 +182,7 @@ def calibrate(
     if "loss" in wanted and loss is not None:
         gradients = loss_gradients(found.graph, model, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
-    return Calibration(model, found, evidence, wanted, verify)
+    return Calibration(model, found, evidence, wanted, example, forward, verify)
 
 
 def is_tensor(value: Any) -> bool:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from reprune.core.decide import free_blocks
-from reprune.core.errors import UnsupportedModelError
+from reprune.core.errors import BudgetError, UnsupportedModelError
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Counts, Extent, Structure
 from reprune.core.plan import Plan
 from reprune.runtimes import need, open_file
 from reprune.runtimes.onnxruntime import quantise
 
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-int8")
 ROUNDS = 3
 """Passes over all sizes: what disturbs one of them passes."""
 
@@ -180,6 +183,14 @@ def _rounding(table: LatencyTable, build: Build) -> tuple[tuple[int, float], ...
     return tuple((multiple, times[above - multiple] / float(expected[above - multiple])) for multiple in multiples)
 
 
+def check_runtime(runtime: str, known: Sequence[str], threads: int) -> None:
+    """Raise a `BudgetError` for a runtime that is not known, or threads that are no number of them."""
+    if runtime not in known:
+        raise BudgetError(f"runtime={runtime!r} cannot be measured: give one of {', '.join(known)}.")
+    if not isinstance(threads, int) or threads < 1:
+        raise BudgetError(f"threads={threads!r} must be a whole number, at least 1.")
+
+
 def check_covered(seen: Sequence[Seen], prunable: Sequence[str]) -> None:
     """Raise an `UnsupportedModelError` that names the layers that can be pruned but not timed."""
     timed = {name for layer in seen if layer.kind != "linear" for name, _ in layer.units.layers}
@@ -198,7 +209,40 @@ def small_plan(structure: Structure) -> Plan:
     return Plan(structure, {name: list(range(units)) for name, units in counts.items()})
 
 
-def onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
+def tabulate_onnx(
+    seen: Sequence[Seen],
+    models: Sequence[tuple[Counts, Callable[[Path], object]]],
+    arrays: Sequence[Any],
+    *,
+    threads: int,
+    int8: bool,
+) -> LatencyTable:
+    """The same in ONNX Runtime.
+
+    Args:
+        seen: The layers whose sizes know units.
+        models: The dense and the small model: units of their layers, and what writes their file.
+        arrays: Inputs of one call.
+        threads: Threads that the runtime may use.
+        int8: Whether the files hold 8-bit weights; the layers have them, too.
+    """
+    with TemporaryDirectory() as folder:
+        path, calls = Path(folder) / "model.onnx", []
+        for counts, write in models:
+            write(path)
+            run = open_file(path, threads=threads)
+            calls.append(Model(counts, partial(run, *arrays)))
+        return tabulate(
+            seen,
+            _onnx_builder(Path(folder), threads, int8=int8),
+            *calls,
+            runtime=run.runtime + " with 8-bit weights" * int8,
+            threads=threads,
+            shapes=[array.shape for array in arrays],
+        )
+
+
+def _onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
     """Layers as single operators of ONNX Runtime; their files pass through a folder."""
     onnx = need("onnx", "onnx", "Measuring latency in ONNX Runtime")
 

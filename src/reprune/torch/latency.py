@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,20 +14,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from reprune.core.cost import tensor_extents
-from reprune.core.errors import BudgetError
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
-from reprune.runtimes import Runner, open_file
 from reprune.runtimes.timing import (
-    Build,
+    ONNX_RUNTIMES,
     Call,
     Model,
     Seen,
     Sizes,
     check_covered,
-    onnx_builder,
+    check_runtime,
     small_plan,
     tabulate,
+    tabulate_onnx,
 )
 from reprune.torch.apply import apply
 from reprune.torch.export import export
@@ -41,7 +37,7 @@ from reprune.torch.tracer import tensors_in
 from reprune.torch.unwrap import unwrap
 
 Axis = tuple[str, int]
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
+RUNTIMES = ("torch", *ONNX_RUNTIMES)
 _CELLS: dict[type[nn.Module], str] = {nn.LSTMCell: "lstm_cell", nn.GRUCell: "gru_cell", nn.RNNCell: "rnn_cell"}
 _LAYERS: dict[str, Any] = {
     "lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "linear": nn.Linear,
@@ -85,10 +81,7 @@ def measure_latency(
         >>> table = measure_latency(model, torch.randn(1, 300, 1152), runtime="onnxruntime")     # doctest: +SKIP
         >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)    # doctest: +SKIP
     """
-    if runtime not in RUNTIMES:
-        raise BudgetError(f"runtime={runtime!r} cannot be measured: give one of {', '.join(RUNTIMES)}.")
-    if not isinstance(threads, int) or threads < 1:
-        raise BudgetError(f"threads={threads!r} must be a whole number, at least 1.")
+    check_runtime(runtime, RUNTIMES, threads)
     model = unwrap(model)
     structure = structure or trace(model, example, forward)
     twin = copy.deepcopy(model).cpu().eval()
@@ -97,29 +90,20 @@ def measure_latency(
     check_covered(seen, structure.prunable)
     small = small_plan(structure)
     models = [(structure.counts(), twin), (small.counts(), apply(twin, small))]
+    if runtime in ONNX_RUNTIMES:
+        int8 = runtime.endswith("int8")
+        files = [(counts, partial(export, network, example, int8=int8)) for counts, network in models]
+        return tabulate_onnx(seen, files, Example.of(twin, example).arrays(), threads=threads, int8=int8)
     shapes = [tuple(tensor.shape) for tensor in tensors_in(example)]
     before = torch.get_num_threads()
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, before)
-        torch.set_num_threads(threads)
-        if runtime == "torch":
-            stack.enter_context(torch.inference_mode())
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            calls = [Model(counts, partial(call, network, example, forward)) for counts, network in models]
             name = f"torch {torch.__version__}"
-            build: Build = _build
-            both = [Model(counts, partial(call, network, example, forward)) for counts, network in models]
-        else:
-            folder, int8 = Path(stack.enter_context(TemporaryDirectory())), runtime.endswith("int8")
-            runs = [_exported(network, example, folder, threads, int8) for _, network in models]
-            name, build = runs[0].runtime + " with 8-bit weights" * int8, onnx_builder(folder, threads, int8=int8)
-            arrays = Example.of(twin, example).arrays()
-            both = [Model(counts, partial(run, *arrays)) for run, (counts, _) in zip(runs, models, strict=True)]
-        return tabulate(seen, build, *both, runtime=name, threads=threads, shapes=shapes)
-
-
-def _exported(model: nn.Module, example: Any, folder: Path, threads: int, int8: bool) -> Runner:
-    path = folder / "model.onnx"
-    export(model, example, path, int8=int8)
-    return open_file(path, threads=threads)
+            return tabulate(seen, _build, *calls, runtime=name, threads=threads, shapes=shapes)
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

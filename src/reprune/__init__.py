@@ -23,6 +23,7 @@ from reprune.core.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
 
@@ -30,6 +31,7 @@ __version__ = version("reprune")
 
 __all__ = [
     "BudgetError",
+    "LatencyTable",
     "Method",
     "Plan",
     "PlanError",

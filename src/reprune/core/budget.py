@@ -110,7 +110,13 @@ class Request:
         return self.of == "latency" or self.round_to == "auto"
 
     def budget(self, table: LatencyTable | None) -> Budget:
-        """The budget; `table` is needed where `needs_table` says so."""
+        """The budget; `table` is needed where `needs_table` says so.
+
+        Raises:
+            BudgetError: When what is given is no table.
+        """
+        if not isinstance(table, (LatencyTable, type(None))):
+            raise BudgetError(f"latency={table!r} is no table: give measure_latency(…) or LatencyTable.read(path).")
         rounding = self._rounding(table.multiple if table is not None else 1)
         ratio = None if self.target_ms is not None else self.ratio
         return Budget(ratio, self.of, self.min_units, rounding, self.target_ms, table)

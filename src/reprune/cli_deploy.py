@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reprune.cli_references import build, value
+from reprune.cli_references import build, find, value
 from reprune.core.errors import RepruneError
 
 deploy_app = typer.Typer(rich_markup_mode="markdown")
@@ -30,6 +30,10 @@ def export_command(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights to 8 bits as well.")] = False,
     streaming: Annotated[bool, typer.Option("--streaming", help="States as optional inputs and outputs.")] = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="A function of a runner, arrays in and out, that returns a number."),
+    ] = None,
 ) -> None:
     """Write a model for a device, run the file in its own runtime and print how far it is from the model.
 
@@ -40,15 +44,9 @@ def export_command(
     network = build(model)
     if pruned is not None:
         network = reprune.load(network, pruned)
-    options: dict[str, Any] = {"int8": int8, **({"streaming": True} if streaming else {})}
-    if type(network).__module__.split(".")[0] == "keras":
-        from reprune.keras.export import export as export_keras
-
-        typer.echo(str(export_keras(network, value(example), out, **options)))
-        return
-    from reprune.torch.export import export
-
-    typer.echo(str(export(network, value(example), out, **options)))
+    measure = find(evaluate) if evaluate else None
+    options: dict[str, Any] = {"int8": int8, "streaming": streaming, "evaluate": measure}
+    typer.echo(str(reprune.export(network, value(example), out, **options)))
 
 
 @deploy_app.command("bench")

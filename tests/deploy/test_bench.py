@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import reprune
 from reprune.recipes.bench import bench
 from reprune.recipes.bench_torch import count_macs
+from reprune.runtimes import Runner
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -50,6 +51,10 @@ def build() -> nn.Module:
 EXAMPLE = torch.zeros(1, 5, 6)
 
 
+def steps(run: Runner) -> float:
+    return float(run(EXAMPLE.numpy())[0].shape[1])
+
+
 def test_commands(tmp_path: Path) -> None:
     from reprune.cli_deploy import deploy_app
 
@@ -59,9 +64,12 @@ def test_commands(tmp_path: Path) -> None:
         patch.chdir(here)
         path = tmp_path / "small.onnx"
         arguments = ["--model", "test_bench:build", "--example", "test_bench:EXAMPLE", "--out", str(path)]
+        arguments += ["--int8", "--evaluate", "test_bench:steps"]
         ran = CliRunner().invoke(deploy_app, ["export", *arguments])
         assert ran.exit_code == 0, ran.output
         assert "largest difference" in ran.output
+        assert "float: 5" in ran.output
+        assert "int8: 5" in ran.output
         options = ["--example", "test_bench:EXAMPLE", "--repeats", "2", "--json", str(tmp_path / "out.json")]
         ran = CliRunner().invoke(deploy_app, ["bench", "test_bench:build", str(path), *options])
         assert ran.exit_code == 0, ran.output

@@ -93,3 +93,21 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match="unknown format"):
         export(build(), np.zeros((1, 7, 6), "f"), tmp_path / "model.pte")
+    with pytest.raises(ExportError, match="initial_state"):
+        export(build(), np.zeros((1, 7, 6), "f"), tmp_path / "model.onnx", streaming=True)
+
+
+def test_states_that_a_model_takes_and_returns_carry_it_frame_by_frame(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    from reprune.keras.export import export
+
+    frames, h, c = keras.Input((None, 6)), keras.Input((4,)), keras.Input((4,))
+    sequence, *states = keras.layers.LSTM(4, return_sequences=True, return_state=True)(frames, initial_state=[h, c])
+    model = keras.Model([frames, h, c], [keras.layers.Dense(2)(sequence), *states])
+    x, zeros = np.random.randn(2, 5, 6).astype("f"), [np.zeros((2, 4), "f")] * 2
+    export(model, [x, *zeros], tmp_path / "model.onnx")
+    run = open_file(tmp_path / "model.onnx")
+    expected, *_ = run(x, *zeros)
+    for step in range(5):
+        output, *zeros = run(x[:, step : step + 1], *zeros)
+        np.testing.assert_allclose(output[:, 0], expected[:, step], atol=1e-5)

@@ -51,7 +51,7 @@ class ExportReport:
         outputs: Axes of every output, by name.
         comparisons: One per set of shapes that was run.
         quantised: The same for the file with 8-bit weights, when there is one; `comparisons` is then of the float form.
-        quality: What `evaluate` returned for `model`, `float` and `int8`.
+        quality: What `evaluate` returned for the file in single precision (`float`) and with 8-bit weights (`int8`).
         notes: What the user should know.
     """
 

@@ -26,6 +26,7 @@ def export(
     path: str | Path,
     *,
     int8: bool = False,
+    streaming: bool = False,
     evaluate: Callable[[Runner], float] | None = None,
 ) -> ExportReport:
     """Write a model to a file, run the file in its own runtime, and compare the outputs.
@@ -35,6 +36,7 @@ def export(
         example: An input as the model takes it: an array, or a list or dict of them.
         path: Where to write; its suffix decides the format: `.tflite` or `.onnx`.
         int8: Also quantise the weights to 8 bits with the runtime's own tool.
+        streaming: For PyTorch models only; a Keras model runs chunk by chunk if it takes states and returns them.
         evaluate: Measures the file: gets a runner (arrays in, arrays out) and returns a number, such as an accuracy.
 
     Returns:
@@ -51,6 +53,11 @@ def export(
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known for Keras are {', '.join(_WRITERS)}.")
+    if streaming:
+        raise ExportError(
+            "streaming=True is for PyTorch models. Build the Keras model with keras.Input for the states, "
+            "layer(x, initial_state=[…]) and return_state=True: its file takes them and returns them."
+        )
     if keras.backend.backend() != "tensorflow":
         raise ExportError(f"Keras runs on {keras.backend.backend()!r}; export needs KERAS_BACKEND=tensorflow.")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,8 @@ def measure_latency(
     """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
 
     LSTM, GRU and SimpleRNN layers and products with weights are timed by themselves at a few sizes up to those of the
-    model, and the model as a whole, all as exported to ONNX; the rest of it counts as constant. Takes a minute. Times are
-    the shortest of several; one thread is timed by its own clock, which other programs do not lengthen.
+    model, and the model as a whole, all as exported to ONNX; the rest of it counts as constant. Takes a minute.
+    Times are the shortest of several; one thread is timed by its own clock, which other programs do not lengthen.
 
     Args:
         model: The model; it is left as it was.

@@ -57,8 +57,8 @@ def measure_latency(
     """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
 
     Recurrent layers, their cells and linear layers are timed by themselves at a few sizes up to those of the model, and
-    the model as a whole; the rest of it counts as constant. Takes seconds to a minute. Times are the shortest of several
-    on a machine that does nothing else; one thread is timed by its own clock, which other programs do not lengthen.
+    the model as a whole; the rest of it counts as constant. Takes seconds to a minute. Times are the shortest of
+    several; one thread is timed by its own clock, which other programs do not lengthen.
 
     Args:
         model: The model; it is left as it was.

@@ -107,9 +107,9 @@ def inspect(
 
     Example: `reprune inspect --model shop.models:build --example shop.data:batches`
     """
-    import reprune.torch as verbs
+    import reprune
 
-    typer.echo(str(verbs.inspect(build(model), value(example))))
+    typer.echo(str(reprune.inspect(build(model), value(example))))
 
 
 @app.command()
@@ -121,7 +121,7 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
     weights: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Trained weights (.safetensors), unless the model has them."),
+        typer.Option(exists=True, dir_okay=False, help="Trained weights (.safetensors; of Keras models .weights.h5)."),
     ] = None,
     ratio: Ratio = 0.5,
     of: PruneOf = "units",
@@ -139,14 +139,14 @@ def prune(
         typer.Option(metavar="MODULE:NAME", help="Input whose latency counts; else the first batch."),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(metavar="torch|onnxruntime|onnxruntime-int8", help="Where latency is measured.")
-    ] = "torch",
+        str | None, typer.Option(metavar="torch|onnxruntime|onnxruntime-int8", help="Where latency is measured.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads that it is measured with.")] = 1,
     latency_table: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Measured times: read if the file exists, else written there.")
     ] = None,
 ) -> None:
-    """Prune a trained PyTorch model.
+    """Prune a trained model of PyTorch or Keras.
 
     Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
     --ratio 0.5 --method iss-gm --out small`

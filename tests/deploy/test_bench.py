@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -144,6 +145,44 @@ def test_keras_models_are_measured_where_they_are_deployed(tmp_path: Path) -> No
     assert "left out: dense in torch" in text
     (dense, _) = json.loads(out.read_text())["rows"]
     assert dense["macs"] == 3 * (3 * 8 * (6 + 8) + 4 * 4 * (8 + 4)) + 4 * 3
+
+
+def keras_batches() -> list[Any]:
+    return [np.random.default_rng(0).normal(size=(4, 5, 6)).astype("float32")]
+
+
+def keras_example() -> Any:
+    return keras_batches()[0][:1]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_keras_models_are_pruned_exported_and_measured(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("tensorflow")
+    from reprune.cli import app
+
+    keras_model().save_weights(tmp_path / "dense.weights.h5")
+    model, small, file = ["--model", "test_bench:keras_model"], tmp_path / "small", tmp_path / "small.tflite"
+    weights = ["--weights", str(tmp_path / "dense.weights.h5")]
+    batches, one = "test_bench:keras_batches", "test_bench:keras_example"
+    steps = [
+        ["inspect", *model, "--example", batches],
+        ["prune", *model, *weights, "--batches", batches, "--method", "magnitude", "--out", str(small)],
+        ["export", *model, "--pruned", str(small), "--example", one, "--out", str(file)],
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        for step in steps:
+            ran = CliRunner().invoke(app, step)
+            assert ran.exit_code == 0, ran.output
+        (tmp_path / "wrong.weights.h5").write_bytes(b"no weights")
+        ran = CliRunner().invoke(app, [*steps[1], "--weights", str(tmp_path / "wrong.weights.h5")])
+    assert ran.exit_code == 1
+    assert "does not hold the weights" in ran.output
+    options = ["--runtime", "litert", "--example", one]
+    code, text = run_bench("test_bench:keras_model", str(small), str(file), *options)
+    assert code == 0, text
+    assert text.count("litert") == 3
 
 
 @pytest.mark.parametrize(

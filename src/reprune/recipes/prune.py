@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_model
-from torch import is_tensor, nn
-
-import reprune.torch as verbs
+import reprune
 from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
 from reprune.core.latency import LatencyTable
@@ -24,22 +21,23 @@ class Timing:
 
     Attributes:
         example: Input whose latency counts; the first batch when None.
-        runtime: See `reprune.torch.measure_latency`.
+        runtime: See `measure_latency` of the model's framework, whose default holds when None.
         threads: Threads that it may use.
         table: File of measured times: read if it exists, else written.
     """
 
     example: Any = None
-    runtime: str = "torch"
+    runtime: str | None = None
     threads: int = 1
     table: Path | None = None
 
-    def measure(self, model: nn.Module, first: Any) -> LatencyTable:
+    def measure(self, model: Any, first: Any) -> LatencyTable:
         """The table that the file holds, or one measured now."""
         if self.table is not None and self.table.exists():
             return LatencyTable.read(self.table)
         example = first if self.example is None else self.example
-        measured = verbs.measure_latency(model, example, runtime=self.runtime, threads=self.threads)
+        options = {} if self.runtime is None else {"runtime": self.runtime}
+        measured: LatencyTable = reprune.measure_latency(model, example, threads=self.threads, **options)
         if self.table is not None:
             try:
                 self.table.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +49,7 @@ class Timing:
 
 def prune_to(
     out: Path,
-    model: nn.Module,
+    model: Any,
     batches: Iterable[Any],
     *,
     weights: Path | None = None,
@@ -62,11 +60,11 @@ def prune_to(
 
     Args:
         out: Folder for `model.safetensors`, `plan.json` and `report.html`.
-        model: The dense model.
+        model: The dense model, of PyTorch or Keras.
         batches: Calibration inputs.
         weights: The model's trained weights, unless it has them.
         timing: How latency is measured, if the options ask for it.
-        options: Options of `reprune.torch.prune`.
+        options: Options of `reprune.prune`.
 
     Returns:
         The table of what was removed, and where the result is.
@@ -74,22 +72,46 @@ def prune_to(
     Raises:
         RepruneError: The weights do not fit the model, or the folder cannot be written.
     """
-    if weights is not None:
-        try:
-            load_model(model, str(weights))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}") from None
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(model, keras.Model):
+        _keras_weights(model, weights)
+    else:
+        _torch_weights(model, weights)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RepruneError(f"--out {out} cannot be written: {error.strerror}. Give a folder that can.") from None
     asked = Request(**{name: options[name] for name in Request.__dataclass_fields__ if name in options})
-    model = model.eval()
     table = None
     if asked.needs_table:
-        first, everything = first_batch(batches, is_tensor)
+        first, everything = first_batch(batches, lambda value: hasattr(value, "shape"))
         table = timing.measure(model, first)
         batches = everything if iter(batches) is batches else batches
-    result = verbs.prune(model, batches, latency=table, **options)
+    result = reprune.prune(model, batches, latency=table, **options)
     result.save(out)
     return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"
+
+
+def _torch_weights(model: Any, weights: Path | None) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    if weights is not None:
+        try:
+            load_model(model, str(weights))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise _misfit(model, weights, error) from None
+    if hasattr(model, "eval"):
+        model.eval()
+
+
+def _keras_weights(model: Any, weights: Path | None) -> None:
+    if weights is not None:
+        try:
+            model.load_weights(str(weights))
+        except (ValueError, OSError, KeyError) as error:
+            raise _misfit(model, weights, error) from None
+
+
+def _misfit(model: Any, weights: Path, error: Exception) -> RepruneError:
+    return RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}")

@@ -86,8 +86,16 @@ def test_larger_layers_are_never_faster():
 
 
 def test_calls_count():
-    twice = replace(ONE, parts=(replace(ONE.parts[0], calls=2),), dense_ms=24.0, small_ms=2.0)
-    assert twice({"a": 4}) == pytest.approx(8.0)
+    # Twice 1, 4, 12 ms, and once as many milliseconds as there are units.
+    head = TimedPart("head", 1, units("a"), Extent(2))
+    twice = replace(
+        ONE,
+        parts=(replace(ONE.parts[0], calls=2), head),
+        grids=(*ONE.grids, TimeGrid("linear", 7, 1, (1, 8), (2,), ((1.0,), (8.0,)))),
+        dense_ms=32.0,
+        small_ms=3.0,
+    )
+    assert twice({"a": 4}) == pytest.approx(2 * 4 + 4)
 
 
 @pytest.mark.parametrize(

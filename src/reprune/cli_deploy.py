@@ -113,11 +113,25 @@ def _random_input(model: Any, batch: int, frames: int, features: int | None) -> 
 
     if not isinstance(model, Path):
         return bench_of(model).random_input(model, batch, frames, features)
-    if features is None:
-        raise RepruneError(f"{model} does not say what it reads: give --features, or an --example.")
     import numpy as np
 
-    return np.random.default_rng(0).standard_normal((batch, frames, features), dtype=np.float32)
+    from reprune.runtimes import open_file
+
+    rng = np.random.default_rng(0)
+    if features is not None:
+        return rng.standard_normal((batch, frames, features), dtype=np.float32)
+    run: Any = open_file(model)
+    required = list(getattr(run, "required", {}).items())
+    if len(required) != 1:
+        raise RepruneError(f"{model} does not say that it reads one input: give --features, or an --example.")
+    name, kind = required[0]
+    # Exports name their free sizes; one of any other name is taken for the batch.
+    free = {axis: frames if "time" in axis else batch for axis in run.inputs[name] if isinstance(axis, str)}
+    shape = tuple(free.get(axis, axis) for axis in run.inputs[name])
+    ids = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+    if kind in ids:
+        return rng.integers(0, 2, shape, dtype=ids[kind])
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def _subject(reference: str, dense: Any) -> Any:

@@ -125,6 +125,17 @@ def test_the_input_is_what_the_first_layer_reads(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["shapes"] == [[2, 5]]
 
 
+def test_files_say_what_they_read(tmp_path: Path) -> None:
+    tagger, words = tmp_path / "tagger.onnx", tmp_path / "words.onnx"
+    reprune.export(Tagger(), EXAMPLE, tagger)
+    reprune.export(embedding(), torch.zeros(1, 4, dtype=torch.int64), words)
+    for file, shape in ((tagger, [[2, 3, 6]]), (words, [[2, 3]])):
+        out = tmp_path / "out.json"
+        code, text = run_bench(str(file), str(file), "--batch", "2", "--frames", "3", "--json", str(out))
+        assert code == 0, text
+        assert json.loads(out.read_text())["shapes"] == shape
+
+
 def test_a_runtime_that_cannot_run_the_model_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "litert_torch", None)
     code, text = run_bench("test_bench:build", "test_bench:build", "--runtime", "torch,litert", "--frames", "3")
@@ -189,12 +200,12 @@ def test_keras_models_are_pruned_exported_and_measured(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["dense", "pruned"], "no such file or folder"),
+        ([__file__, "test_bench:build"], "no runtime for '.py' files"),
         (["test_bench:build", "test_bench:build", "--runtime", "torch,tpu"], "Unknown runtime 'tpu'"),
         (["test_bench:build", "test_bench:build", "--features", "7"], "does not take this input"),
         (["test_bench:build", "test_bench:build", "--threads", "0"], "--threads 0"),
         (["test_bench:build", "test_bench:build", "--batch", "0"], "at least 1"),
         (["test_bench:build", "test_bench:build", "--plot", "speed.pdf"], "ends in .png or .svg"),
-        ([__file__, "test_bench:build"], "give --features"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str) -> None:

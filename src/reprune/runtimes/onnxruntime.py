@@ -19,6 +19,7 @@ class OnnxRunner:
 
     Attributes:
         inputs: Axes of every input, by name; optional ones last.
+        required: Types of those that must be given, such as `tensor(float)`, by name.
         outputs: Axes of every output, by name.
     """
 
@@ -35,6 +36,7 @@ class OnnxRunner:
         self.runtime = f"onnxruntime {ort.__version__}"
         ports = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self.inputs = {port.name: tuple(port.shape) for port in ports}
+        self.required = {port.name: port.type for port in self._session.get_inputs()}
         self.outputs = {port.name: tuple(port.shape) for port in self._session.get_outputs()}
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:

@@ -41,6 +41,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "calibrate",
+    "distill",
     "export",
     "inspect",
     "load",
@@ -84,6 +85,16 @@ def apply(model: Any, plan: Plan) -> Any:
 def mask(model: Any, plan: Plan) -> Any:
     """A full-size copy in which nothing reads the units that the plan removes."""
     return _adapter(model).mask(model, plan)
+
+
+def distill(small: Any, dense: Any, batches: Any, steps: int = 400, **options: Any) -> Any:
+    """Train a pruned model in place, without labels, to answer what the dense one does. See `reprune.torch.distill`.
+
+    Example:
+        >>> result = reprune.prune(model, batches, ratio=0.75)            # doctest: +SKIP
+        >>> reprune.distill(result.model, model, batches, steps=400)      # doctest: +SKIP
+    """
+    return _adapter(dense).distill(small, dense, batches, steps, **options)
 
 
 def inspect(model: Any, batches: Any, **options: Any) -> Any:

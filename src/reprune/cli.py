@@ -128,17 +128,23 @@ def prune(
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
     min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
     round_to: Annotated[int, typer.Option(help="Units kept are a multiple of this.")] = 1,
+    distill_steps: Annotated[
+        int, typer.Option(min=0, help="Batches to learn the dense model's answers from afterwards, without labels.")
+    ] = 0,
 ) -> None:
     """Prune a trained PyTorch model.
 
     Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
-    --ratio 0.5 --method iss-gm --out small`
+    --ratio 0.5 --method iss-gm --distill-steps 400 --out small`
     """
     from reprune.recipes.prune import prune_to
 
     network = build(model)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
-    typer.echo(prune_to(out, network, value(batches), weights=weights, round_to=round_to, **options))
+    text = prune_to(
+        out, network, value(batches), weights=weights, distill_steps=distill_steps, round_to=round_to, **options
+    )
+    typer.echo(text)
 
 
 @app.command()
@@ -153,7 +159,11 @@ def compare(
     ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
     of: Of = "units",
     finetune: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a model and a number of steps.")
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A function of a model and a number of steps; if not given, the dense model is distilled into it.",
+        ),
     ] = None,
     finetune_steps: Annotated[
         str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")

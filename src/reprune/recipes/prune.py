@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
@@ -15,7 +16,13 @@ from reprune.core.errors import RepruneError
 
 
 def prune_to(
-    out: Path, model: nn.Module, batches: Iterable[Any], *, weights: Path | None = None, **options: Any
+    out: Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    weights: Path | None = None,
+    distill_steps: int = 0,
+    **options: Any,
 ) -> str:
     """Prune a model and write the result into a folder.
 
@@ -24,6 +31,7 @@ def prune_to(
         model: The dense model.
         batches: Calibration inputs.
         weights: The model's trained weights, unless it has them.
+        distill_steps: Steps of `reprune.torch.distill` before it is written.
         options: Options of `reprune.torch.prune`.
 
     Returns:
@@ -43,4 +51,12 @@ def prune_to(
         raise RepruneError(f"--out {out} cannot be written: {error.strerror}. Give a folder that can.") from None
     result = verbs.prune(model.eval(), batches, **options)
     result.save(out)
+    if distill_steps:
+        # What was pruned is kept already: from here on, an interruption loses no more than what was learned.
+        with Progress(transient=True) as bar:
+            task = bar.add_task("distilling", total=distill_steps)
+            verbs.distill(
+                result.model, model, batches, distill_steps, progress=lambda step, _: bar.update(task, completed=step)
+            )
+        result.save(out)
     return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"

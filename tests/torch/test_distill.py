@@ -188,5 +188,5 @@ def test_what_diverges_is_put_back(model):
 
 def test_nothing_that_may_change(model):
     small = reprune.prune(model, batches(), 0.5).model.requires_grad_(False)
-    with pytest.raises(StatisticsError, match="No parameter of Tagger requires a gradient"):
+    with pytest.raises(StatisticsError, match="No weight of Tagger may change"):
         reprune.distill(small, model, batches(), 5)

@@ -1,8 +1,4 @@
-"""Distillation: the pruned model is trained, without labels, to answer what the dense one answers.
-
-G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network" (2015). What is compared follows from the
-dense model's outputs, so that nothing but the calibration batches is needed.
-"""
+"""The pruned model is trained, without labels, to answer what the dense one answers; see `core.distillation`."""
 
 from __future__ import annotations
 
@@ -14,7 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from reprune.core.errors import StatisticsError
+from reprune.core.distillation import (
+    RULED_OUT,
+    Progress,
+    check_steps,
+    diverged,
+    nothing_may_change,
+    nothing_to_compare,
+    step_size,
+)
 from reprune.core.passes import endless
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.tracer import tensors_in
@@ -22,11 +26,6 @@ from reprune.torch.unwrap import unwrap
 
 Divergence = Callable[[Any, Any], torch.Tensor]
 """From what the small and the dense model return to a scalar that gradients flow from."""
-
-WARM_UP = 0.05
-"""Share of the steps over which the step size rises."""
-RULED_OUT = -1e4
-"""A logit whose exponential is zero in every precision."""
 
 
 def distill(
@@ -38,7 +37,7 @@ def distill(
     learning_rate: float = 1e-3,
     divergence: Divergence | None = None,
     forward: Forward | None = None,
-    progress: Callable[[int, float], Any] | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Train a pruned model in place to answer what the dense one does: no labels, no loss of one's own.
 
@@ -68,18 +67,13 @@ def distill(
             parameter requires a gradient, or the divergence stops being a finite number. The weights are then those
             from before.
     """
-    if steps < 1:
-        raise StatisticsError(f"steps={steps} must be a whole number, at least 1.")
+    check_steps(steps)
     small, dense = unwrap(small), unwrap(dense)
     weights = [weight for weight in small.parameters() if weight.requires_grad]
     if not weights:
-        raise StatisticsError(
-            f"No parameter of {type(small).__name__} requires a gradient: call requires_grad_(True) on what may change."
-        )
+        raise nothing_may_change(small)
     before = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.Adam(weights, lr=learning_rate)
-    warm = max(round(WARM_UP * steps), 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warm, (steps - n) / steps))
     compare = divergence or _total
     with eval_mode(dense), eval_mode(small), differentiable(small):
         for step, batch in enumerate(endless(batches, torch.is_tensor, steps), start=1):
@@ -92,15 +86,12 @@ def distill(
                 with torch.no_grad():
                     for weight, held in zip(weights, before, strict=True):
                         weight.copy_(held)
-                raise StatisticsError(
-                    f"The divergence became {float(loss.detach())} at step {step}: give a smaller learning_rate than "
-                    f"{learning_rate}. The model is as it was before."
-                )
+                raise diverged(float(loss.detach()), step, learning_rate)
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient
+            optimizer.param_groups[0]["lr"] = step_size(step, steps, learning_rate)
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
             if progress is not None:
                 progress(step, float(loss.detach()))
     return small
@@ -129,7 +120,7 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return (functional.binary_cross_entropy(found.clamp(0, 1), wanted, reduction="sum") - own) / len(wanted)
     # Classes that are ruled out have logits of −∞.
     counts = torch.isfinite(wanted)
-    scale = wanted[counts].var(correction=0).clamp(min=torch.finfo(found.dtype).eps)
+    scale = wanted[counts].var(correction=0).clamp(min=1e-7)
     square = (found - wanted)[counts].square().mean() / scale
     found, wanted = (logits.masked_fill(~counts, RULED_OUT) for logits in (found, wanted))
     return square + _kl(found.log_softmax(1), wanted.log_softmax(1))
@@ -144,10 +135,7 @@ def _total(found: Any, wanted: Any) -> torch.Tensor:
     # States that the caller carries have fewer units than those of the dense model.
     pairs = [(f, w) for f, w in pairs if f.requires_grad and f.shape == w.shape and f.ndim and f.numel()]
     if not pairs:
-        raise StatisticsError(
-            "The two models return no numbers that could be compared: give divergence=, a function of what the small "
-            "and the dense model return, or forward= that returns logits."
-        )
+        raise nothing_to_compare()
     return torch.stack([apart(f, w) for f, w in pairs]).sum()
 
 

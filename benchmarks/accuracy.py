@@ -1,7 +1,8 @@
 """Methods on four real tasks, one shot and after equal fine-tuning, over seeds: mean and standard deviation.
 
-Dense models are trained from scratch for every seed (g2pM's is given), and all results are kept in --out: interrupted,
-the same command goes on. The data's folder is $REPRUNE_DATA.
+Dense models are trained from scratch for every seed (g2pM's is given). *Distilled* are models that learn from the dense
+one's answers to the calibration batches, without labels. All results are kept in --out: interrupted, the same command
+goes on. The data's folder is $REPRUNE_DATA.
 
     python benchmarks/accuracy.py [--tasks g2pm,vowels,digits,words] [--seeds 5] [--out out/accuracy]
     python benchmarks/accuracy.py --tasks words --in-training    # methods that prune while the model trains, too
@@ -13,7 +14,9 @@ import argparse
 import json
 import os
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from reprune.report.compare_table import Cell
 
 ONE_SHOT = ("reconstruct", "iss-gm", "iss-gm+reconstruct", "iss-norm", "random", "random+reconstruct")
 FINETUNED = ("reconstruct", "iss-gm")
+DISTILLED, DISTILL_STEPS = "reconstruct, distilled", 400
 RATIOS = (0.25, 0.5, 0.75)
 IN_TRAINING = (
     ("iss-gm", "soft:100"),
@@ -52,26 +56,36 @@ def measure(task: Task, seed: int, folder: Path) -> list[Cell]:
     """All cells of one seed."""
     model = dense(task, seed, folder)
     most = task.finetune_steps
-    grids = {
+    grids: dict[str, dict[str, Any]] = {
         "one_shot": {"methods": ONE_SHOT, "ratios": RATIOS},
         "finetuned": {"methods": FINETUNED, "ratios": (0.5,), "finetune_steps": (most // 4, most)},
     }
     found: dict[tuple[object, ...], Cell] = {}
     for name, grid in grids.items():
-        cells = compare(
-            model,
-            task.calibration(),
-            task.evaluate,
-            folder / name,
-            forward=task.forward,
-            finetune=lambda small, steps: task.train(small, steps, seed),
-            metric=task.metric,
-            seed=seed,
-            say=lambda line: print(f"  {line}", flush=True),
-            **grid,  # type: ignore[arg-type]
+        cells = _compare(
+            task, model, seed, folder / name, **grid, finetune=lambda small, steps: task.train(small, steps, seed)
         )
         found |= {(cell.method, cell.ratio, cell.steps): cell for cell in cells}
-    return list(found.values())
+    # Without labels: taught by the dense model, on the calibration batches.
+    cells = _compare(
+        task, model, seed, folder / "one_shot", methods=("reconstruct",), ratios=RATIOS, finetune_steps=DISTILL_STEPS
+    )
+    taught = [replace(cell, method=DISTILLED, steps=0) for cell in cells if cell.steps]
+    return [*found.values(), *taught]
+
+
+def _compare(task: Task, model: torch.nn.Module, seed: int, folder: Path, **grid: Any) -> list[Cell]:
+    return compare(
+        model,
+        task.calibration(),
+        task.evaluate,
+        folder,
+        forward=task.forward,
+        metric=task.metric,
+        seed=seed,
+        say=lambda line: print(f"  {line}", flush=True),
+        **grid,
+    )
 
 
 def measure_in_training(task: Task, seed: int, folder: Path) -> list[Cell]:
@@ -89,7 +103,7 @@ def measure_in_training(task: Task, seed: int, folder: Path) -> list[Cell]:
             path.write_text(json.dumps(metrics))
             print(f"  {name}: {metrics}", flush=True)
         found = json.loads(path.read_text())
-        cells += [Cell(name, 0.5, int(steps), metric, 0, 0, 0) for steps, metric in found.items()]
+        cells += [Cell(name, 0.5, int(steps), metric, 0, 0, 0, 0.0) for steps, metric in found.items()]
     return cells
 
 
@@ -114,8 +128,8 @@ def table(name: str, task: type[Task], runs: list[list[Cell]]) -> str:
         f"| method | 25% | 50% | 75% | 50%, {most // 4} steps | 50%, {most} steps |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    others = sorted({method for method, *_ in values} - {"dense", *ONE_SHOT})
-    for method in (*ONE_SHOT, *others):
+    others = sorted({method for method, *_ in values} - {"dense", DISTILLED, *ONE_SHOT})
+    for method in (DISTILLED, *ONE_SHOT, *others):
         cells = [text(method, ratio, 0) for ratio in RATIOS] + [text(method, 0.5, s) for s in (most // 4, most)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     base = np.array(values["dense", 0.0, 0])

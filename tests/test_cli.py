@@ -119,6 +119,24 @@ def test_prune(shop: str, model: str, batches: str, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "small").iterdir()} == {"model.safetensors", "plan.json", "report.html"}
 
 
+def test_prune_and_distil(shop: str) -> None:
+    import cli_shop
+
+    import reprune.torch as verbs
+
+    dense = cli_shop.build()
+    save_model(dense, "dense.safetensors")
+    given = ["--model", f"{shop}:build", "--weights", "dense.safetensors", "--batches", f"{shop}:listed"]
+    far = []
+    for steps in ("0", "60"):
+        result = runner.invoke(app, ["prune", *given, "--method", "random", "--distill-steps", steps, "--out", steps])
+        assert result.exit_code == 0, result.output
+        small = verbs.load(cli_shop.build(), steps)
+        with torch.no_grad():
+            far.append(float((small(cli_shop.listed[0]) - dense(cli_shop.listed[0])).square().mean()))
+    assert far[1] < 0.8 * far[0]
+
+
 def test_prune_uses_the_weights(shop: str, tmp_path: Path) -> None:
     import cli_shop
 

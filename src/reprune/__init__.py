@@ -43,6 +43,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "calibrate",
+    "distill",
     "export",
     "inspect",
     "load",
@@ -97,6 +98,16 @@ def measure_latency(model: Any, example: Any, **options: Any) -> Any:
         >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)       # doctest: +SKIP
     """
     return _adapter(model).measure_latency(model, example, **options)
+
+
+def distill(small: Any, dense: Any, batches: Any, steps: int = 400, **options: Any) -> Any:
+    """Train a pruned model in place, without labels, to answer what the dense one does. See `reprune.torch.distill`.
+
+    Example:
+        >>> result = reprune.prune(model, batches, ratio=0.75)            # doctest: +SKIP
+        >>> reprune.distill(result.model, model, batches, steps=400)      # doctest: +SKIP
+    """
+    return _adapter(dense).distill(small, dense, batches, steps, **options)
 
 
 def inspect(model: Any, batches: Any, **options: Any) -> Any:

@@ -210,3 +210,21 @@ def test_weights_survive_the_way_back(pair: Any) -> None:
     _, made, *_ = pair
     total = sum(array(weight).sum() for weight in made.keras.weights)
     assert total == pytest.approx(sum(p.detach().sum().item() for p in made.torch.parameters()))
+
+
+def test_they_learn_alike(pair: Any) -> None:
+    """Of the head: PyTorch's recurrent layers have two biases where Keras has one, which then moves half as far."""
+    name, made, ours, theirs = pair
+    if name not in ("gru", "bidirectional"):
+        pytest.skip("two are enough: compiling is most of the time")
+    small, twin = (calibration.prune(0.5).model for calibration in (ours, theirs))
+    for parameter, weight in ((p, n) for n, p in small.named_parameters()):
+        parameter.requires_grad_(weight.startswith("head"))
+    for part in twin.layers:
+        part.trainable = part.name.startswith("dense")
+    said: tuple[list[float], list[float]] = ([], [])
+    reprune.distill(small, made.torch, made.batches, 12, progress=lambda _, far: said[0].append(far))
+    reprune.distill(twin, made.keras, made.keras_batches, 12, progress=lambda _, far: said[1].append(far))
+    np.testing.assert_allclose(said[1], said[0], rtol=1e-5)
+    assert said[0][-1] < said[0][3]
+    close(outputs(twin, made.keras_batches[0])[0], numbers(small, made.batches[0]).numpy(), name, {name: 1e-6})

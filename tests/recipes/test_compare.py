@@ -96,10 +96,18 @@ def test_fine_tuned_models_are_measured_beside(setting, tmp_path):
     )
     assert [(c.method, c.steps) for c in cells[1:]] == [(m, s) for m in GRID["methods"] for s in (0, 3) for _ in "ab"]
     assert cells[3].metric < cells[1].metric - 8
-    with pytest.raises(RecipeError, match="finetune="):
-        compare(model, batches, evaluate, tmp_path, **GRID, finetune_steps=3)
     with pytest.raises(RecipeError, match="at least 0"):
         compare(model, batches, evaluate, tmp_path, **GRID, finetune=finetune, finetune_steps=-1)
+
+
+def test_without_a_way_to_fine_tune_the_dense_model_is_distilled(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+    grid = {"methods": ["random"], "ratios": [0.5], "say": lambda line: None}
+    nothing = {"finetune": lambda net, steps: None, "finetune_steps": 40}
+    cells = compare(model, batches, evaluate, tmp_path, **grid, finetune_steps=40)
+    assert cells[2].steps == 40
+    assert abs(cells[2].metric) < 0.5 * abs(cells[1].metric)
+    assert compare(model, batches, evaluate, tmp_path, **grid, **nothing)[2].metric == cells[1].metric
 
 
 def test_each_number_of_steps_is_a_fine_tuning_by_itself(setting, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from reprune.core.errors import StatisticsError
@@ -54,3 +55,22 @@ def several_passes(
             yield batches
 
     return example, passes()
+
+
+def endless(batches: Iterable[Any], is_tensor: Callable[[Any], bool], count: int) -> Iterator[Any]:
+    """So many batches, starting anew whenever they end.
+
+    Raises:
+        StatisticsError: As for `first_batch`; or when they can be iterated only once.
+    """
+    if iter(batches) is batches:
+        raise StatisticsError(
+            f"batches are gone through again and again, and a {type(batches).__name__} gives only one pass: give a "
+            "list or a data loader."
+        )
+
+    def rounds() -> Iterator[Any]:
+        while True:
+            yield from first_batch(batches, is_tensor)[1]
+
+    return islice(rounds(), count)

@@ -14,6 +14,7 @@ from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
 from reprune.keras.apply import apply, mask
 from reprune.keras.calibration import Calibration, calibrate, is_tensor
+from reprune.keras.distill import distill
 from reprune.keras.graph import check_keras
 from reprune.keras.labelled import Labels, Loss
 from reprune.keras.latency import measure_latency
@@ -34,6 +35,7 @@ __all__ = [
     "Result",
     "apply",
     "calibrate",
+    "distill",
     "inspect",
     "load",
     "load_model",

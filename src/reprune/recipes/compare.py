@@ -58,7 +58,8 @@ def compare(
         methods: Names of methods.
         ratios: Fractions to remove.
         of: What the fractions are of.
-        finetune: Trains a model in place for a number of steps; needed with `finetune_steps`.
+        finetune: Trains a model in place for a number of steps. By default it is distilled from the dense model on
+            the calibration inputs (`reprune.distill`), which needs no labels.
         finetune_steps: Measure every pruned model again after this many steps; of several numbers, after each of these
             fine-tunings by itself.
         metric: Name of the metric.
@@ -72,7 +73,7 @@ def compare(
         All cells, the dense model's first.
 
     Raises:
-        RecipeError: When the folder holds a grid with other settings, or fine-tuning is asked for without a way to.
+        RecipeError: When the folder holds a grid with other settings.
     """
     for name in methods:
         get_method(name)
@@ -80,9 +81,8 @@ def compare(
     stages = sorted({0, *asked})
     if stages[0] < 0:
         raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
-    if len(stages) > 1 and finetune is None:
-        raise RecipeError(f"finetune_steps={finetune_steps} needs finetune=, a function of model and steps.")
-    grid = _Grid(out, {"of": of, "seed": seed, "metric": metric})
+    train = finetune or (lambda small, steps: verbs.distill(small, model, batches, steps, forward=forward))
+    grid = _Grid(out, {"of": of, "seed": seed, "metric": metric}, "distilled" if finetune is None else "")
     missing = [
         (name, ratio)
         for name in methods
@@ -102,10 +102,10 @@ def compare(
             result = calibration.prune(ratio, of=of, method=name, seed=seed)
             for steps in stages:
                 small = result.model
-                if steps and finetune is not None:
+                if steps:
                     started = time.perf_counter()
                     small = deepcopy(small)
-                    finetune(small, steps)
+                    train(small, steps)
                 took = time.perf_counter() - started
                 counts, structure = result.plan.counts(), result.plan.structure
                 cell = grid.keep(_cell(structure, counts, name, ratio, steps, evaluate(small), took))
@@ -133,7 +133,8 @@ def _cell(
 class _Grid:
     """The cells on disk, one file each, complete or absent."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], training: str) -> None:
+        self._training = training
         self._folder = out / "cells"
         self._folder.mkdir(parents=True, exist_ok=True)
         path = out / "settings.json"
@@ -147,7 +148,7 @@ class _Grid:
             )
 
     def _path(self, method: str, ratio: float, steps: int) -> Path:
-        return self._folder / f"{method}@{ratio:g}@{steps}.json"
+        return self._folder / f"{method}@{ratio:g}@{steps}{self._training if steps else ''}.json"
 
     def read(self, method: str, ratio: float, steps: int) -> Cell | None:
         """The cell, or None when it was not measured yet."""

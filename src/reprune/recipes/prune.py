@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 import reprune
 from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
@@ -54,6 +56,7 @@ def prune_to(
     *,
     weights: Path | None = None,
     timing: Timing = Timing(),
+    distill_steps: int = 0,
     **options: Any,
 ) -> str:
     """Prune a model and write the result into a folder.
@@ -64,6 +67,7 @@ def prune_to(
         batches: Calibration inputs.
         weights: The model's trained weights, unless it has them.
         timing: How latency is measured, if the options ask for it.
+        distill_steps: Steps of `reprune.distill` afterwards.
         options: Options of `reprune.prune`.
 
     Returns:
@@ -89,6 +93,14 @@ def prune_to(
         batches = everything if iter(batches) is batches else batches
     result = reprune.prune(model, batches, latency=table, **options)
     result.save(out)
+    if distill_steps:
+        # What was pruned is kept already: from here on, an interruption loses no more than what was learned.
+        with Progress(transient=True) as bar:
+            task = bar.add_task("distilling", total=distill_steps)
+            reprune.distill(
+                result.model, model, batches, distill_steps, progress=lambda step, _: bar.update(task, completed=step)
+            )
+        result.save(out)
     return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"
 
 

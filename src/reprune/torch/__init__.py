@@ -19,6 +19,7 @@ from reprune.report import Inspection
 from reprune.torch.apply import apply, mask
 from reprune.torch.calibration import Calibration, calibrate
 from reprune.torch.cells import register_cell
+from reprune.torch.distill import distill
 from reprune.torch.labelled import Labels, Loss
 from reprune.torch.latency import measure_latency
 from reprune.torch.observe import gather, observe
@@ -39,6 +40,7 @@ __all__ = [
     "Result",
     "apply",
     "calibrate",
+    "distill",
     "gather",
     "inspect",
     "load",

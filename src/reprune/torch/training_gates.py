@@ -66,6 +66,8 @@ class NeuronSelection(Technique):
     Passes in training mode draw the gates at random, others take them without noise.
     """
 
+    adds_loss = True
+
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
     ) -> None:

@@ -38,6 +38,8 @@ with steps of one size, such as Adam, keeps weights that want to be zero at abou
 class GroupLasso(Technique):
     """λ Σ_u ‖ISS_u‖₂ over all units that can be removed, coupled units together, with λ found for the ratio."""
 
+    adds_loss = True
+
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
     ) -> None:
@@ -46,7 +48,8 @@ class GroupLasso(Technique):
         self._cost = CostModel(structure)
         self._total = self._cost(budget.of, structure.counts())
         self._lengths = IssLengths(structure)
-        self._start = self._lengths(named_tensors(model)).detach()
+        with torch.no_grad():
+            self._start = self._lengths(named_tensors(model))
         self._now = self._start
 
     def loss(self) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,9 @@ from reprune.core.errors import BudgetError, StatisticsError
 from reprune.core.methods import METHODS
 from reprune.torch.labelled import loss_gradients, observe_classes
 from reprune.torch.trace import trace
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+from recurrent_highway import RecurrentHighway
 
 
 class Classifier(nn.Module):
@@ -106,6 +112,24 @@ def test_every_step_counts_for_the_class_of_its_sequence(model):
         within = sum(((values[classes == c] - values[classes == c].mean(0)) ** 2).sum(0) for c in range(3))
         between = ((values - values.mean(0)) ** 2).sum(0) - within
         np.testing.assert_allclose(moments[name].separability(), between / within, rtol=1e-9)
+
+
+def test_every_step_of_a_cell_written_by_hand_counts_too():
+    torch.manual_seed(0)
+    net = RecurrentHighway(words=9, embedding=3, units=4, depth=1).eval()
+    words, classes = torch.randint(0, 9, (7, 6)), torch.arange(6) % 2
+    structure = trace(net, words)
+    [moments] = observe_classes(net, structure, [words], lambda _: classes).values()
+    state, rows = torch.zeros(6, 4), []
+    with torch.no_grad():
+        for step in net.embedding(words) @ net.read.weight.T:
+            rows.append(state)
+            candidate, transform = (step + state @ net.layers[0].weight.T + net.layers[0].bias).chunk(2, -1)
+            state = state + transform.sigmoid() * (candidate.tanh() - state)
+    values = torch.stack(rows, 1).double().numpy()
+    within = sum(values[c::2].reshape(-1, 4).var(0) / 2 for c in range(2))
+    between = (values[::2].mean((0, 1)) - values[1::2].mean((0, 1))) ** 2 / 4
+    np.testing.assert_allclose(moments.separability(), between / within, rtol=1e-4)
 
 
 def test_what_was_not_gathered_is_asked_for(model):

@@ -70,6 +70,27 @@ def test_each_consumer_has_the_moments_of_what_it_reads(model):
         np.testing.assert_allclose(statistics[name].covariance, plain[name].covariance, rtol=1e-9, atol=1e-14)
 
 
+def test_responses_of_cells_and_of_what_is_projected_from_them():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(5, 6, 2, proj_size=4, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0])
+
+    torch.manual_seed(0)
+    model = Projected().double()
+    x = [torch.randn(3, 7, 5, dtype=torch.float64) for _ in range(4)]
+    structure = trace(model, x[0])
+    found, plain = observe(model, structure, x, readings=True), observe(model, structure, x)
+    assert len(found) == 8
+    for name in structure.layers:
+        np.testing.assert_allclose(found[name].mean, plain[name].mean, rtol=1e-10)
+        np.testing.assert_allclose(found[name].covariance, plain[name].covariance, rtol=1e-9, atol=1e-14)
+
+
 def test_the_head_is_refitted_by_least_squares(model, monkeypatch):
     monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
     plan = reprune.plan(model, list(batches()), ratio=0.4)

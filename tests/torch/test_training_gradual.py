@@ -196,8 +196,114 @@ def test_sizes_fall_along_the_cubic_and_stay() -> None:
     assert sum(p.shape[1] for name, p in small.lstm.named_parameters() if "weight_hh" in name) == 6  # type: ignore[union-attr]
 
 
+ELEMENTWISE: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    **MAKERS,
+    "fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, amsgrad=True, fused=True),
+    "foreach": lambda parameters: torch.optim.NAdam(parameters, lr=1e-2, foreach=True),
+    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, momentum=0.9, centered=True),
+    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-2),
+    "rprop": lambda parameters: torch.optim.Rprop(parameters, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", list(ELEMENTWISE))
+def test_it_trains_on_as_the_masked_model_of_full_size(kind: str) -> None:
+    """Weights and moments of removed units are held at zero there; all others take the same values, step by step."""
+    torch.manual_seed(0)
+    small = Net().double()
+    optimizer = ELEMENTWISE[kind](small.parameters())
+    stepped(small, optimizer, 3)
+    full, other = copy.deepcopy((small, optimizer))
+    plan = Plan(trace(small, torch.randn(4, 5, 3, dtype=torch.float64)), KEPT)
+    stays = {}
+    for name, parameter in full.named_parameters():
+        stays[name] = torch.zeros(parameter.shape, dtype=torch.float64)
+        stays[name][positions(tuple(parameter.shape), plan, name)] = 1
+        parameter.register_hook(lambda gradient, stay=stays[name]: gradient * stay)
+        for key, value in other.state[parameter].items():
+            if isinstance(value, Tensor) and value.ndim:
+                other.state[parameter][key] = value * stays[name]
+
+    def hold() -> None:
+        with torch.no_grad():
+            for name, parameter in full.named_parameters():
+                parameter.mul_(stays[name])
+
+    shrink(small, plan, [optimizer])
+    hold()
+    for step in range(5):
+        stepped(small, optimizer, 1, seed=100 + step)
+        stepped(full, other, 1, seed=100 + step)
+        hold()
+    for name, parameter in full.named_parameters():
+        expected = parameter.detach().numpy()[positions(tuple(parameter.shape), plan, name)]
+        np.testing.assert_allclose(
+            small.get_parameter(name).detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=name
+        )
+
+
+def test_sums_over_an_axis_are_cut_along_the_other() -> None:
+    """Adafactor keeps a sum of each row and of each column."""
+    torch.manual_seed(0)
+    model = Net().double()
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
+    stepped(model, optimizer, 3)
+    plan = Plan(trace(model, torch.randn(4, 5, 3, dtype=torch.float64)), KEPT)
+    before = copy.deepcopy(optimizer.state[model.lstm.weight_hh_l0])
+    shrink(model, plan, [optimizer])
+    after = optimizer.state[model.lstm.weight_hh_l0]
+    rows = [gate * 6 + unit for gate in range(4) for unit in KEPT["lstm:l0"]]
+    assert torch.equal(after["row_var"], before["row_var"][rows])
+    assert torch.equal(after["col_var"], before["col_var"][:, KEPT["lstm:l0"]])
+    stepped(model, optimizer, 2)
+
+
+def test_finishing_right_after_a_stage() -> None:
+    """Early stopping: the last units go by what they did before the stage, as the smaller model has not run yet."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, method="reconstruct", schedule="gradual:2", optimizer=optimizer, total_steps=40)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(5, 64, 3)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    assert pruner.plan is not None
+    assert 12 < sum(pruner.plan.counts().values()) < 24
+    pruner.finish()
+    assert sum(pruner.plan.counts().values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: torch.optim.SGD(Net().parameters(), lr=0.1), r"'head.weight' becomes smaller"),
+        (lambda model: torch.optim.LBFGS(model.parameters()), r"LBFGS keeps"),
+    ],
+)
+def test_an_optimizer_that_cannot_follow_is_refused_at_the_first_step(
+    make: Callable[[nn.Module], torch.optim.Optimizer], message: str
+) -> None:
+    model = Net()
+    optimizer = make(model)
+    pruner = Pruner(model, schedule="gradual:2", optimizer=optimizer, total_steps=40)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 5, 3)).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    with pytest.raises(RecipeError, match=message):
+        pruner.step()
+
+
 def test_an_optimizer_of_another_model_is_refused() -> None:
     model = Net()
     plan = Plan(trace(model, torch.randn(4, 5, 3)), KEPT)
-    with pytest.raises(RecipeError, match=r"'lstm.weight_ih_l0' becomes smaller"):
+    with pytest.raises(RecipeError, match=r"becomes smaller"):
         shrink(model, plan, [torch.optim.SGD(Net().parameters(), lr=0.1)])
+    assert model.lstm.weight_ih_l0.shape == (24, 3)

@@ -1,4 +1,4 @@
-"""The group lasso's penalty, worked out slice by slice in NumPy, and what the steering of λ leads to."""
+"""The group lasso's penalty, worked out slice by slice in NumPy, and where the search for λ leads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reprune.core.budget import Budget
 from reprune.core.layers import Structure
 from reprune.torch import Pruner, trace
 from reprune.torch.apply import named_tensors
-from reprune.torch.training_group_lasso import DEAD, GroupLasso, IssLengths
+from reprune.torch.training_group_lasso import DEAD, FADE, GroupLasso, IssLengths
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent_highway import RecurrentHighway
@@ -77,18 +77,21 @@ def test_length_of_every_structure(stack: tuple[Stack, Structure]) -> None:
         assert sizes[layer][unit] == sum(mask.sum() for mask in masks.values())  # type: ignore[attr-defined]
 
 
-def test_gradient_is_the_direction_of_every_structure(stack: tuple[Stack, Structure]) -> None:
-    """∂/∂w λ Σ_u ‖ISS_u‖ = λ w Σ 1/‖ISS_u‖ over the units u whose structure holds w."""
+@pytest.mark.parametrize(("missing", "share"), [(0.5, 1.0), (FADE / 4, 1 / 4), (-FADE, 0.0)])
+def test_gradient_is_the_direction_of_every_structure(
+    stack: tuple[Stack, Structure], missing: float, share: float
+) -> None:
+    """∂/∂w λ Σ_u ‖ISS_u‖ = λ w Σ 1/‖ISS_u‖ over the units u whose structure holds w; less near the target."""
     model, structure = stack
     lasso = GroupLasso(model, structure, "iss-group-lasso", Budget(0.5), 0, 0)
-    lasso.strength = 0.3
+    lasso.strength, lasso._missing = 0.3, missing
     lasso.loss().backward()
     arrays = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
     expected = {name: np.zeros_like(array) for name, array in arrays.items()}
     for masks in gated(model).values():
         length = np.sqrt(sum((arrays[name][mask] ** 2).sum() for name, mask in masks.items()))  # type: ignore[attr-defined]
         for name, mask in masks.items():  # type: ignore[attr-defined]
-            expected[name] += 0.3 * mask * arrays[name] / length
+            expected[name] += 0.3 * share * mask * arrays[name] / length
     for name, parameter in model.named_parameters():
         found = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
         np.testing.assert_allclose(found, expected[name], rtol=1e-10, atol=1e-14, err_msg=name)
@@ -134,17 +137,19 @@ class Halves(nn.Module):
         return out
 
 
-def test_lambda_is_steered_to_the_ratio() -> None:
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_lambda_is_found_for_the_ratio(scale: float) -> None:
+    """Whether losses are means or sums; and once it is found, no more units follow."""
     torch.manual_seed(0)
     model = Halves()
     pruner = Pruner(model, torch.randn(4, 3, 2), ratio=0.5, method="iss-group-lasso", schedule="after")
     lasso = pruner._work.technique  # type: ignore[union-attr]
     assert isinstance(lasso, GroupLasso)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for step in range(1100):
+    for step in range(1000):
         x = torch.randn(6, 16, 2, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
-        ((model(x)[..., 0] - x.cumsum(0).tanh().sum(-1)).square().mean() + pruner.loss()).backward()
+        (scale * (model(x)[..., 0] - x.cumsum(0).tanh().sum(-1)).square().mean() + pruner.loss()).backward()
         optimizer.step()
         pruner.step()
     assert lasso.gone() == pytest.approx(0.5, abs=1 / 8)

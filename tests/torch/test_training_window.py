@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Structure
+from reprune.core.readings import SplitMoments
+from reprune.core.shrink import shrunk
 from reprune.torch import trace
 from reprune.torch.training_window import PENDING, ROWS, Window
 
@@ -69,3 +71,25 @@ def test_of_large_passes_a_sample_without_bias(structure: Structure) -> None:
     # The standard error of 204,800 draws is about 0.003 for the mean, and 0.006 for the covariance.
     np.testing.assert_allclose(found.mean.numpy(), rows.mean(0).numpy(), atol=0.015)
     np.testing.assert_allclose(found.covariance.numpy(), np.cov(rows.numpy().T, bias=True), atol=0.03)
+
+
+def test_what_was_seen_of_the_units_that_stay(structure: Structure) -> None:
+    """As if the others had never been there: mean, covariance, what consumers read, and moments by class."""
+    rows = torch.randn(60, 3, dtype=torch.float64) + torch.arange(3)
+    stay = [0, 2]
+    window = Window(structure)
+    window.see("lstm:l0", rows[:20])
+    window.settled()
+    window.see("lstm:l0", rows[20:])
+    split = window.readings["head.weight", 1] = SplitMoments("head.weight", 3)
+    split.update(rows)
+    window.classes["lstm:l0"].update(rows, torch.eye(2)[torch.arange(60) % 2])
+    cut = window.cut(shrunk(structure, {"lstm:l0": stay}), {"lstm:l0": stay})
+    assert cut.rows == window.rows
+    left = rows[:, stay].numpy()
+    for moments in (cut.settled()["lstm:l0"], cut.readings["head.weight", 1].merged()):
+        np.testing.assert_allclose(moments.mean.numpy(), left.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(moments.covariance.numpy(), np.cov(left.T, bias=True), rtol=1e-10)
+    between = left[::2].mean(0) - left[1::2].mean(0)
+    within = (left[::2].var(0) + left[1::2].var(0)) / 2
+    np.testing.assert_allclose(cut.classes["lstm:l0"].separability(), between**2 / 4 / within, rtol=1e-10)

@@ -50,9 +50,9 @@ class Budget:
     latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and not 0 <= self.ratio < 1:
+        if self.ratio is not None and not (isinstance(self.ratio, (int, float, np.floating)) and 0 <= self.ratio < 1):
             raise BudgetError(
-                f"ratio={self.ratio} is not a fraction to remove: give a number from 0 (nothing) to under 1."
+                f"ratio={self.ratio!r} is not a fraction to remove: give a number from 0 (nothing) to under 1."
             )
         if self.of not in MEASURES:
             raise BudgetError(f"of={self.of!r} is not a measure: give one of {', '.join(MEASURES)}.")

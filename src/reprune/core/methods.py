@@ -127,9 +127,12 @@ def check_training_method(method: str | Method) -> None:
     Raises:
         RepruneError: When the name is unknown; the known ones are listed.
     """
-    if not isinstance(method, str) or method in TRAINING_METHODS:
+    if isinstance(method, Method) or method in TRAINING_METHODS:
         return
-    preset = next((method.removesuffix(suffix) for suffix in _ADDED if method.endswith(suffix)), method)
+    added = next((suffix for suffix in _ADDED if str(method).endswith(suffix)), "")
+    preset = str(method).removesuffix(added)
+    if preset in TRAINING_METHODS:
+        raise RepruneError(f"{preset!r} acts on the training itself, and takes no compensation: leave {added!r} out.")
     _look_up(preset, {**METHODS, **TRAINING_METHODS}, "method")
 
 

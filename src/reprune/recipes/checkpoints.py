@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from reprune.recipes.folder import replacing
 from reprune.recipes.interrupts import InterruptedRunError, Interrupts
 from reprune.recipes.processes import once
 from reprune.torch.training_distributed import everyone, rank, summed
+
+_PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "pytorch-lightning_version")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,13 +44,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint: tensors and plain data only, so a file from elsewhere cannot run code.
 
         Raises:
-            RecipeError: When it cannot be read.
+            RecipeError: When it cannot be read, or is damaged anywhere.
         """
         try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # PyTorch itself looks at no checksum.
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} in it does not have its checksum")
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            if not isinstance(checkpoint, dict) or not all(checkpoint.get(part) for part in _PARTS):
+                raise zipfile.BadZipFile(f"it does not hold {', '.join(_PARTS)}")
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
             raise RecipeError(
-                f"The checkpoint {path} cannot be read: {error}. Start again in another folder."
+                f"The checkpoint {path} cannot be read: {error}. Delete it and add --resume, to begin this part of the "
+                "run anew, or give --out another folder."
             ) from error
         return checkpoint
 

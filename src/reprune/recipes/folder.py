@@ -51,6 +51,8 @@ class RunFolder:
             write_json(self.path / _OPTIONS, options.to_dict())
         state = self.path / _STATE
         self._state: dict[str, Any] = read_json(state) if state.exists() else {"seconds": {}}
+        if not isinstance(self._state, dict) or not isinstance(self._state.get("seconds"), dict):
+            raise RecipeError(f"{state} does not say what is done: give --out another folder.")
 
     def _check_same(self, options: RunOptions, resume: bool) -> None:
         if not resume:

@@ -37,7 +37,7 @@ def read_words(path: str | Path) -> Iterator[str]:
     try:
         with Path(path).open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else Path(path).open(encoding="utf-8") as lines:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else Path(path).open(encoding="utf-8-sig") as lines:
             for line in lines:
                 yield from line.split()
                 yield END

@@ -14,6 +14,7 @@ from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
 from reprune.torch.apply import named_tensors
+from reprune.torch.observe import watch_written_cells
 from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.watch import hooked, rows, unrolled
@@ -35,7 +36,7 @@ def observe_classes(
     moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            with watch_classes(model, moments, labels(batch)):
+            with watch_classes(model, structure, moments, labels(batch)):
                 call(model, batch, forward)
     return moments
 
@@ -80,12 +81,13 @@ def _members(labels: Any) -> torch.Tensor:
 
 @contextmanager
 def watch_classes(
-    model: nn.Module, moments: Mapping[str, ClassMoments], labels: Any, most: int | None = None
+    model: nn.Module, structure: Structure, moments: Mapping[str, ClassMoments], labels: Any, most: int | None = None
 ) -> Iterator[None]:
     """Within this context, forward passes account for the responses to sequences of these classes.
 
     Args:
         model: The model.
+        structure: What `trace` found in it.
         moments: By layer, what is added to.
         labels: Classes of the sequences of every pass (see `Labels`).
         most: Of more responses of a layer in a pass, that many are drawn at random.
@@ -101,6 +103,7 @@ def watch_classes(
                     watcher.see(name, output[0] if isinstance(output, tuple) else output, None)
 
                 stack.enter_context(hooked(module, see))
+        stack.enter_context(watch_written_cells(model, structure, lambda name, found: watcher.see(name, found, None)))
         yield
 
 

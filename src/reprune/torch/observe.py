@@ -91,7 +91,7 @@ def watch_responses(model: nn.Module, structure: Structure, see: See) -> Iterato
                     stack.enter_context(_watch_module(module, path, see))
                 elif isinstance(module, nn.RNNCellBase):
                     stack.enter_context(_watch_cell(module, f"{path}:l0", see))
-        stack.enter_context(_watch_written_cells(model, structure, see))
+        stack.enter_context(watch_written_cells(model, structure, lambda name, found: see(name, rows(found))))
         yield
 
 
@@ -126,8 +126,8 @@ def _watch_cell(module: nn.RNNCellBase, name: str, see: See) -> Iterator[None]:
 
 
 @contextmanager
-def _watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
-    """Cells written by hand show their state where the weight that feeds it back reads it."""
+def watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
+    """Cells written by hand show their state where the weight that feeds it back reads it: `see(layer, … × units)`."""
     with ExitStack() as stack:
         for name, layer in structure.layers.items():
             if layer.cell != "custom":
@@ -145,6 +145,6 @@ def _watch_written_cells(model: nn.Module, structure: Structure, see: See) -> It
 
 def _watch_input(name: str, see: See, positions: torch.Tensor) -> Callable[..., None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        see(name, rows(args[0])[:, positions.to(args[0].device)])
+        see(name, args[0].detach()[..., positions.to(args[0].device)])
 
     return watch

@@ -39,6 +39,16 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     return model(batch)
 
 
+def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward | None]:
+    """The arguments of a pass as a batch, by name where some are, and the `forward` that it takes, if it takes one."""
+    if not kwargs:
+        return args, None
+    parameters = list(python_inspect.signature(model.forward).parameters.values())[: len(args)]
+    if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        return {**dict(zip([parameter.name for parameter in parameters], args, strict=True)), **kwargs}, None
+    return (args, kwargs), lambda module, batch: module(*batch[0], **batch[1])
+
+
 def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Structure:
     """Run the model once on an example and find where its hidden units live.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -12,25 +13,29 @@ from torch.optim import Optimizer
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel, Measure
+from reprune.core.decide import decide
 from reprune.core.errors import RecipeError
+from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
-from reprune.core.methods import Method, check_training_method
+from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
 from reprune.core.shrink import shrunk, within
-from reprune.torch.apply import apply, named_tensors
-from reprune.torch.trace import record
+from reprune.torch.apply import apply, check, named_tensors
+from reprune.torch.trace import as_batch, record
 from reprune.torch.training_distributed import agreed, processes, shared
 from reprune.torch.training_gates import NeuronSelection
 from reprune.torch.training_group_lasso import GroupLasso
 from reprune.torch.training_selection import Selection
-from reprune.torch.training_shrink import shrink
-from reprune.torch.training_technique import Hooks, Technique
+from reprune.torch.training_shrink import check_optimizers, shrink
+from reprune.torch.training_technique import Hooks, Technique, uncompiled
 from reprune.torch.unwrap import unwrap
 from reprune.torch.verify import rehearse
 
 TECHNIQUES: dict[str, type[Technique]] = {"iss-group-lasso": GroupLasso, "neuron-selection": NeuronSelection}
 """What runs the methods of `TRAINING_METHODS`; all other methods select."""
+_OBSERVED: WeakSet[nn.Module] = WeakSet()
+"""Models that have a pruner: two would each stand in the other's way."""
 
 
 class Pruner:
@@ -49,19 +54,22 @@ class Pruner:
         of: What the fraction is of.
         method: How units are chosen: one of `METHODS` that looks at weights and responses, or of `TRAINING_METHODS`.
         schedule: When: `after`, `soft:S`, `fractional:S` or `gradual:S`, S being optimiser steps.
-        optimizer: The optimiser of the model, or several; only `gradual` needs it.
+        optimizer: The optimiser of the model, or several; only `gradual` needs it. It may keep what has the axes of the
+            weights, as Adam and momentum do, or sums over some, as Adafactor does.
         total_steps: Optimiser steps of the whole training; only `fractional` and `gradual` need it.
         exclude: Globs of layers to leave alone.
         min_units: Units that every layer keeps at least.
         round_to: Units kept are a multiple of this.
-        forward: Replaces `model(example)`.
+        forward: Replaces `model(example)`; where no example is given, passes are taken as they come.
         seed: Seed of the method's randomness.
 
     Attributes:
         plan: Which units of the model that came in stay, by the latest selection; None before the first.
 
     Raises:
-        RecipeError: Method, schedule and what is given do not go together.
+        RecipeError: Method, schedule and what is given do not go together, or the model has a `Pruner` already.
+        BudgetError: Ratio, bounds and the model's layers do not go together.
+        UnsupportedModelError: The model has no layer that can be pruned.
 
     Example:
         >>> pruner = Pruner(model, ratio=0.5, method="iss-gm", schedule="soft:200")   # doctest: +SKIP
@@ -98,23 +106,29 @@ class Pruner:
         self._method = method
         self._budget = Budget(ratio, of, min_units, round_to)
         self._exclude = tuple(exclude)
-        self._forward = forward
         self._seed = seed
         self._work: _Work | None = None
         self._waiting: Any = None
-        check_training_method(method)
+        self._finished = False
+        self._labels: Any = None
+        self._loss_taken = False
+        self._technique = _technique(method)
+        self._check_arguments()
         if example is not None:
             self._trace(example, forward)
         else:
             self._waiting = self.model.register_forward_pre_hook(
-                lambda module, args, kwargs: self._first_pass(module, args, kwargs), with_kwargs=True
+                uncompiled(lambda module, args, kwargs: self._first_pass(module, args, kwargs)),
+                with_kwargs=True,
             )
+        _OBSERVED.add(self.model)
 
     def loss(self) -> torch.Tensor:
         """The term that the method adds to the training loss: 0 for methods that add none."""
+        self._loss_taken = True
         if self._work is None:
             return torch.zeros((), device=next(self.model.parameters()).device)
-        return self._work.technique.loss()
+        return self._ready().technique.loss()
 
     def label(self, classes: Any) -> None:
         """Tell the classes of the sequences in the coming forward pass, to methods that look at them.
@@ -122,6 +136,7 @@ class Pruner:
         Args:
             classes: Class numbers (sequences), or ones and zeros (sequences × classes).
         """
+        self._labels = classes
         if self._work is not None:
             self._work.technique.labels = classes
 
@@ -129,10 +144,13 @@ class Pruner:
         """Count an optimiser step; when the schedule says so, select units, and silence or remove them.
 
         Raises:
-            RecipeError: The schedule needs something that was not given, or the model has not run yet.
+            RecipeError: The schedule needs something that was not given, the model has not run yet, the method's term
+                was left out of the loss, or the pruner is finished.
         """
         self._check_given()
         work = self._ready()
+        if self.steps == 0:
+            self._check_first_step()
         self.steps += 1
         progress = min(self.steps / self.total_steps, 1.0) if self.total_steps else 0.0
         share, factor = self.schedule.share(progress), self.schedule.factor(progress)
@@ -155,7 +173,7 @@ class Pruner:
         its weights, but for the gates that `neuron-selection` folds into them.
 
         Raises:
-            RecipeError: The model has not run yet.
+            RecipeError: The model has not run yet, or the pruner is finished already.
         """
         work = self._ready()
         plan = work.final if work.hooks.training_passes == 0 else None
@@ -163,10 +181,12 @@ class Pruner:
         self.close()
         work.technique.finish(plan)
         self.plan = self._original(work, plan)
+        self._finished = True
         return apply(self.model, plan)
 
     def close(self) -> None:
-        """Stop observing the model."""
+        """Stop observing the model; another `Pruner` may take it."""
+        _OBSERVED.discard(self.model)
         if self._waiting is not None:
             self._waiting.remove()
         if self._work is not None:
@@ -175,10 +195,11 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the model and the optimiser; plain data and tensors."""
         work = self._work
+        state = {"steps": self.steps, "method": str(self._method), "structure": None}
         if work is None:
-            return {"steps": self.steps, "structure": None}
+            return state
         return {
-            "steps": self.steps,
+            **state,
             "structure": Plan(self.structure, _whole(self.structure)).to_json(),
             # States that a caller carries may still have the size before.
             "sizes": [{name: list(units) for name, units in size.items()} for size in (work.before, work.units)],
@@ -189,13 +210,32 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. With `gradual`, load this first: the model takes its later size here."""
+        """Go on where `state_dict` was taken. With `gradual`, load this first: the model takes its later size here.
+
+        Raises:
+            RecipeError: The state is of a pruner with another method, or of another model.
+            PlanError: The state is of another model.
+        """
+        if state.get("method") != str(self._method):
+            raise RecipeError(
+                f"The state is of a Pruner with method={state.get('method')!r}, not {str(self._method)!r}: make the "
+                "Pruner as the one that was saved."
+            )
         self.steps = int(state["steps"])
         if state["structure"] is None:
             return
+        saved = Plan.from_json(state["structure"])
         if self._work is None:
-            self._start(Plan.from_json(state["structure"]).structure)
+            check(self.model, saved)
+            self._start(saved.structure)
         work = self._ready()
+        if saved.structure != self.structure or any(
+            set(state["sizes"][-1][n]) - set(work.units[n]) for n in work.units
+        ):
+            raise RecipeError(
+                "The state is of a model with other layers or more units, or of a Pruner with another exclude=: build "
+                "model and Pruner as those that were saved, then load the state."
+            )
         for size in state["sizes"] if state["sizes"][-1] != work.units else ():
             here = {name: [work.units[name].index(unit) for unit in units] for name, units in size.items()}
             self._shrink(work, Plan(work.technique.structure, here))
@@ -209,8 +249,8 @@ class Pruner:
 
     def _first_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self.model and self._work is None:
-            forward = self._forward or (lambda module, batch: module(*batch[0], **batch[1]))
-            self._trace((args, kwargs), forward)
+            self._trace(*as_batch(model, args, kwargs))
+            self._ready().hooks.before(model)  # In this pass, hooks that are new are not called before it.
 
     def _trace(self, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
         found = record(self.model, example, forward)
@@ -220,16 +260,33 @@ class Pruner:
         if self._waiting is not None:
             self._waiting.remove()
         self.structure = structure
-        kind = TECHNIQUES.get(self._method, Selection) if isinstance(self._method, str) else Selection
-        technique = kind(self.model, structure, self._method, self._budget, self.schedule.every, self._seed)
+        # Whether anything can be pruned, and this much, shows now and not when the training is over.
+        decide(Evidence(structure, {}), self._budget, "random")
+        technique = self._technique(self.model, structure, self._method, self._budget, self.schedule.every, self._seed)
+        technique.labels = self._labels
         self._work = _Work(technique, Hooks(self.model, technique), _whole(structure), _whole(structure))
 
     def _ready(self) -> _Work:
+        if self._finished:
+            raise RecipeError("This pruner is finished: make another one to prune further.")
         if self._work is None:
             raise RecipeError(
                 "The pruner has not seen the model run: run a forward pass before step(), or give Pruner an example."
             )
         return self._work
+
+    def _check_arguments(self) -> None:
+        if self._budget.ratio is None:
+            raise RecipeError("ratio=None: give the fraction to remove.")
+        if self.total_steps is not None and not (isinstance(self.total_steps, int) and self.total_steps > 0):
+            raise RecipeError(f"total_steps={self.total_steps!r} is not a number of optimiser steps: give one from 1.")
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, Optimizer):
+                raise RecipeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer: give the model's own.")
+        if self.model in _OBSERVED:
+            raise RecipeError(
+                "The model has a Pruner already: call its finish() or close() before you make another one."
+            )
 
     def _check_given(self) -> None:
         if self.schedule.needs_total and not self.total_steps:
@@ -247,6 +304,18 @@ class Pruner:
                 f"schedule={str(self.schedule)!r} replaces parameters while training, which DistributedDataParallel "
                 "cannot follow: give another one, such as 'soft:200', or train in one process."
             )
+
+    def _check_first_step(self) -> None:
+        if self._technique.adds_loss and not self._loss_taken:
+            raise RecipeError(
+                f"method={str(self._method)!r} adds a term to the loss, which was not asked for: use "
+                "(loss + pruner.loss()).backward() in every step."
+            )
+        if self.schedule.shrinks:
+            tensors = named_tensors(self.model)
+            free = {slot.tensor for name in self.structure.prunable for slot in self.structure.slots_of(name)}
+            trained = {name: tensors[name] for name in sorted(free) if tensors[name].requires_grad}
+            check_optimizers(trained, self.optimizers)
 
     # -- what it decides -----------------------------------------------------------------------------------------------
 
@@ -288,6 +357,24 @@ class _Work:
     units: dict[str, list[int]]
     before: dict[str, list[int]]
     final: Plan | None = None
+
+
+def _technique(method: str | Method) -> type[Technique]:
+    """What runs a method.
+
+    Raises:
+        RepruneError: When the name is unknown.
+        RecipeError: When the method looks at what a training's forward passes do not show.
+    """
+    check_training_method(method)
+    if isinstance(method, str) and method in TECHNIQUES:
+        return TECHNIQUES[method]
+    if get_method(method).needs_loss:
+        raise RecipeError(
+            f"method={method!r} needs gradients of a loss, which forward passes do not show: give one that looks at "
+            "weights and responses, such as 'iss-gm', or call reprune.torch.prune() when training is over."
+        )
+    return Selection
 
 
 def _whole(structure: Structure) -> dict[str, list[int]]:

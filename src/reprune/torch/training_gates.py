@@ -5,20 +5,21 @@ L. Wen et al., "Structured Pruning of Recurrent Neural Networks through Neuron S
 through L0 Regularization", ICLR 2018. A unit's gate multiplies what every consumer reads of it: the next layer's input,
 the layer's own recurrence, the output. A gate of zero is the masked model, so that closed gates can be cut out exactly.
 
-The expected size is held at the target by an augmented Lagrangian, μ₁ d + μ₂ d² with d = target − expected fraction
-removed, whose multipliers rise with d (Wang, Wohlwend and Lei, "Structured Pruning of Large Language Models", EMNLP
-2020).
+The expected size is held at the target by an exact penalty (Nocedal and Wright, "Numerical Optimization", 2006, section
+17.2), μ |d| with d = target − expected fraction removed, rounded off where |d| is small. μ grows until the target is
+met, whatever the size of the training's own loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import log
+from math import exp, log
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import huber_loss
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
@@ -35,8 +36,12 @@ START = 2.0
 """First log α: nearly open."""
 RATE = 0.05
 """Adam's step size for the gates."""
-MULTIPLIER_RATE = 0.05
-"""Growth of the multipliers per step and unit of d."""
+START_STRENGTH = 0.01
+"""First μ."""
+GROWTH = 0.02
+"""Growth of log μ per step while the target is missed: tenfold in 115 steps."""
+SLACK = 0.02
+"""|d| below which the penalty is rounded off, and to which the target is met."""
 
 
 def open_probability(log_alpha: torch.Tensor) -> torch.Tensor:
@@ -66,6 +71,8 @@ class NeuronSelection(Technique):
     Passes in training mode draw the gates at random, others take them without noise.
     """
 
+    adds_loss = True
+
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
     ) -> None:
@@ -74,7 +81,7 @@ class NeuronSelection(Technique):
         self._cost = CostModel(structure)
         self._total = self._cost(budget.of, structure.counts())
         self._target = budget.ratio or 0.0
-        self.multipliers = (0.0, 0.0)
+        self.strength = START_STRENGTH
         self._settle(structure, torch.full((UnitIndex(structure).size,), START, device=self.device))
 
     def _settle(self, structure: Structure, log_alpha: torch.Tensor) -> None:
@@ -91,11 +98,10 @@ class NeuronSelection(Technique):
         self._optimizer = torch.optim.Adam([self.log_alpha], lr=RATE)
 
     def loss(self) -> torch.Tensor:
-        """μ₁ d + μ₂ d². See `Technique.loss`."""
+        """μ (|d| − SLACK / 2), or μ d² / (2 SLACK) where |d| < SLACK. See `Technique.loss`."""
         self._follow()
         missing = self._missing()
-        linear, square = self.multipliers
-        return linear * missing + square * missing**2
+        return self.strength / SLACK * huber_loss(missing, torch.zeros_like(missing), delta=SLACK)
 
     def expected_removed(self) -> torch.Tensor:
         """Expected fraction of the budget's measure that closed gates remove, with a gradient."""
@@ -109,15 +115,14 @@ class NeuronSelection(Technique):
         return self._target - self.expected_removed()
 
     def stepped(self, steps: int, share: float) -> None:
-        """Let the gates and the multipliers take a step as well. See `Technique.stepped`."""
+        """Let the gates take a step as well, and μ grow. See `Technique.stepped`."""
         self._target = share * (self.budget.ratio or 0.0)
         average_gradients([self.log_alpha])
         if self.log_alpha.grad is not None and bool(self.log_alpha.grad.isfinite().all()):
             self._optimizer.step()
         self._optimizer.zero_grad()
         missing = float(self._missing().detach())
-        linear, square = self.multipliers
-        self.multipliers = (linear + MULTIPLIER_RATE * missing, square + MULTIPLIER_RATE * missing**2)
+        self.strength *= exp(GROWTH * min(max(missing / SLACK - 1, 0.0), 1.0))
 
     @contextmanager
     def around(self, training: bool) -> Iterator[None]:
@@ -177,7 +182,7 @@ class NeuronSelection(Technique):
         return {
             "log_alpha": self.log_alpha.detach(),
             "optimizer": self._optimizer.state_dict(),
-            "multipliers": list(self.multipliers),
+            "strength": self.strength,
             "target": self._target,
             "generator": self._generator.get_state(),
         }
@@ -187,8 +192,7 @@ class NeuronSelection(Technique):
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         self._optimizer.load_state_dict(state["optimizer"])
-        linear, square = state["multipliers"]
-        self.multipliers = (float(linear), float(square))
+        self.strength = float(state["strength"])
         self._target = float(state["target"])
         self._generator.set_state(state["generator"].cpu())
 

@@ -5,8 +5,9 @@ W. Wen et al., "Learning Intrinsic Sparse Structures within Long Short-Term Memo
 operator has no closed form; the penalty is therefore differentiated (its subgradient at zero is 0) and goes through the
 training's own optimiser, as in the paper. Units that are as good as zero are removed at the end by the plan.
 
-The paper tries values of λ until the size is right. Here λ is steered while the model trains: it grows while fewer
-units are as good as zero than the ratio asks for, and falls when there are more.
+The paper tries values of λ until the size is right. Here λ is found while the model trains: it grows until as many
+units are as good as zero as the ratio asks for. Units go on shrinking for a while after λ is large enough, so close to
+the target the penalty on those that are left fades out; those that are gone it holds where they are.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from reprune.torch.training_technique import Technique, UnitIndex
 
 START = 1e-4
 """First λ."""
-GAIN = 0.02
-"""Growth of log λ per step, for each part of the model that is missing from the target."""
+GROWTH = 0.015
+"""Growth of log λ per step, until the target is near: tenfold in 150 steps."""
+FADE = 0.05
+"""Fraction of the budget's measure over which the penalty fades out: before the target on units that are left, beyond
+it on those that are gone, too, so that some come back."""
 DEAD = 0.1
 """A unit counts as gone when its structure is shorter than this fraction of the mean length at the start. An optimiser
 with steps of one size, such as Adam, keeps weights that want to be zero at about the size of its step."""
@@ -38,34 +42,42 @@ with steps of one size, such as Adam, keeps weights that want to be zero at abou
 class GroupLasso(Technique):
     """λ Σ_u ‖ISS_u‖₂ over all units that can be removed, coupled units together, with λ found for the ratio."""
 
+    adds_loss = True
+
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
     ) -> None:
         super().__init__(model, structure, method, budget, every, seed)
         self.strength = START
+        self._missing = 1.0
         self._cost = CostModel(structure)
         self._total = self._cost(budget.of, structure.counts())
         self._lengths = IssLengths(structure)
-        self._start = self._lengths(named_tensors(model)).detach()
+        with torch.no_grad():
+            self._start = self._lengths(named_tensors(model))
         self._now = self._start
 
     def loss(self) -> torch.Tensor:
-        """λ times the sum of the lengths. See `Technique.loss`."""
+        """λ times the sum of the lengths, each faded out near the target. See `Technique.loss`."""
         lengths = self._lengths(named_tensors(self.model))
         self._now = lengths.detach()
-        return self.strength * lengths.sum()
+        left, gone = _clipped(self._missing / FADE), _clipped(self._missing / FADE + 1)
+        return self.strength * torch.where(self._alive(), left * lengths, gone * lengths).sum()
 
     def stepped(self, steps: int, share: float) -> None:
-        """Steer λ. See `Technique.stepped`."""
-        target = share * (self.budget.ratio or 0.0)
-        self.strength *= exp(GAIN * (target - self.gone()))
+        """Let λ grow. See `Technique.stepped`."""
+        self._missing = share * (self.budget.ratio or 0.0) - self.gone()
+        self.strength *= exp(GROWTH * _clipped(self._missing / FADE))
 
     def gone(self) -> float:
         """Fraction of the budget's measure that units as good as zero hold."""
-        alive = self._lengths.index.by_layer(self._now > DEAD * self._start.to(self._now.device).mean())
+        alive = self._lengths.index.by_layer(self._alive())
         counts = self.structure.counts()
         counts.update({name: max(int(units.sum()), 1) for name, units in alive.items()})
         return 1.0 - self._cost(self.budget.of, counts) / self._total
+
+    def _alive(self) -> torch.Tensor:
+        return self._now > DEAD * self._start.to(self._now.device).mean()
 
     def decide(self, budget: Budget) -> Plan:
         """The shortest go, by the root mean square of their weights. See `Technique.decide`."""
@@ -81,11 +93,16 @@ class GroupLasso(Technique):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Technique.state_dict`."""
-        return {"strength": self.strength, "start": self._start, "now": self._now}
+        return {"strength": self.strength, "missing": self._missing, "start": self._start, "now": self._now}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Technique.load_state_dict`."""
-        self.strength, self._start, self._now = float(state["strength"]), state["start"], state["now"]
+        self.strength, self._missing = float(state["strength"]), float(state["missing"])
+        self._start, self._now = state["start"], state["now"]
+
+
+def _clipped(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 class IssLengths:

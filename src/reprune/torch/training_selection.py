@@ -36,22 +36,13 @@ WINDOW = 200
 
 
 class Selection(Technique):
-    """Scores units as `reprune.plan` does, on the responses of the latest training passes.
-
-    Raises:
-        RecipeError: The method needs gradients of a loss, which forward passes do not show.
-    """
+    """Scores units as `reprune.plan` does, on the responses of the latest training passes."""
 
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
     ) -> None:
         super().__init__(model, structure, method, budget, every, seed)
         self._method = get_method(method)
-        if self._method.needs_loss:
-            raise RecipeError(
-                f"method={method!r} needs gradients of a loss, which forward passes do not show: give one that looks "
-                "at weights and responses, such as 'iss-gm', or call reprune.torch.prune() when training is over."
-            )
         self._observes = self._method.needs_statistics or self._method.needs_labels
         self._passes = 0
         self._window, self._last = Window(structure), Window(structure)
@@ -66,10 +57,14 @@ class Selection(Technique):
         """Look at a pass of training, if it is its turn. See `Technique.around`."""
         watched = training and self._observes
         due = watched and self._passes % max((self.every or WINDOW) // PASSES, 1) == 0
+        if due and self._passes == 0:
+            self._window = Window(self.structure)  # What is in it was seen before the model shrank.
         self._passes += watched
         with ExitStack() as stack:
             if due and self._method.needs_labels:
-                stack.enter_context(watch_classes(self.model, self._window.classes, self._labelled(), ROWS))
+                stack.enter_context(
+                    watch_classes(self.model, self.structure, self._window.classes, self._labelled(), ROWS)
+                )
             if due and self._method.needs_readings:
                 self._window.to(self.device)
                 stack.enter_context(watch_readings(self.model, self.structure, self._window.readings))
@@ -92,6 +87,11 @@ class Selection(Technique):
         # A window that has just begun says little; the one before it is nearly as fresh.
         last, window = self._last, self._window
         window = window.merged(last) if summed(window.rows) < summed(last.rows) else window
+        if self._observes and not summed(window.rows):
+            raise RecipeError(
+                f"method={self.method!r} looks at responses, and no layer has shown any: run the model itself forward, "
+                "in training mode (model.train()), before units are selected."
+            )
         window = window.reduced(self.device) if self._observes else window
         found: dict[str, Moments] = dict(window.statistics) if self._method.needs_statistics else {}
         read: tuple[Reading, ...] = ()
@@ -109,7 +109,8 @@ class Selection(Technique):
     def shrunk(self, structure: Structure, kept: Any) -> None:
         """See `Technique.shrunk`."""
         self.structure = structure
-        self._last, self._window, self._passes = Window(structure), Window(structure), 0
+        # Until the smaller model runs, what is known of its units is what they did before.
+        self._last, self._window, self._passes = Window(structure), self._window.cut(structure, kept), 0
 
     def state_dict(self) -> dict[str, Any]:
         """See `Technique.state_dict`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,16 +23,41 @@ def shrink(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> Non
     layers end with different sizes changes its class to `RaggedLSTM`, `RaggedGRU` or `RaggedRNN`.
 
     Raises:
-        RecipeError: A parameter that shrinks is in none of the optimisers. (There may be no optimiser yet.)
+        RecipeError: As `check_optimizers` does, before anything has changed. (There may be no optimiser yet.)
     """
     before = named_tensors(model)
+    cuts = _cuts(plan)
+    trained = [name for name in cuts if before[name].requires_grad] if optimizers else []
+    check_optimizers({name: before[name] for name in trained}, optimizers)
     small = apply(model, plan)
     after = named_tensors(small)
-    cuts = _cuts(plan)
     _move_in(model, small, {id(after[name]): before[name] for name in after if name not in cuts and name in before})
-    for name in cuts if optimizers else ():
-        if isinstance(before[name], nn.Parameter) and before[name].requires_grad:
-            _replace(before[name], after[name], cuts[name], optimizers, name)
+    for name in trained:
+        _replace(before[name], after[name], cuts[name], optimizers)
+
+
+def check_optimizers(parameters: Mapping[str, torch.Tensor], optimizers: Sequence[Optimizer]) -> None:
+    """Raise unless these parameters can become smaller in the optimisers.
+
+    Raises:
+        RecipeError: One of them is in none of the optimisers, or an optimiser keeps something for a parameter that has
+            other axes than the parameter itself.
+    """
+    held = {id(p): p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in parameters.items():
+        if id(parameter) not in held:
+            raise RecipeError(
+                f"{name!r} becomes smaller, but the optimizer does not hold it: give the Pruner the optimizer of this "
+                "model, or set requires_grad to False where it is not trained."
+            )
+    for optimizer in optimizers:
+        for parameter in held.values():
+            odd = [key for key, value in optimizer.state.get(parameter, {}).items() if not _fits(value, parameter)]
+            if odd:
+                raise RecipeError(
+                    f"{type(optimizer).__name__} keeps {odd[0]!r}, which cannot be cut with the weights: give another "
+                    "optimizer, or a schedule under which the model keeps its size, such as 'soft:200'."
+                )
 
 
 def _cuts(plan: Plan) -> dict[str, list[tuple[int, torch.Tensor]]]:
@@ -74,30 +99,30 @@ def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) 
 
 
 def _replace(
-    old: torch.Tensor,
-    new: torch.Tensor,
-    cuts: list[tuple[int, torch.Tensor]],
-    optimizers: Iterable[Optimizer],
-    name: str,
+    old: torch.Tensor, new: torch.Tensor, cuts: list[tuple[int, torch.Tensor]], optimizers: Iterable[Optimizer]
 ) -> None:
-    """Put a smaller parameter in the place of another in an optimiser, and cut what the optimiser keeps for it."""
+    """Put a smaller parameter in the place of another in its optimisers, and cut what they keep for it."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            for index, parameter in enumerate(group["params"]):
-                if parameter is old:
-                    group["params"][index] = new
-                    if old in optimizer.state:
-                        kept = optimizer.state.pop(old)
-                        optimizer.state[new] = {key: _cut(value, old, cuts) for key, value in kept.items()}
-                    return
-    raise RecipeError(
-        f"{name!r} becomes smaller, but the optimizer does not hold it: give the Pruner the optimizer of this model."
+            group["params"][:] = [new if parameter is old else parameter for parameter in group["params"]]
+        if old in optimizer.state:
+            kept = optimizer.state.pop(old)
+            optimizer.state[new] = {key: _cut(value, cuts) for key, value in kept.items()}
+
+
+def _fits(value: object, like: torch.Tensor) -> bool:
+    """Whether a value is a count of steps, say, or has the axes of a parameter, some of which may be summed up."""
+    if not isinstance(value, torch.Tensor):
+        return not isinstance(value, (list, tuple, dict))
+    return value.numel() == 1 or (
+        value.ndim == like.ndim and all(size in (1, whole) for size, whole in zip(value.shape, like.shape, strict=True))
     )
 
 
-def _cut(value: object, like: torch.Tensor, cuts: list[tuple[int, torch.Tensor]]) -> object:
-    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
-        return value  # A count of steps, say.
+def _cut(value: object, cuts: list[tuple[int, torch.Tensor]]) -> object:
+    if not isinstance(value, torch.Tensor):
+        return value
     for axis, stay in cuts:
-        value = value.index_select(axis, stay.to(value.device))
+        if value.ndim > axis and value.shape[axis] > 1:
+            value = value.index_select(axis, stay.to(value.device))
     return value

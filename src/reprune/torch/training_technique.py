@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +34,11 @@ class Technique(ABC):
         seed: Seed of its randomness.
 
     Attributes:
+        adds_loss: Whether it works through a term of the training loss.
         labels: Classes of the sequences in the coming forward pass, if they were told.
     """
+
+    adds_loss: ClassVar[bool] = False
 
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int
@@ -93,6 +96,11 @@ class Technique(ABC):
         return replace(plan, method=str(self.method))
 
 
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that `torch.compile` leaves alone: it would compile the tracer."""
+    return torch.compiler.disable(hook)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class Hooks:
     """Lets a technique stand around every forward pass of a model, but not around those of its copies."""
 
@@ -102,11 +110,12 @@ class Hooks:
         self._open: list[ExitStack] = []
         # Functions, not methods: a copy of the model then shares them instead of copying this object.
         self._handles = (
-            model.register_forward_pre_hook(lambda module, _: self._before(module)),
-            model.register_forward_hook(lambda module, *_: self._after(module), always_call=True),
+            model.register_forward_pre_hook(uncompiled(lambda module, _: self.before(module))),
+            model.register_forward_hook(uncompiled(lambda module, *_: self._after(module)), always_call=True),
         )
 
-    def _before(self, model: nn.Module) -> None:
+    def before(self, model: nn.Module) -> None:
+        """Stand around the pass that begins."""
         if model is self._model:
             self._open.append(ExitStack())
             self.training_passes += model.training

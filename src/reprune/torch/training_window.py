@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from reprune.core.class_moments import ClassMoments
@@ -76,6 +77,37 @@ class Window:
             both.readings[key] = pairs[pair]
         return both
 
+    def cut(self, structure: Structure, kept: Mapping[str, list[int]]) -> Window:
+        """What was seen of the units that stay, as if the model had lost the others before.
+
+        Args:
+            structure: What is left.
+            kept: Sorted indices of the units that stay, for every layer.
+        """
+        units = {name: range(layer.units) for name, layer in self._structure.layers.items()}
+        removed = {name: sorted({*units[name]} - {*kept[name]}) for name in units}
+        stay = {
+            (slot.tensor, slot.axis): np.setdiff1d(np.arange(slot.size), slot.positions(removed)).tolist()
+            for slot in self._structure.slots
+        }
+        state = self.state()
+        small = Window(structure)
+        small.restore(
+            {
+                "responses": {name: _part(moments, kept[name]) for name, moments in state["responses"].items()},
+                "pending": {name: rows[:, kept[name]] for name, rows in state["pending"].items()},
+                "readings": [
+                    {**entry, "halves": [_part(half, stay[tuple(entry["keys"][0])]) for half in entry["halves"]]}
+                    for entry in state["readings"]
+                ],
+                "classes": {
+                    name: {key: value[..., kept[name]] if value.ndim == 2 else value for key, value in moments.items()}
+                    for name, moments in state["classes"].items()
+                },
+            }
+        )
+        return small
+
     def reduced(self, device: torch.device) -> Window:
         """What all processes have seen, exchanged in the same order by each."""
         other = Window(self._structure)
@@ -134,3 +166,11 @@ class Window:
     def _all(self) -> list[Moments]:
         splits = {id(split): split for split in self.readings.values()}
         return [*self.statistics.values(), *(half for split in splits.values() for half in split.halves)]
+
+
+def _part(moments: Mapping[str, Any], features: list[int]) -> dict[str, Any]:
+    """The state of the moments of some features alone."""
+    if not moments["count"]:
+        return dict(moments)
+    mean, scatter = moments["mean"], moments["scatter"]
+    return {"count": moments["count"], "mean": mean[features], "scatter": scatter[features][:, features]}

@@ -163,9 +163,11 @@ def responses(structure: Structure, readings: dict[Axis, SplitMoments], name: st
     """Moments of a layer's responses, taken from the weight through which it reads its own units."""
     moments = Moments(name, structure.layers[name].units)
     own = {slot.tensor for slot in structure.slots_of(name, "own")}
+    path, layer, *projection = name.split(":")
+    # A cell's units are read by the projection, if there is one; what is projected comes back in.
+    inside = own | {f"{path}.weight_{'hh' if projection else 'hr'}_{layer}"}
     for slot in structure.slots_of(name, "reads"):
-        inside = slot.tensor in own or slot.tensor.startswith(name.split(":")[0] + ".weight_hr")
-        if inside and (slot.tensor, slot.axis) in readings:
+        if slot.tensor in inside and (slot.tensor, slot.axis) in readings:
             places = np.concatenate([s.start + np.arange(s.units) for s in slot.spans if s.layer == name])
             state = readings[slot.tensor, slot.axis].merged().state()
             if state["count"]:

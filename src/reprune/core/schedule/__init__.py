@@ -31,7 +31,7 @@ def parse_schedule(text: str | Schedule) -> Schedule:
     """
     if isinstance(text, Schedule):
         return text
-    kind, colon, every = text.partition(":")
+    kind, colon, every = str(text).partition(":")
     for form, schedule in SCHEDULES.items():
         if form == kind + colon + "S" * bool(colon):
             if not colon:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from reprune.core.errors import UnsupportedModelError
+from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.keras.configuration import loose_weights, sublayers
 from reprune.keras.positional import Arguments
 from reprune.keras.symbolic import followed, symbolic
@@ -195,15 +195,10 @@ def check_keras(model: Any) -> None:
     """Raise an `UnsupportedModelError` for what is no Keras 3 model, saying how to get one."""
     if isinstance(model, keras.Model):
         return
-    origin = type(model).__module__.split(".")[0]
-    if origin in ("tf_keras", "tensorflow") or not keras.__version__.startswith("3"):
-        raise UnsupportedModelError(
-            f"{type(model).__module__}.{type(model).__name__} is not a Keras 3 model: reprune needs Keras 3 "
-            "(TensorFlow 2.16 or later). Save its weights with model.save_weights('model.weights.h5'), build the same "
-            "architecture from keras.layers of Keras 3, and load them there with load_weights; a legacy .h5 file opens "
-            "with reprune.keras.load_model. A SavedModel holds no layers and cannot be pruned."
-        )
-    raise UnsupportedModelError(f"{type(model).__module__}.{type(model).__name__} is not a keras.Model.")
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if name.split(".")[0] in ("tf_keras", "tensorflow"):
+        raise keras_2_error(name)
+    raise UnsupportedModelError(f"{name} is not a keras.Model.")
 
 
 def array(value: Any) -> Any:

@@ -217,7 +217,8 @@ def cosine(x: Any) -> Any:
 
 
 def matrix_product(x: Any) -> Any:
-    return L.Dense(2)(K.dot(lstm(6)(x), K.transpose(L.GRU(6)(x))))
+    others = L.GRU(6, return_sequences=True)(x)[0]
+    return L.Dense(2)(K.dot(lstm(6)(x), K.transpose(others)))
 
 
 def zero_states(x: Any) -> Any:
@@ -232,7 +233,8 @@ def masked_concatenation(x: Any) -> Any:
 
 def lengths(x: Any) -> Any:
     h = lstm(6, activation="relu")(x)
-    return L.Dense(2)(L.Concatenate()([K.normalize(h), K.norm(h, axis=-1, keepdims=True), K.cumsum(h, axis=1)]))
+    length = K.sqrt(K.sum(K.square(h), axis=-1, keepdims=True))
+    return L.Dense(2)(L.Concatenate()([K.normalize(h), length, K.cumsum(h, axis=1)]))
 
 
 def parts_of_time(x: Any) -> Any:

@@ -67,7 +67,8 @@ def attentive_decoder(x: Any, encoder: Any, query: Any, cell: Any, head: Any) ->
 def of_tensorflow(x: Any, both: Any, other: Any, head: Any) -> Any:
     h, g = both(x), other(tf.reverse(x, axis=[1]))
     last = tf.gather(g, tf.argmax(x[:, :, 0], axis=1), axis=1, batch_dims=1)
-    pooled = tf.concat([tf.reduce_mean(h, axis=1), tf.math.reduce_max(g, 1), h[:, -1, :], last], axis=-1)
+    length = tf.norm(h[:, 0], axis=-1, keepdims=True)
+    pooled = tf.concat([tf.reduce_mean(h, axis=1), tf.math.reduce_max(g, 1), h[:, -1, :], last, length], axis=-1)
     return head(tf.nn.relu(pooled) + tf.where(pooled > 0.1, tf.zeros_like(pooled), tf.square(pooled)))
 
 

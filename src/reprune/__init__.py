@@ -22,6 +22,7 @@ from reprune.core.errors import (
     StatisticsError,
     UnsupportedModelError,
     VerificationError,
+    keras_2_error,
 )
 from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
@@ -135,10 +136,12 @@ def _adapter(model: Any) -> Any:
     keras = sys.modules.get("keras")
     # First, because on Keras's PyTorch backend a Keras model is a torch.nn.Module as well.
     if keras is not None and isinstance(model, keras.Model):
+        # Under Keras 2, importing it raises the error that says so.
         return importlib.import_module("reprune.keras")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return importlib.import_module("reprune.torch")
-    raise UnsupportedModelError(
-        f"{type(model).__module__}.{type(model).__name__} is neither a torch.nn.Module nor a keras.Model."
-    )
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if name.startswith("tf_keras."):
+        raise keras_2_error(name)
+    raise UnsupportedModelError(f"{name} is neither a torch.nn.Module nor a keras.Model.")

@@ -15,6 +15,18 @@ from reprune.core.errors import RepruneError
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
 
+# What an extra installs that commands import.
+_EXTRAS = {
+    "torch": "train",
+    "keras": "keras",
+    "lightning": "train",
+    "torchmetrics": "train",
+    "google_crc32c": "youtube8m",
+    "google": "youtube8m",
+    "safetensors": "torch",
+    "jinja2": "report",
+}
+
 
 class _Commands(TyperGroup):
     """Commands whose expected errors end in one message and exit code 1."""
@@ -26,6 +38,12 @@ class _Commands(TyperGroup):
         except RepruneError as error:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
+        except ModuleNotFoundError as error:
+            package = str(error.name).split(".")[0]
+            if package not in _EXTRAS:
+                raise
+            typer.echo(f"Error: this needs {package}: pip install 'reprune[{_EXTRAS[package]}]'", err=True)
+            raise typer.Exit(1) from None
 
 
 _SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown", "add_completion": False}
@@ -121,7 +139,11 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
     weights: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Trained weights (.safetensors; of Keras models .weights.h5)."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Trained weights, unless the model has them: .safetensors, or what Keras wrote (.weights.h5, .keras).",
+        ),
     ] = None,
     ratio: Ratio = 0.5,
     of: PruneOf = "units",

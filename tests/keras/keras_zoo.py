@@ -195,6 +195,53 @@ def uneven(x: Any) -> Any:
     return L.Dense(2)(L.Concatenate()([L.LSTM(4)(h), forward, backward]))
 
 
+def last_valid_step(x: Any) -> Any:
+    h = lstm(6)(x)
+    place = K.argmax(x[:, :, :1], axis=1, keepdims=True)
+    return L.Dense(2)(K.take_along_axis(h, place, axis=1))
+
+
+def einsum_attention(x: Any) -> Any:
+    query, h = L.GRU(6, return_sequences=True)(x), lstm(6)(x)
+    weights = K.softmax(K.einsum("bqd,btd->bqt", query, h), axis=-1)
+    return L.Dense(2)(K.einsum("bqt,btd->bqd", weights, h))
+
+
+def compared(x: Any) -> Any:
+    h = lstm(6)(x)
+    return L.Dense(2)(K.where(h > K.mean(h, axis=1, keepdims=True), h**2, 0.1 * h))
+
+
+def cosine(x: Any) -> Any:
+    return L.Dense(2)(L.Dot(axes=-1, normalize=True)([L.LSTM(6)(x), L.GRU(6)(x)]))
+
+
+def matrix_product(x: Any) -> Any:
+    others = L.GRU(6, return_sequences=True)(x)[0]
+    return L.Dense(2)(K.dot(lstm(6)(x), K.transpose(others)))
+
+
+def zero_states(x: Any) -> Any:
+    h = lstm(6)(x)
+    return L.Dense(2)(L.GRU(6)(h, initial_state=K.zeros_like(h[:, 0])))
+
+
+def masked_concatenation(x: Any) -> Any:
+    h = lstm(6)(L.Masking()(x))
+    return L.Dense(2)(L.LSTM(3)(L.Concatenate()([h, lstm(4)(h)])))
+
+
+def lengths(x: Any) -> Any:
+    h = lstm(6, activation="relu")(x)
+    length = K.sqrt(K.sum(K.square(h), axis=-1, keepdims=True))
+    return L.Dense(2)(L.Concatenate()([K.normalize(h), length, K.cumsum(h, axis=1)]))
+
+
+def parts_of_time(x: Any) -> Any:
+    first, *rest = K.split(lstm(6)(x), T, axis=1)
+    return L.Dense(2)(K.concatenate([*rest, K.pad(first, ((0, 0), (1, 0), (0, 0)))], axis=1))
+
+
 def pruned_again() -> Any:
     model = functional(uneven)
     structure = reprune.keras.trace(model, inputs_for(model))
@@ -363,4 +410,14 @@ EXACT: dict[str, Callable[[], Any]] = {
         L.Embedding(7, 4, mask_zero=True), both(4), L.GlobalAveragePooling1D(), L.Dense(2), shape=(None,), dtype="int32"
     ),
     "pruned-again": pruned_again,
+    "last-valid-step": lambda: functional(last_valid_step),
+    "einsum": lambda: functional(einsum_attention),
+    "compared": lambda: functional(compared),
+    "cosine": lambda: functional(cosine),
+    "matrix-product": lambda: functional(matrix_product),
+    "zero-states": lambda: functional(zero_states),
+    "masked-concatenation": lambda: functional(masked_concatenation),
+    "masked-late": lambda: sequential(lstm(6, activation="relu"), L.Masking(), L.LSTM(4), L.Dense(2)),
+    "lengths": lambda: functional(lengths),
+    "parts-of-time": lambda: functional(parts_of_time),
 }

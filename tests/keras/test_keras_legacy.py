@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 import pytest
 
 import reprune.keras
@@ -18,54 +19,54 @@ from . import keras_zoo as zoo
 from .keras_helpers import RELATIVE, error, outputs, some_plan
 
 L, T, F = zoo.L, zoo.T, zoo.F
+KERAS_2 = Path(__file__).parent / "keras_2"
 
 
-def as_keras_2(config: Any, time_major: bool) -> Any:
-    """The same configuration in the words of Keras 2."""
-    if isinstance(config, list):
-        return [as_keras_2(part, time_major) for part in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "DTypePolicy":
-        return config["config"]["name"]
-    new = {key: as_keras_2(value, time_major) for key, value in config.items() if key not in ("module", "build_config")}
-    new.pop("registered_name", None)
-    if "batch_shape" in new:
-        new["batch_input_shape"] = new.pop("batch_shape")
-    if new.get("class_name") in ("LSTM", "GRU"):
-        new["config"]["time_major"] = time_major
-        new["config"].pop("use_cudnn", None)
-    return new
-
-
-def written(model: Any, path: Path, time_major: bool = False) -> Path:
+def of_keras_2(model: Any, path: Path, layer: str, **options: Any) -> Path:
+    """An `.h5` file that says it is of Keras 2, with options of a layer that only Keras 2 had."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save(str(path))
     with h5py.File(path, "r+") as file:
-        config = as_keras_2(json.loads(file.attrs["model_config"]), time_major)
-        file.attrs["model_config"] = json.dumps(config)
-        file.attrs["keras_version"] = "2.15.0"
+        config = json.loads(file.attrs["model_config"])
+        next(part for part in config["config"]["layers"] if part["class_name"] == layer)["config"].update(options)
+        file.attrs.update({"model_config": json.dumps(config), "keras_version": "2.15.0"})
     return path
 
 
-@pytest.mark.parametrize("form", ["sequential", "functional"])
-def test_h5_of_keras_2(form: str, tmp_path: Path) -> None:
-    if form == "sequential":
-        model = zoo.sequential(zoo.both(6), L.GRU(5), L.Dense(2))
-    else:
-        model = zoo.functional(lambda x: L.Dense(2)(L.Bidirectional(L.LSTM(6))(L.Dropout(0.1)(L.Dense(4)(x)))))
-    path = written(model, tmp_path / "model.h5")
-    if form == "sequential":
-        # What Keras itself makes of it: the reason for a function of our own.
-        with pytest.raises(Exception, match="time_major"):
-            keras.models.load_model(str(path), compile=False)
+@pytest.mark.parametrize("name", ["chain", "states"])
+@pytest.mark.parametrize("form", ["h5", "keras"])
+def test_files_of_keras_2(name: str, form: str) -> None:
+    """Files that Keras 2 wrote, made by `keras_2/make.py`, and what it computed with them."""
+    path, expected = KERAS_2 / f"{name}.{form}", np.load(KERAS_2 / "outputs.npz")
+    # What Keras itself makes of it: the reason for a function of our own.
+    with pytest.raises(Exception, match=r"time_major|expects 1 input|Could not locate class"):
+        keras.models.load_model(str(path), compile=False)
     loaded = reprune.keras.load_model(path)
-    x = zoo.inputs_for(model)
-    assert error(outputs(model, x), outputs(loaded, x)) < RELATIVE
-    plan = some_plan(reprune.keras.trace(loaded, x))
+    x = expected["x"]
+    assert error([expected[name]], outputs(loaded, x)) < RELATIVE
+    structure = reprune.keras.trace(loaded, x)
+    assert not any(layer.pin for layer in structure.layers.values())
+    plan = some_plan(structure)
     small, masked = reprune.keras.apply(loaded, plan), reprune.keras.mask(loaded, plan)
     assert error(outputs(masked, x), outputs(small, x)) < RELATIVE
+
+
+def test_weights_of_keras_2() -> None:
+    """What the errors advise when layers cannot be read: build the model anew and load its weights."""
+    with pytest.raises(UnsupportedModelError, match=r"weights only[^$]*load_weights\('chain.weights.h5'\)"):
+        reprune.keras.load_model(KERAS_2 / "chain.weights.h5")
+    layers = [
+        L.Bidirectional(L.LSTM(4, return_sequences=True)),
+        L.GRU(5, return_sequences=True, reset_after=False),
+        L.BatchNormalization(),
+        L.SimpleRNN(4),
+        L.Dense(2),
+    ]
+    model = keras.Sequential([keras.Input((5, 3)), *layers])
+    model.load_weights(KERAS_2 / "chain.weights.h5")
+    expected = np.load(KERAS_2 / "outputs.npz")
+    assert error([expected["chain"]], outputs(model, expected["x"])) < RELATIVE
 
 
 def test_keras_files(tmp_path: Path) -> None:
@@ -82,7 +83,10 @@ def test_what_cannot_be_loaded_says_how_to_convert(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"SavedModel holds computations[^$]*tf_keras[^$]*load_weights"):
         reprune.keras.load_model(tmp_path / "saved")
     with pytest.raises(UnsupportedModelError, match=r"time first[^$]*load_weights"):
-        reprune.keras.load_model(written(model, tmp_path / "first.h5", time_major=True))
+        reprune.keras.load_model(of_keras_2(model, tmp_path / "first.h5", "LSTM", time_major=True))
+    with pytest.raises(UnsupportedModelError, match="Lambda") as found:
+        reprune.keras.load_model(of_keras_2(model, tmp_path / "own.h5", "LSTM", activation="Lambda" * 1000))
+    assert len(str(found.value)) < 1500
     (tmp_path / "damaged.h5").write_bytes(b"nonsense")
     with pytest.raises(UnsupportedModelError, match=r"cannot be opened with Keras 3[^$]*tf_keras"):
         reprune.keras.load_model(tmp_path / "damaged.h5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+import reprune
 import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
@@ -249,13 +251,18 @@ def test_subclassed_models_that_cannot_be_followed() -> None:
         reprune.keras.inspect(Concrete(), [x])
 
 
-def test_not_a_keras_3_model() -> None:
+def test_not_a_keras_3_model(monkeypatch: pytest.MonkeyPatch) -> None:
     class Legacy:
         pass
 
     Legacy.__module__ = "tf_keras.src.engine.functional"
-    with pytest.raises(UnsupportedModelError, match=r"Keras 3.*2\.16"):
-        reprune.keras.inspect(Legacy(), [np.zeros((1, 2, 3))])
+    for verb in (reprune.inspect, reprune.keras.inspect):
+        with pytest.raises(UnsupportedModelError, match=r"Legacy is not of Keras 3.*2\.16.*load_model"):
+            verb(Legacy(), [np.zeros((1, 2, 3))])
+    monkeypatch.setattr(keras, "__version__", "2.15.0")
+    with pytest.raises(UnsupportedModelError, match=r"keras 2\.15\.0 is not of Keras 3.*2\.16"):
+        importlib.reload(reprune.keras)
+    monkeypatch.undo()
     with pytest.raises(UnsupportedModelError, match="built"):
         reprune.keras.inspect(keras.Sequential([L.LSTM(3)]), [np.zeros((1, 2, 3), dtype="float32")])
 

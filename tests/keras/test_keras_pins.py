@@ -34,6 +34,16 @@ class Scaled(keras.layers.Layer):
         return self.rnn(x) * self.scale
 
 
+class Gain(keras.layers.Layer):
+    """A layer without recurrent layers inside."""
+
+    def build(self, shape: Any) -> None:
+        self.gain = self.add_weight(shape=(shape[-1],), name="gain")
+
+    def call(self, x: Any) -> Any:
+        return x * self.gain
+
+
 class OwnCell(L.SimpleRNNCell):
     """A cell that does something of its own."""
 
@@ -68,6 +78,11 @@ def _crossed(x: Any) -> Any:
     return L.Dense(2)(L.Add()([_named(6)(x), zoo.both(3)(x)]))
 
 
+def _chosen(x: Any) -> Any:
+    h = _named()(x)
+    return L.Dense(2)(K.take_along_axis(zoo.lstm(6)(x), K.cast(h > 0, "int32"), axis=1))
+
+
 def _outer(x: Any) -> Any:
     first = K.transpose(L.GRU(4, return_sequences=True)(x), (0, 2, 1))
     return L.Dense(2)(L.Flatten()(K.matmul(first, _named()(x))))
@@ -80,7 +95,14 @@ def _sigmoids(x: Any) -> Any:
 PINNED: dict[str, tuple[Callable[[], Any], str]] = {
     "output": (_functional(lambda x: _named()(x)), "are an output of the model"),
     "lambda": (_functional(lambda x: L.Dense(2)(L.Lambda(lambda h: h * 2.0)(_named()(x)))), "a Lambda may do anything"),
-    "unknown": (_functional(lambda x: L.Dense(2)(K.cumsum(_named()(x), axis=-1))), "what Cumsum does .* is not known"),
+    "unknown": (_functional(lambda x: L.Dense(2)(K.glu(_named()(x)))), "what Glu does .* is not known"),
+    "running-sum": (_functional(lambda x: L.Dense(2)(K.cumsum(_named()(x), axis=-1))), "runs over its units as over"),
+    "weighted-mean": (_functional(lambda x: L.Dense(2)(K.average(_named()(x), axis=-1))), "reduced over its units"),
+    "halves": (_functional(lambda x: L.Dense(2)(K.add(*K.split(_named()(x), 2, -1)))), "written into the code"),
+    "steps-by-units": (_functional(_chosen), "used as indices"),
+    "masked-by-units": (_functional(lambda x: L.Dense(2)(L.LSTM(3)(L.Masking(-1.0)(_named()(x))))), "a mask is made"),
+    "own-weights": (_functional(lambda x: L.Dense(2)(Gain()(_named()(x)))), r"weights of its own \(gain\).*Dense"),
+    "letters-left-out": (_functional(lambda x: L.Dense(2)(K.einsum("...d,...e->...d", _named()(x), x))), "letters out"),
     "softmax": (_functional(lambda x: L.Dense(2)(L.Softmax()(_named()(x)))), "a softmax runs over its units"),
     "mixing-activation": (
         _functional(lambda x: L.Dense(2)(_named(activation="softmax")(x))),
@@ -102,7 +124,7 @@ PINNED: dict[str, tuple[Callable[[], Any], str]] = {
         "multiplied with values that cannot",
     ),
     "sigmoid-attention": (_functional(_sigmoids), "cannot be silenced"),
-    "crossed": (_functional(_crossed), "coupled to units at other positions"),
+    "crossed": (_functional(_crossed), r"other positions of bidirectional\S*:backward and bidirectional\S*:forward"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import keras
@@ -85,5 +86,69 @@ def test_once_at_the_end_with_compensation(capsys: pytest.CaptureFixture[str]) -
 def test_refuses_what_it_cannot_use() -> None:
     with pytest.raises(RecipeError, match="only once"):
         reprune.keras.PruningCallback(batch for batch in batches())
+    with pytest.raises(RecipeError, match="single tensor"):
+        reprune.keras.PruningCallback(task()[0])
     with pytest.raises(RecipeError, match="schedule"):
         reprune.keras.PruningCallback(batches(), schedule="sometimes")
+
+
+class Interruption(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_training_goes_on_as_if_it_had_not_been() -> None:
+    def callback() -> Any:
+        return reprune.keras.PruningCallback(batches(), 0.5, schedule="soft:3", calibration=3, seed=1)
+
+    def fit(trained: Any, part: Any, *callbacks: Any) -> None:
+        trained.fit(_Batches(part), shuffle=False, epochs=1, verbose=0, callbacks=list(callbacks))
+
+    whole, undisturbed = model(), callback()
+    fit(whole, batches(), undisturbed)
+    again, first, second = model(), callback(), callback()
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, batches(), first, Interruption())
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    fit(again, batches()[2:], second)
+    assert second.steps == undisturbed.steps == 4
+    assert first.result is None
+    assert list(second.result.plan.kept.values()) == list(undisturbed.result.plan.kept.values())
+    x = task()[0]
+    assert error(outputs(undisturbed.result.model, x), outputs(second.result.model, x)) < 1e-6
+
+
+class _Batches(keras.utils.PyDataset):
+    """Batches in their order."""
+
+    def __init__(self, found: list[Any]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.found[index]
+
+
+@pytest.mark.parametrize("form", ["data set", "weights", "several steps", "not built"])
+def test_ways_to_fit(form: str) -> None:
+    x, y = task()
+    trained = model()
+    if form == "several steps":
+        trained.compile("adam", "mse", steps_per_execution=2)
+    if form == "not built":
+        trained = keras.Sequential([L.Bidirectional(L.LSTM(6)), L.Dense(1)])
+        trained.compile("adam", "mse")
+    pruning = reprune.keras.PruningCallback(batches(), 0.5, schedule="soft:3", calibration=2)
+    options: dict[str, Any] = {"x": _Batches(batches())}
+    if form == "weights":
+        options = {"x": x, "y": y, "sample_weight": np.ones(32), "batch_size": 8, "validation_data": (x, y)}
+    trained.fit(**options, epochs=2, verbose=0, callbacks=[pruning])
+    assert pruning.steps == 8
+    assert pruning.result is not None
+    assert sum(pruning.result.plan.counts().values()) == 6
+    masked = reprune.keras.mask(trained, pruning.result.plan)
+    assert error(outputs(masked, x), outputs(pruning.result.model, x)) < RELATIVE

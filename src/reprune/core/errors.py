@@ -14,6 +14,16 @@ class UnsupportedModelError(RepruneError):
     """The model has nothing that can be pruned, or holds a construct that cannot be handled."""
 
 
+def keras_2_error(what: str) -> UnsupportedModelError:
+    """The error for what belongs to Keras 2, with the way to Keras 3."""
+    return UnsupportedModelError(
+        f"{what} is not of Keras 3, which reprune needs (TensorFlow 2.16 or later). In Keras 2, save the model with "
+        "model.save('model.h5'); with Keras 3, open it with reprune.keras.load_model('model.h5'). If that fails, save "
+        "its weights with model.save_weights('model.weights.h5'), build the same architecture from keras.layers of "
+        "Keras 3, and call its load_weights('model.weights.h5'). A SavedModel holds no layers and cannot be pruned."
+    )
+
+
 class BudgetError(RepruneError, ValueError):
     """No plan meets the budget under the given bounds. The message names the nearest possible one."""
 

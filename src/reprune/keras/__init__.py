@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import keras
+
+from reprune.core.errors import keras_2_error
+
+if int(keras.__version__.split(".")[0]) < 3:
+    # Before the modules below stumble over what it does not have.
+    raise keras_2_error(f"keras {keras.__version__}")
+
 from reprune.core.budget import RATIO, Request
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from types import FunctionType
 from typing import Any
 
 import keras
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.plan import Plan
+from reprune.keras.configuration import made_with
 from reprune.keras.graph import ModelGraph
 from reprune.keras.positional import ManyArguments
 from reprune.keras.ragged import RaggedBidirectional
@@ -71,22 +70,22 @@ class Cloner:
                 self._opened.add(id(copy))
             return copy
         if isinstance(operation, keras.layers.TimeDistributed):
-            config = _base(operation, "layer")
+            config = made_with(operation, "layer")
             return type(operation)(self.clone(operation.layer), **config)
         if isinstance(operation, keras.layers.Bidirectional):
             return self._bidirectional(operation)
         if isinstance(operation, keras.layers.StackedRNNCells):
-            return type(operation)([self.clone(cell) for cell in operation.cells], **_base(operation, "cells"))
+            return type(operation)([self.clone(cell) for cell in operation.cells], **made_with(operation, "cells"))
         if type(operation) is keras.layers.RNN:
-            return keras.layers.RNN(self.clone(operation.cell), **_base(operation, "cell"))
+            return keras.layers.RNN(self.clone(operation.cell), **made_with(operation, "cell"))
         return self._leaf(operation)
 
     def _leaf(self, operation: Any) -> Any:
         if isinstance(operation, keras.layers.Lambda):
-            config = {**_base(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
+            config = {**made_with(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
             shape = getattr(operation, "_output_shape", None)
             return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
-        config = _base(operation)
+        config = made_with(operation)
         cell = getattr(operation, "cell", operation)
         size = self._sizes.get(self._cells.get(id(cell), ""), width(cell))
         if cell_kind(cell) is not None and size != width(cell):
@@ -112,7 +111,7 @@ class Cloner:
         return self._attributes.get(self._graph.paths.get(id(operation), ""), [])
 
     def _bidirectional(self, layer: Any) -> Any:
-        config = _base(layer, "layer", "backward_layer")
+        config = made_with(layer, "layer", "backward_layer")
         forward, backward = self.clone(layer.forward_layer), self.clone(layer.backward_layer)
         ends = [width(cells_of(part)[-1][1]) for part in (forward, backward)]
         same = ends[0] == ends[1] or isinstance(layer, RaggedBidirectional)
@@ -139,9 +138,10 @@ class Cloner:
             if attribute == "inputs":
                 index, axis = (int(part) for part in place)
                 shapes[index][axis] = value
+        layers = [tensor._keras_history.operation for tensor in inputs]
         return [
-            keras.Input(batch_shape=tuple(shape), dtype=tensor.dtype, name=tensor.name)
-            for shape, tensor in zip(shapes, inputs, strict=True)
+            keras.layers.InputLayer.from_config({**layer.get_config(), "batch_shape": tuple(shape)}).output
+            for shape, layer in zip(shapes, layers, strict=True)
         ]
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,26 +170,3 @@ def _written(value: Any, place: list[int], size: int) -> Any:
     numbers = [value] if isinstance(value, int) else list(value)
     numbers[place[0]] = size
     return tuple(numbers)
-
-
-def _base(layer: Any, *without: str) -> dict[str, Any]:
-    """What a layer was made with; functions and objects that are not Keras's own as they are, not by name."""
-    try:
-        with warnings.catch_warnings():
-            # Lambdas among the activations: nothing is written to disk here.
-            warnings.simplefilter("ignore", UserWarning)
-            config = layer.get_config()
-    except NotImplementedError as error:
-        raise UnsupportedModelError(
-            f"{type(layer).__name__} {layer.name!r} cannot be copied: give it get_config()."
-        ) from error
-    for key, value in config.items():
-        held = getattr(layer, key, None)
-        foreign = isinstance(value, dict) and "class_name" in value and not _is_own(value.get("module"))
-        if held is not None and (foreign or (isinstance(held, FunctionType) and not _is_own(held.__module__))):
-            config[key] = held
-    return {key: value for key, value in config.items() if key not in without}
-
-
-def _is_own(module: Any) -> bool:
-    return isinstance(module, str) and module.split(".")[0] == "keras"

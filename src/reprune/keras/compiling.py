@@ -12,12 +12,14 @@ def compile_like(model: Any, rebuilt: Any) -> Any:
 
     The optimizer is a new one: its state belongs to weights of other shapes.
     """
+    rebuilt.dtype_policy = model.dtype_policy
     if not model.trainable:
         rebuilt.trainable = False
     if not getattr(model, "compiled", False):
         return rebuilt
     config = dict(model._compile_config.config)
-    config["optimizer"] = _fresh(config.get("optimizer"))
+    # That in use, which `compile` may have wrapped to scale losses.
+    config["optimizer"] = _fresh(model.optimizer)
     for name in ("metrics", "weighted_metrics"):
         config[name] = keras.tree.map_structure(_fresh, config.get(name))
     rebuilt.compile(**config)

@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from reprune.core.errors import UnsupportedModelError
-from reprune.keras.positional import Arguments, ManyArguments, wanted_arguments
+from reprune.core.errors import UnsupportedModelError, keras_2_error
+from reprune.keras.configuration import loose_weights, sublayers
+from reprune.keras.positional import Arguments
+from reprune.keras.symbolic import followed, symbolic
 
 Layer = Any
 Graph = Any
@@ -79,7 +81,8 @@ class ModelGraph:
             lambda leaf: next(fresh) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
         )
         try:
-            graph = keras.Model(inputs, operation.call(*args, **kwargs), name=operation.name)
+            with followed(inputs):
+                graph = keras.Model(inputs, operation.call(*args, **kwargs), name=operation.name)
         except Exception:
             # Whatever a stranger's code raises on symbolic inputs: the layer stays closed, and pins what it reads.
             return None
@@ -143,11 +146,6 @@ def _parts(layer: Layer, path: str) -> Iterator[tuple[str, Any]]:
             yield from _parts(part, f"{path}/{part.name}")
 
 
-def sublayers(layer: Layer) -> list[Layer]:
-    """The layers that a layer is made of, the nearest level only."""
-    return [part for part in layer._flatten_layers(include_self=False, recursive=False) if part is not layer]
-
-
 def own_graph(layer: Any) -> Graph | None:
     """The graph that a functional or sequential model carries, as a functional model; None for anything else."""
     if isinstance(layer, keras.Sequential):
@@ -167,9 +165,7 @@ def _is_composite(operation: Any) -> bool:
         return False
     if type(operation).__module__.split(".")[0] == "keras":
         return False
-    parts = sublayers(operation)
-    inside = {id(variable) for part in parts for variable in part.weights}
-    return bool(parts) and all(id(variable) in inside for variable in operation.weights)
+    return bool(sublayers(operation)) and not loose_weights(operation)
 
 
 def _call_of(operation: Any) -> tuple[Any, Any] | None:
@@ -191,7 +187,7 @@ def graph_of(model: Any, example: Any = None) -> ModelGraph:
     if graph is not None:
         return ModelGraph(graph)
     if model not in _GRAPHS:
-        _GRAPHS[model] = _symbolic(model, example)
+        _GRAPHS[model] = symbolic(model, example)
     return ModelGraph(_GRAPHS[model])
 
 
@@ -199,93 +195,10 @@ def check_keras(model: Any) -> None:
     """Raise an `UnsupportedModelError` for what is no Keras 3 model, saying how to get one."""
     if isinstance(model, keras.Model):
         return
-    origin = type(model).__module__.split(".")[0]
-    if origin in ("tf_keras", "tensorflow") or not keras.__version__.startswith("3"):
-        raise UnsupportedModelError(
-            f"{type(model).__module__}.{type(model).__name__} is not a Keras 3 model: reprune needs Keras 3 "
-            "(TensorFlow 2.16 or later). Save its weights with model.save_weights('model.weights.h5'), build the same "
-            "architecture from keras.layers of Keras 3, and load them there with load_weights; a legacy .h5 file opens "
-            "with reprune.keras.load_model. A SavedModel holds no layers and cannot be pruned."
-        )
-    raise UnsupportedModelError(f"{type(model).__module__}.{type(model).__name__} is not a keras.Model.")
-
-
-def _symbolic(model: Any, example: Any) -> Graph:
-    own = {id(variable) for part in sublayers(model) for variable in part.weights}
-    loose = [variable.name for variable in model.weights if id(variable) not in own]
-    if loose:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} holds weights of its own ({', '.join(loose)}), outside any layer: put them into a "
-            "keras.layers.Layer, so that a smaller model can be built from its layers."
-        )
-    failure: Exception | None = None
-    for spec in _specs(model, example):
-        try:
-            if isinstance(spec, Arguments):
-                return ManyArguments(inputs=list(spec.values), outputs=model.call(*spec.values), name=model.name)
-            return keras.Model(spec, model.call(spec), name=model.name)
-        except Exception as error:
-            failure = failure or error
-    raise UnsupportedModelError(
-        f"{type(model).__name__} cannot be called on symbolic inputs, which is how the graph of a subclassed model is "
-        f"found: {failure}. Use keras.ops instead of functions of one backend, and no Python branches on values; or "
-        "rebuild the model with the functional API."
-    ) from failure
-
-
-def _specs(model: Any, example: Any) -> Iterator[Any]:
-    """Symbolic inputs to try: first with the axes between batch and features open, then as the example has them."""
-    example = _as_built(model) if example is None else example
-    if isinstance(example, Arguments):
-        pairs = zip(example.names, example.values, strict=True)
-        shapes: Any = tuple(_spec(value, name if hasattr(value, "shape") else None) for name, value in pairs)
-    else:
-        shapes = _spec(example)
-    for rule in (_open_axes, _closed_axes):
-        if isinstance(example, Arguments):
-            yield Arguments(example.names, tuple(keras.tree.map_structure(rule, shape) for shape in shapes))
-        else:
-            yield keras.tree.map_structure(rule, shapes)
-
-
-def _as_built(model: Any) -> Any:
-    """Shape of the call that built a model; what type its numbers had is not kept."""
-    config = model.get_build_config() if model.built else None
-    if len(wanted_arguments(model)) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} takes several arguments, and Keras keeps the shape of the first alone: "
-            "show one batch first, with reprune.inspect(model, [batch])."
-        )
-    if not config or not config.get("input_shape"):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a subclassed model that has not been called yet: call it once on data."
-        )
-    return keras.KerasTensor(tuple(config["input_shape"]))
-
-
-def _spec(example: Any, name: str | None = None) -> Any:
-    return keras.tree.map_structure(lambda leaf: _Spec(tuple(leaf.shape), _dtype(leaf), name), example)
-
-
-class _Spec:
-    def __init__(self, shape: tuple[int | None, ...], dtype: str, name: str | None = None) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.name = name
-
-
-def _open_axes(spec: _Spec) -> Any:
-    features = 0 if spec.dtype.startswith("int") and len(spec.shape) == 2 else 1
-    inner = max(len(spec.shape) - 1 - features, 0)
-    return keras.Input(shape=(None,) * inner + tuple(spec.shape[1 + inner :]), dtype=spec.dtype, name=spec.name)
-
-
-def _closed_axes(spec: _Spec) -> Any:
-    return keras.Input(shape=tuple(spec.shape[1:]), dtype=spec.dtype, name=spec.name)
-
-
-def _dtype(leaf: Any) -> str:
-    return str(keras.backend.standardize_dtype(leaf.dtype))
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if name.split(".")[0] in ("tf_keras", "tensorflow"):
+        raise keras_2_error(name)
+    raise UnsupportedModelError(f"{name} is not a keras.Model.")
 
 
 def array(value: Any) -> Any:

@@ -69,11 +69,11 @@ def loss_gradients(graph: ModelGraph, model: Any, batches: Iterable[Any], loss: 
         for batch in batches:
             count += 1
             _, pull = pullback(partial(_losses, loss, model, batch), list(weights.values()))
-            gradients = pull([1.0])
-            if all(gradient is None for gradient in gradients):
-                raise StatisticsError(_NO_LOSS)
-            for name, gradient in zip(weights, gradients, strict=True):
+            for name, gradient in zip(weights, pull([1.0]), strict=True):
                 totals[name] += 0 if gradient is None else gradient
+    # A loss that the model did not compute has no gradient, or, on JAX, one of zeros.
+    if not any(total.any() for total in totals.values()):
+        raise StatisticsError(_NO_LOSS)
     return {name: total / max(count, 1) for name, total in totals.items()}
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Consumer, Contraction, Extent, Layer, Pin, Site, SizeAttribute, Slot, Structure
 from reprune.keras.graph import ModelGraph, array, flat_inputs, graph_of
@@ -187,13 +189,19 @@ class _Resolver:
 
     def _pins(self) -> dict[str, Pin]:
         pins: dict[str, Pin] = {}
-        for name in self._crossed:
-            site = Site("the model", "")
-            pins[name] = Pin(site, "its units are coupled to units at other positions")
+        for name, mates in self._crossed.items():
+            others = " and ".join(sorted(mates - {name})) or "its own layer"
+            reason = f"its units are coupled to units at other positions of {others}"
+            pins[name] = Pin(self._met_at(name), reason)
         for labels, pin in self._records.pins:
             for name in self._names(labels):
                 pins.setdefault(name, pin)
         return pins
+
+    def _met_at(self, name: str) -> Site:
+        """The first operation in which units of a layer meet other ones."""
+        (own,) = (cell.labels for cell in self._tracer.cells.values() if cell.name == name)
+        return next((site for labels, site in self._records.ties if np.isin(own, labels).any()), Site("the model", ""))
 
     def _sites(self, entries: Sequence[tuple[Ids, Site]]) -> dict[str, Site]:
         return {name: site for labels, site in reversed(entries) for name in self._names(labels)}
@@ -229,8 +237,10 @@ def _is_buffer(weight: Any) -> bool:
     return bool(weight.name.startswith(("moving_", "count")))
 
 
-def _group(classes: Mapping[int, Sequence[Unit]], names: Sequence[str]) -> tuple[list[tuple[str, ...]], set[str]]:
-    """Groups of layers coupled index by index, and the layers whose coupling is not of that kind."""
+def _group(
+    classes: Mapping[int, Sequence[Unit]], names: Sequence[str]
+) -> tuple[list[tuple[str, ...]], dict[str, set[str]]]:
+    """Groups of layers coupled index by index, and the layers whose coupling is not of that kind, with their mates."""
     mates: dict[str, set[str]] = {name: {name} for name in names}
     crossed: set[str] = set()
     for members in classes.values():
@@ -246,4 +256,4 @@ def _group(classes: Mapping[int, Sequence[Unit]], names: Sequence[str]) -> tuple
         group = (name,) if name in crossed else tuple(other for other in names if other in mates[name])
         if group not in groups:
             groups.append(group)
-    return groups, crossed
+    return groups, {name: mates[name] for name in names if name in crossed}

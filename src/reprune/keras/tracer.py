@@ -70,6 +70,7 @@ class Records:
 
     slots: dict[tuple[str, int], Found] = field(default_factory=dict)
     pins: list[tuple[Ids, Pin]] = field(default_factory=list)
+    ties: list[tuple[Ids, Site]] = field(default_factory=list)
     direct: list[tuple[Ids, Site]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
     consumers: dict[tuple[str, int], str | None] = field(default_factory=dict)
@@ -106,7 +107,11 @@ class Tracer:
             tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Traced)]
             self._enter(Call(self, operation, args, kwargs))
             return run(self.graph.inner[id(operation)], tensors, self.call)
-        return self._rule_of(operation)(Call(self, operation, args, kwargs))
+        call = Call(self, operation, args, kwargs)
+        for mask in keras.tree.flatten(kwargs.get("mask")):
+            if isinstance(mask, Traced):
+                self.pin(mask, call.site, "a mask holds its units")
+        return self._rule_of(operation)(call)
 
     def _enter(self, call: Call) -> None:
         """Note which sizes in the inputs that an inner graph was declared with count units."""
@@ -150,6 +155,7 @@ class Tracer:
     def tie(self, first: Ids, second: Ids, site: Site, reason: str) -> None:
         """Couple labels position by position; a position named on one side alone is pinned for `reason`."""
         self.couplings.union(first, second)
+        self.records.ties.append((np.concatenate([first, second]), site))
         for one, other in ((first, second), (second, first)):
             lonely = one[(one > NONE) & (other == NONE)]
             self.pin_labels(lonely, site, reason)

@@ -19,7 +19,7 @@ from reprune.core.plan import Plan
 from reprune.core.readings import readings
 from reprune.core.schedule import After, Schedule, Soft, parse_schedule
 from reprune.keras.apply import apply
-from reprune.keras.calibration import weight_arrays
+from reprune.keras.calibration import is_tensor, weight_arrays
 from reprune.keras.graph import array, graph_of
 from reprune.keras.observe import Probe, gather
 from reprune.keras.result import Result
@@ -80,6 +80,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if is_tensor(batches):
+            raise RecipeError("batches is a single tensor: give a list of batches or a dataset, as to prune().")
         if iter(batches) is batches:
             raise RecipeError("batches can be gone through only once: give a dataset or a list, not a generator.")
         if calibration < 1:
@@ -114,6 +116,9 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         example = next(self._stream)
         while self._stream.count < self._drawn:
             next(self._stream)
+        if not self.model.built:
+            # A Sequential model without an Input is not, even now.
+            self.model(captured(self.model, example, self._forward))
         found = record(self.model, example, self._forward, uniform=self._uniform)
         self._structure = rehearse(found, self.model, self._exclude) if self._verify else found.structure()
         consumers = self._structure.consumers if get_method(self._method).needs_readings else ()

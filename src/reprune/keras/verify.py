@@ -19,6 +19,7 @@ from reprune.core.layers import Pin, Site, Structure
 from reprune.core.plan import Plan
 from reprune.keras.apply import apply, mask
 from reprune.keras.graph import array, graph_of
+from reprune.keras.positional import ManyArguments
 from reprune.keras.trace import Trace
 
 Array = Any
@@ -36,6 +37,7 @@ def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure
     pins = held(structure, exclude)
     structure = found.structure(pins)
     trial = _Trial(found, model)
+    trial.check_rebuilt(structure)
     blocks = _blocks(structure)
     trial.check_leaks(structure, blocks)
     if trial.problem(structure, blocks) is None:
@@ -115,6 +117,28 @@ class _Trial:
     def differs(self, first: Sequence[Array], second: Sequence[Array]) -> bool:
         """Whether two lists of outputs differ by more than rounding."""
         return len(first) != len(second) or any(_differs(a, b) for a, b in zip(first, second, strict=True))
+
+    def check_rebuilt(self, structure: Structure) -> None:
+        """Raise if the model computes something else than itself when it is rebuilt with all its units."""
+        whole = Plan(structure, {name: list(range(layer.units)) for name, layer in structure.layers.items()})
+        try:
+            rebuilt = self.outputs(apply(self._model, whole))
+        except Exception:
+            # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
+            return
+        graph = graph_of(self._model)
+        states = [(v, array(v)) for v in graph.states()]
+        given = self._inputs_of(graph)
+        found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
+        values = [array(value) for value in keras.tree.flatten(found)]
+        for variable, value in states:
+            variable.assign(value)
+        if self._comparable and self.differs(values, rebuilt):
+            raise VerificationError(
+                f"{self._model.name!r} computes something else when it is rebuilt from its layers, with all of its "
+                "units: a `call` looks at values, at the types of tensors or at something random, or the get_config() "
+                "of a layer leaves out what it was made with. Mend that first."
+            )
 
     def check_leaks(self, structure: Structure, blocks: Blocks) -> None:
         """Raise if units are read by something that the trace did not find."""

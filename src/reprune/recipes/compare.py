@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-import reprune.torch as verbs
+import reprune
 from reprune.core.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
 from reprune.core.layers import Structure
@@ -20,15 +17,13 @@ from reprune.core.methods import get_method
 from reprune.recipes.folder import read_json, replacing
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown
-from reprune.torch.labelled import Labels, Loss
-from reprune.torch.trace import Forward
 
-Evaluate = Callable[[nn.Module], float]
-Finetune = Callable[[nn.Module, int], Any]
+Evaluate = Callable[[Any], float]
+Finetune = Callable[[Any, int], Any]
 
 
 def compare(
-    model: nn.Module,
+    model: Any,
     batches: Iterable[Any],
     evaluate: Evaluate,
     out: Path,
@@ -39,9 +34,9 @@ def compare(
     finetune: Finetune | None = None,
     finetune_steps: int | Sequence[int] = 0,
     metric: str = "metric",
-    labels: Labels | None = None,
-    loss: Loss | None = None,
-    forward: Forward | None = None,
+    labels: Callable[[Any], Any] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
     say: Callable[[str], Any] = print,
 ) -> list[Cell]:
@@ -51,7 +46,7 @@ def compare(
     as soon as it is measured. The model is observed once for all of them.
 
     Args:
-        model: The trained model; it is left as it was.
+        model: The trained model, of PyTorch or Keras; it is left as it was.
         batches: Calibration inputs.
         evaluate: The metric of a model: one number.
         out: Folder for the cells, `comparison.json`, `.csv`, `.md` and `.svg`.
@@ -81,7 +76,7 @@ def compare(
     stages = sorted({0, *asked})
     if stages[0] < 0:
         raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
-    train = finetune or (lambda small, steps: verbs.distill(small, model, batches, steps, forward=forward))
+    train = finetune or (lambda small, steps: reprune.distill(small, model, batches, steps, forward=forward))
     grid = _Grid(out, {"of": of, "seed": seed, "metric": metric}, "distilled" if finetune is None else "")
     missing = [
         (name, ratio)
@@ -92,7 +87,7 @@ def compare(
     dense = grid.read("dense", 0.0, 0)
     if missing or dense is None:
         used = sorted({name for name, _ in missing})
-        calibration = verbs.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
+        calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
         if dense is None:
             structure = calibration.structure
             dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, evaluate(model), 0.0))
@@ -104,7 +99,7 @@ def compare(
                 small = result.model
                 if steps:
                     started = time.perf_counter()
-                    small = deepcopy(small)
+                    small = reprune.apply(model, result.plan)
                     train(small, steps)
                 took = time.perf_counter() - started
                 counts, structure = result.plan.counts(), result.plan.structure

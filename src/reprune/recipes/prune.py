@@ -77,14 +77,19 @@ def prune_to(
         RepruneError: The weights do not fit the model, or the folder cannot be written.
     """
     keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Model):
-        _keras_weights(model, weights)
-    else:
-        _torch_weights(model, weights)
+    is_keras = keras is not None and isinstance(model, keras.Model)
+    if weights is not None:
+        try:
+            (_load_keras if is_keras else _load_torch)(model, weights)
+        except Exception as error:
+            # Each framework and each format has its own errors for a file that is damaged or of another model.
+            raise RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}") from None
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RepruneError(f"--out {out} cannot be written: {error.strerror}. Give a folder that can.") from None
+    if not is_keras and hasattr(model, "eval"):
+        model.eval()
     asked = Request(**{name: options[name] for name in Request.__dataclass_fields__ if name in options})
     table = None
     if asked.needs_table:
@@ -104,26 +109,22 @@ def prune_to(
     return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"
 
 
-def _torch_weights(model: Any, weights: Path | None) -> None:
-    from safetensors import SafetensorError
+def _load_torch(model: Any, path: Path) -> None:
     from safetensors.torch import load_model
 
-    if weights is not None:
-        try:
-            load_model(model, str(weights))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise _misfit(model, weights, error) from None
-    if hasattr(model, "eval"):
-        model.eval()
+    load_model(model, str(path))
 
 
-def _keras_weights(model: Any, weights: Path | None) -> None:
-    if weights is not None:
-        try:
-            model.load_weights(str(weights))
-        except (ValueError, OSError, KeyError) as error:
-            raise _misfit(model, weights, error) from None
+def _load_keras(model: Any, path: Path) -> None:
+    from safetensors.numpy import load_file
 
+    from reprune.keras.graph import graph_of
 
-def _misfit(model: Any, weights: Path, error: Exception) -> RepruneError:
-    return RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}")
+    if path.suffix != ".safetensors":
+        model.load_weights(str(path))
+        return
+    found, named = load_file(str(path)), graph_of(model).weights()
+    if set(found) != set(named):
+        raise ValueError(f"it holds {', '.join(sorted(set(found) ^ set(named)))} or lacks them")
+    for name, variable in named.items():
+        variable.assign(found[name])

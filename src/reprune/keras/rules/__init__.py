@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from reprune.core.layers import Pin
-from reprune.keras.graph import sublayers
+from reprune.keras.configuration import loose_weights, sublayers
 from reprune.keras.rules import attention, elementwise, movement, recurrent, weights
 from reprune.keras.tracer import Call, moved
 
@@ -27,35 +27,50 @@ _RULES: dict[Rule, str] = {
     weights.embedding: "Embedding",
     weights.batch_normalization: "BatchNormalization",
     weights.layer_normalization: "LayerNormalization RMSNormalization",
-    weights.unit_normalization: "UnitNormalization",
+    weights.unit_normalization: "UnitNormalization Normalize",
     weights.prelu: "PReLU",
     attention.dot_attention: "Attention",
     attention.additive_attention: "AdditiveAttention",
     attention.multi_head: "MultiHeadAttention",
     attention.matmul: "Matmul",
-    attention.dot_layer: "Dot",
+    attention.dot: "Dot",
+    attention.einsum: "Einsum",
     elementwise.same: (
-        "Dropout AlphaDropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D SpatialDropout3D Masking "
+        "Dropout AlphaDropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D SpatialDropout3D "
         "Identity ActivityRegularization Cast SaturateCast Copy StopGradient ConvertToTensor InputLayer"
     ),
     elementwise.unary: (
         "Activation ReLU LeakyReLU ELU Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink Silu Squareplus "
         "LogSigmoid LeakyRelu HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Tanh "
-        "Sin Cos Sinh Cosh Arctan Exp Expm1 Log1p Square Sqrt Absolute Abs Negative Sign Clip Erf"
+        "Sin Cos Sinh Cosh Arctan Exp Expm1 Log Log1p Square Sqrt Rsqrt Reciprocal Absolute Abs Negative Sign Clip Erf "
+        "Round Floor Ceil LogicalNot Isnan Isfinite NanToNum"
     ),
     elementwise.softmax: "Softmax LogSoftmax",
-    elementwise.combined: "Add Subtract Multiply Maximum Minimum Average Where",
+    elementwise.combined: (
+        "Add Subtract Multiply Maximum Minimum Where Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd "
+        "LogicalOr LogicalXor Power Logaddexp"
+    ),
+    elementwise.averaged: "Average",
     elementwise.scaled: "Divide TrueDivide",
     elementwise.channelwise: (
         "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D GlobalMaxPooling1D "
         "GlobalMaxPooling2D GlobalMaxPooling3D GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D "
-        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveMaxPooling1D AdaptiveMaxPooling2D"
+        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveMaxPooling1D AdaptiveMaxPooling2D MaxPool "
+        "AveragePool"
     ),
-    elementwise.reduction: "Mean Sum Max Min Amax Amin Std Var Prod Logsumexp",
-    elementwise.ignored: "ZerosLike OnesLike FullLike EmptyLike",
+    elementwise.reduction: (
+        "Mean Sum Max Min Amax Amin Std Var Prod Logsumexp Any All CountNonzero Median Norm Argmax Argmin"
+    ),
+    elementwise.running: "Cumsum Cumprod Sort Diff",
+    elementwise.masking: "Masking",
+    elementwise.zeros: "BatchZeros",
+    elementwise.zeros_like: "ZerosLike",
+    elementwise.ignored: "OnesLike FullLike EmptyLike",
     movement.concatenate: "Concatenate Stack",
     movement.reshape: "Reshape",
-    movement.sliced: "GetItem Take Slice",
+    movement.sliced: "GetItem Take Slice Split Unstack",
+    movement.taken_along: "TakeAlongAxis",
+    movement.padded: "Pad",
     movement.repeated: "Tile Repeat Flip Roll BroadcastTo UpSampling1D UpSampling2D",
     movement.time_distributed: "TimeDistributed",
     moved: (
@@ -87,6 +102,12 @@ def unknown(call: Call) -> Any:
             call.tracer.refused[name] = (kind[0] if kind else "custom", recurrent.width(cell), pin)
     if isinstance(operation, keras.layers.Lambda):
         return call.pinned("a Lambda may do anything with its units: use a layer or an operation of keras.ops instead")
+    own = loose_weights(operation) if isinstance(operation, keras.layers.Layer) else []
+    if own and not type(operation).__module__.startswith("keras."):
+        return call.pinned(
+            f"{type(operation).__name__} holds weights of its own ({', '.join(own)}), whose use cannot be followed: "
+            "make it of layers such as keras.layers.Dense"
+        )
     return call.pinned(f"what {type(operation).__name__} does with its units is not known")
 
 

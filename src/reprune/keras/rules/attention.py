@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -81,45 +82,81 @@ def matmul(call: Call) -> Any:
     tensors = call.tensors
     if len(tensors) != 2 or len(call.args) > 2:
         return call.pinned("it is multiplied with a constant or a weight outside any layer")
-    first, second = tensors
-    if min(len(first.shape), len(second.shape)) < 2:
+    ranks = [len(tensor.shape) for tensor in tensors]
+    if min(ranks) < 2:
         return call.pinned("it is multiplied with a vector")
-    return contracted(call, first, len(first.shape) - 1, second, len(second.shape) - 2, batch=len(first.shape) - 2)
+    common = [f"batch {index}" for index in range(max(ranks) - 2)]
+    first, second = ([*common[len(common) - rank + 2 :]] for rank in ranks)
+    return contracted(call, [*first, "row", "inner"], [*second, "inner", "column"], [*common, "row", "column"])
 
 
-def dot_layer(call: Call) -> Any:
-    """Dot: the same over the axes that the layer is given."""
-    axes = call.operation.axes
-    first, second = call.tensors
+def dot(call: Call) -> Any:
+    """The layer Dot, a product over given axes of each sequence, and the operation, over the last one and the last but
+    one of all."""
+    if len(call.tensors) != 2:
+        return call.pinned("it is multiplied with a constant or a weight outside any layer")
+    ranks = [len(tensor.shape) for tensor in call.tensors]
+    layer = isinstance(call.operation, keras.layers.Layer)
+    axes = call.operation.axes if layer else (-1, -2)
     one, other = (axes, axes) if isinstance(axes, int) else axes
-    one, other = one % len(first.shape), other % len(second.shape)
-    return contracted(call, first, one, second, other, batch=1)
+    if min(ranks) < 2:
+        return call.pinned("it is multiplied with a vector")
+    loud = any(tensor.shadow is not None and not tensor.shadow.silent for tensor in call.tensors)
+    if layer and call.operation.normalize and loud:
+        return call.pinned("their length reads units that cannot be silenced")
+    letters = []
+    for name, rank, axis in (("first", ranks[0], one), ("second", ranks[1], other)):
+        own = [f"{name} {index}" for index in range(rank)]
+        own[axis] = "inner"
+        if layer:
+            own[0] = "sequence"
+        letters.append(own)
+    first, second = letters
+    return contracted(call, first, second, [x for x in dict.fromkeys([*first, *second]) if x != "inner"])
 
 
-def contracted(call: Call, first: Traced, one: int, second: Traced, other: int, batch: int) -> Any:
-    """Contract axis `one` of `first` with axis `other` of `second`; the leading `batch` axes are common."""
+def einsum(call: Call) -> Any:
+    """Sums of products named by letters."""
+    found = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if hasattr(leaf, "shape")]
+    if len(found) != len(call.tensors) or len(found) > 2:
+        return call.pinned("it is multiplied with a constant, or with several tensors")
+    text = str(call.operation.subscripts).replace(" ", "")
+    read, arrow, made = text.partition("->")
+    parts = read.split(",")
+    if "." in text or not arrow or any(len(set(part)) < len(part) for part in [*parts, made]):
+        return call.pinned(f"{text!r} is not followed: write all letters out, each once, and the result after '->'")
+    return contracted(call, list(parts[0]), list(parts[-1]) if len(parts) > 1 else None, list(made))
+
+
+def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, out: Sequence[str]) -> Any:
+    """A sum of products of one or two tensors whose axes are named; axes that are not in `out` are summed over.
+
+    Units on an axis that stays pass through, with those of the other tensor if it has the axis, too.
+    """
     value = call.values()
-    if first.shadow is None and second.shadow is None:
-        return Traced(value)
-    if not contract(call, first, first.along(one), second, second.along(other)):
-        return call.pinned("they are multiplied with each other and cannot be silenced")
-    free_first = [axis for axis in range(len(first.shape)) if axis != one]
-    free_second = [axis for axis in range(batch, len(second.shape)) if axis != other]
-    places = []
-    if first.shadow is not None and first.shadow.axis in free_first:
-        places.append((free_first.index(first.shadow.axis), first.shadow))
-    if second.shadow is not None and second.shadow.axis in free_second:
-        places.append((len(free_first) + free_second.index(second.shadow.axis), second.shadow))
-    if not places:
-        return Traced(value)
-    if len(places) > 1:
+    tensors = call.tensors
+    axes = [first] if second is None else [first, second]
+    passed: list[tuple[int, Ids, bool]] = []
+    held = [own[t.shadow.axis] for t, own in zip(tensors, axes, strict=True) if t.shadow is not None]
+    for letter in dict.fromkeys(held):
+        factors = [(t, t.along(own.index(letter))) for t, own in zip(tensors, axes, strict=True) if letter in own]
+        # An axis of length one is broadcast along the other's.
+        length = max(len(labels) for _, labels in factors)
+        factors = [(tensor, labels) for tensor, labels in factors if len(labels) == length]
+        labels = np.maximum(factors[0][1], factors[-1][1])
+        call.tracer.tie(factors[0][1], factors[-1][1], call.site, UNLIKE)
+        silent = any(t.shadow is not None and t.shadow.silent for t, own in factors if (own > NONE).any())
+        if letter in out:
+            passed.append((out.index(letter), labels, silent))
+        elif silent:
+            call.tracer.records.direct.append((labels, call.site))
+        else:
+            return call.pinned("they are multiplied with each other and cannot be silenced")
+    if len(passed) > 1:
         # A tensor is followed along one axis; outputs of a weight that follow no units can give way.
-        places.sort(key=lambda place: not call.tracer.names_units(place[1].labels))
-        call.tracer.pin_labels(places.pop()[1].labels, call.site, "its units meet others on two axes of a product")
-    axis, passed = places[0]
-    if axis >= len(value.shape):
-        return call.pinned("its units end on an axis that is not known")
-    return Traced(value, shadow(axis, passed.labels, passed.silent))
+        passed.sort(key=lambda place: not call.tracer.names_units(place[1]))
+        call.tracer.pin_labels(passed.pop()[1], call.site, "its units meet others on two axes of a product")
+    return Traced(value, shadow(*passed[0]) if passed else None)
 
 
 def contract(call: Call, first: Traced, one: Ids, second: Traced, other: Ids, both: bool = False) -> bool:

@@ -12,6 +12,10 @@ from reprune.keras.rules.functions import is_elementwise, keeps_zero
 from reprune.keras.tracer import Call, Traced, shadow
 
 NARROW = "it is combined with values that cannot be made narrower"
+# Functions of two numbers that make something else than 0 of two zeros.
+_NOT_OF_ZEROS = ("Equal", "GreaterEqual", "LessEqual", "LogicalXor", "Power", "Logaddexp")
+# Reductions to which a zero adds nothing.
+_ADDING_UP = ("Sum", "Any", "CountNonzero", "Norm")
 
 
 def same(call: Call) -> Any:
@@ -68,9 +72,9 @@ def combined(call: Call) -> Any:
             if tensor is not leaf and tensor.shape[tensor.shadow.axis] == width:
                 call.tracer.tie(tensor.shadow.labels, named, call.site, NARROW)
                 labels = np.where(labels > NONE, labels, named)
-    silences = [leaf.shadow is not None and leaf.shadow.silent for leaf in leaves if _is(leaf)]
-    product = type(call.operation).__name__ == "Multiply"
-    silent = any(silences) if product else len(silences) == len(operands) and all(silences)
+    silences = [leaf.shadow is not None and leaf.shadow.silent if _is(leaf) else _is_zero(leaf) for leaf in operands]
+    kind = type(call.operation).__name__
+    silent = any(silences) if kind == "Multiply" else all(silences) and kind not in _NOT_OF_ZEROS
     return Traced(value, shadow(axis, labels, silent))
 
 
@@ -97,7 +101,7 @@ def channelwise(call: Call) -> Any:
 
 
 def reduction(call: Call) -> Any:
-    """Sum, mean, maximum … over axes that hold no units; a sum over units reads them directly."""
+    """Sum, mean, maximum … over axes that hold no units; a sum or a length over units reads them directly."""
     x = call.x
     if x.shadow is None:
         return call.plain()
@@ -105,7 +109,9 @@ def reduction(call: Call) -> Any:
     axes = _axes(getattr(call.operation, "axis", None), rank)
     keepdims = bool(getattr(call.operation, "keepdims", False))
     if x.shadow.axis in axes:
-        if type(call.operation).__name__ == "Sum" and x.shadow.silent and (x.shadow.labels > NONE).any():
+        kind = type(call.operation).__name__
+        vector = kind != "Norm" or (len(axes) == 1 and call.operation.ord in (None, 1, 2))
+        if kind in _ADDING_UP and x.shadow.silent and vector:
             call.tracer.records.direct.append((x.shadow.labels, call.site))
             return call.plain()
         return call.pinned("it is reduced over its units")
@@ -113,15 +119,66 @@ def reduction(call: Call) -> Any:
     return call.labelled(axis, x.shadow.labels, x.shadow.silent)
 
 
+def averaged(call: Call) -> Any:
+    """The layer Average combines tensors, the operation reduces one."""
+    if not hasattr(call.operation, "axis"):
+        return combined(call)
+    if any(weights.shadow is not None for weights in call.tensors[1:]):
+        return call.pinned("its units weigh a mean")
+    return reduction(call)
+
+
+def running(call: Call) -> Any:
+    """Running sums, sorting … along another axis than that of the units."""
+    x = call.x
+    if x.shadow is None:
+        return call.plain()
+    axis = getattr(call.operation, "axis", None)
+    if axis is None or axis % len(x.shape) == x.shadow.axis:
+        return call.pinned("it runs over its units as over time")
+    return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
+
+
+def masking(call: Call) -> Any:
+    """Masking: reads whether all units of a step are 0."""
+    x = call.x
+    if x.shadow is None:
+        return call.plain()
+    if x.shadow.axis == len(x.shape) - 1:
+        if call.operation.mask_value != 0 or not x.shadow.silent:
+            return call.pinned("a mask is made from its units, which cannot be silenced")
+        call.tracer.records.direct.append((x.shadow.labels, call.site))
+    return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
+
+
+def zeros(call: Call) -> Any:
+    """Zeros of a written width, which follow the units that they are handed to."""
+    layer = call.operation
+    made = call.tracer.couplings.new(layer.sizes[-1])
+    call.tracer.size(call, ("sizes", len(layer.sizes) - 1), made)
+    return Traced(call.values(), shadow(len(layer.sizes), made))
+
+
 def ignored(call: Call) -> Any:
-    """Only shapes are read, no values."""
+    """Only the shape is read, and every value is the same."""
     return call.plain()
+
+
+def zeros_like(call: Call) -> Any:
+    """Zeros as wide as the units, however many there are. Of truth values, Keras makes masks, alike for all units."""
+    x = call.x
+    masks = str(getattr(call.operation, "dtype", None)) == "bool"
+    return call.plain() if x.shadow is None or masks else call.labelled(x.shadow.axis, x.shadow.labels, silent=True)
 
 
 def _axes(axis: Any, rank: int) -> list[int]:
     if axis is None:
         return list(range(rank))
     return [int(one) % rank for one in keras.tree.flatten(axis)]
+
+
+def _is_zero(leaf: Any) -> bool:
+    return isinstance(leaf, (int, float)) and leaf == 0
 
 
 def _is(leaf: Any) -> bool:

@@ -47,7 +47,7 @@ def reshape(call: Call) -> Any:
 
 
 def sliced(call: Call) -> Any:
-    """Indexing: over time and batch as one likes; units must be taken all or not at all."""
+    """Indexing, splitting: over time and batch as one likes; units must be taken all or not at all."""
     out = moved(call)
     for tensor in call.tensors:
         if tensor.shadow is None:
@@ -56,6 +56,30 @@ def sliced(call: Call) -> Any:
         if not taken or any(set(_named(labels)) != set(_named(tensor.shadow.labels)) for labels in taken):
             return call.pinned("units are taken by a position that is written into the code")
     return out
+
+
+def taken_along(call: Call) -> Any:
+    """Values at positions along another axis than that of the units, which are the same for all units."""
+    x, *others = call.tensors
+    if any(tensor.shadow is not None for tensor in others):
+        return call.pinned("its units are used as indices")
+    if x.shadow is None:
+        return call.plain()
+    axis = call.operation.axis
+    if axis is None or axis % len(x.shape) == x.shadow.axis:
+        return call.pinned("units are taken by a position that is written into the code")
+    return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
+
+
+def padded(call: Call) -> Any:
+    """Pad, on other axes than that of the units."""
+    x = call.x
+    value = call.values()
+    if x.shadow is None:
+        return Traced(value)
+    if value.shape[x.shadow.axis] != x.shape[x.shadow.axis]:
+        return call.pinned("values are put beside its units by a width that is written into the code")
+    return Traced(value, x.shadow)
 
 
 def repeated(call: Call) -> Any:

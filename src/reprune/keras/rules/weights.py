@@ -133,7 +133,7 @@ def layer_normalization(call: Call) -> Any:
 
 
 def unit_normalization(call: Call) -> Any:
-    """UnitNormalization: divides by a length that reads the units directly; exact once they are zero."""
+    """UnitNormalization, normalize: divide by a length that reads the units directly; exact once they are zero."""
     x = call.x
     if x.shadow is None:
         return call.plain()

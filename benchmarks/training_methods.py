@@ -70,11 +70,14 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", help="methods, separated by commas, beside the first row's; all by default")
     parser.add_argument("--out", type=Path, default=Path("out/training-methods"))
     given = parser.parse_args()
+    wanted = given.only.split(",") if given.only else [method for method, _ in RUNS]
+    runs = [run for run in RUNS if run == RUNS[0] or run[0] in wanted]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for seed in range(given.seeds):
-        for method, schedule in RUNS:
+        for method, schedule in runs:
             folder = given.out / f"{method}-{schedule.replace(':', '-')}-{seed}"
             summary = youtube8m.run(options(method, schedule, seed), folder, resume=True)
             found.setdefault((method, schedule), []).append(summary)

@@ -204,7 +204,7 @@ def compare(
         str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns some.")
     ],
     evaluate: Annotated[str, typer.Option(metavar="MODULE:NAME", help="A function of a model that returns a number.")],
-    out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")],
+    out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")] = Path("comparison"),
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
     ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
     of: Of = "units",

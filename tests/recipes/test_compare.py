@@ -82,6 +82,10 @@ def test_it_goes_on_with_what_is_missing(setting, tmp_path):
     assert again == cells
     with pytest.raises(RecipeError, match="give another folder"):
         compare(model, batches, evaluate, tmp_path, **GRID, of="macs")
+    with torch.no_grad():
+        model.head.bias += 1
+    with pytest.raises(RecipeError, match="give another folder"):
+        compare(model, batches, evaluate, tmp_path, **GRID, say=lambda line: None)
 
 
 def test_fine_tuned_models_are_measured_beside(setting, tmp_path):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reprune.core.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
 from reprune.core.layers import Structure
 from reprune.core.methods import get_method
+from reprune.core.statistics import to_numpy
 from reprune.recipes.folder import read_json, replacing
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown
@@ -77,7 +79,8 @@ def compare(
     if stages[0] < 0:
         raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
     train = finetune or (lambda small, steps: reprune.distill(small, model, batches, steps, forward=forward))
-    grid = _Grid(out, {"of": of, "seed": seed, "metric": metric}, "distilled" if finetune is None else "")
+    settings = {"of": of, "seed": seed, "metric": metric, "weights": _fingerprint(model)}
+    grid = _Grid(out, settings, "distilled" if finetune is None else "")
     missing = [
         (name, ratio)
         for name in methods
@@ -115,6 +118,14 @@ def compare(
     ):
         _write(out / f"comparison.{suffix}", text)
     return found
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells whether a folder's cells are those of this model."""
+    digest = sha256()
+    for weight in model.parameters() if hasattr(model, "parameters") else model.weights:
+        digest.update(to_numpy(weight).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _cell(

@@ -23,7 +23,7 @@ def build():
     keras.utils.set_random_seed(3)
     layers = keras.layers.LSTM(8, name="reader"), keras.layers.Dense(2, name="head")
     model = keras.Sequential([keras.Input((6, 3)), *layers], name="shop")
-    model.compile("sgd", "mse")
+    model.compile(keras.optimizers.SGD(0.1), "mse")
     return model
 
 def batches():

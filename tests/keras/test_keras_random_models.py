@@ -177,8 +177,10 @@ def batch(front: str, count: int, seed: int) -> Any:
 
 
 def check(blocks: list[dict[str, Any]], head: str, front: str, seed: int) -> None:
-    before_floats = keras.config.floatx()
+    # The policy, too: Keras keeps the one of the first layer that anybody made.
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         model, x = built(blocks, head, front, seed), batch(front, 3, seed)
         weights, whole = weights_of(model), outputs(model, x)
@@ -196,7 +198,8 @@ def check(blocks: list[dict[str, Any]], head: str, front: str, seed: int) -> Non
         assert error(whole, outputs(same, x)) < LIMIT
         assert all(np.array_equal(a, b) for a, b in zip(weights, weights_of(model), strict=True))
     finally:
-        keras.config.set_floatx(before_floats)
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 # Where a mask ends is Keras's to warn about.

@@ -124,6 +124,8 @@ def test_pinned_layers_stay_with_all_that_is_bound_to_them():
 def test_globs():
     structure = stack((4, 4)).structure
     assert excluded(structure, ["[b-z]", "b"]) == {"b"}
+    assert excluded(structure, "[a-b]") == {"a", "b"}
+    assert left_out(structure, "a", "b") == ["b", "b"]
     with pytest.raises(PlanError, match=r"exclude='decoder\*' matches no layer. The layers are: a, b"):
         excluded(structure, ["b", "decoder*"])
 

@@ -111,12 +111,18 @@ def free_blocks(structure: Structure, exclude: Sequence[str] = ()) -> list[list[
     return _together(structure, [group for group in structure.index_coupled if not held & set(group)])
 
 
+def as_globs(given: Sequence[str]) -> tuple[str, ...]:
+    """Globs as they were given; a single string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def excluded(structure: Structure, exclude: Sequence[str], option: str = "exclude") -> set[str]:
     """Names of the layers that match one of the globs.
 
     Raises:
         PlanError: When a glob matches no layer.
     """
+    exclude = as_globs(exclude)
     for glob in exclude:
         if not any(fnmatchcase(name, glob) for name in structure.layers):
             raise PlanError(f"{option}={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
@@ -131,7 +137,7 @@ def left_out(structure: Structure, include: Sequence[str], exclude: Sequence[str
     """
     excluded(structure, exclude)
     matching = excluded(structure, include, "include") if include else set(structure.layers)
-    return [*exclude, *(name.replace("[", "[[]") for name in structure.layers if name not in matching)]
+    return [*as_globs(exclude), *(name.replace("[", "[[]") for name in structure.layers if name not in matching)]
 
 
 def fixed_counts(

@@ -10,7 +10,7 @@ import keras
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel, Measure
-from reprune.core.decide import decide
+from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError, StatisticsError
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
@@ -100,7 +100,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._budget = Budget(ratio, of, min_units, round_to)
         self._method = method
         self._calibration = calibration
-        self._exclude = tuple(exclude)
+        self._exclude = as_globs(exclude)
         self._uniform = uniform
         self._forward = forward
         self._verify = verify

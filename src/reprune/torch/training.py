@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel, Measure
-from reprune.core.decide import decide
+from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Structure
@@ -105,7 +105,7 @@ class Pruner:
         self.plan: Plan | None = None
         self._method = method
         self._budget = Budget(ratio, of, min_units, round_to)
-        self._exclude = tuple(exclude)
+        self._exclude = as_globs(exclude)
         self._seed = seed
         self._work: _Work | None = None
         self._waiting: Any = None

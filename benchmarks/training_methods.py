@@ -1,6 +1,6 @@
 """Every method that acts on training, at half of the units, on spoken digits: GAP beside that of the dense model.
 
-python benchmarks/training_methods.py [--seeds 5] [--out out/training-methods]
+python benchmarks/training_methods.py [--seeds 5] [--only iss-group-lasso,neuron-selection] [--out out/training-methods]
 
 The data are those of `make spoken-digits`, in $REPRUNE_DATA, with its settings. The dense model is trained by itself,
 with the same seed and for as long. A run that was interrupted goes on where it was; a table follows each seed.

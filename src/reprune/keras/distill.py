@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import keras
@@ -80,7 +81,7 @@ def distill(
         student.optimizer.learning_rate = step_size(step, steps, learning_rate)
         with states_kept(teacher), states_kept(learner):
             far = float(student.train_on_batch(inputs))
-        if not ops.isfinite(far):
+        if not isfinite(far):
             for weight, value in zip(weights, before, strict=True):
                 weight.assign(value)
             raise diverged(far, step, learning_rate)

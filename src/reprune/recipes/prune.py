@@ -15,6 +15,7 @@ from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
 from reprune.core.latency import LatencyTable
 from reprune.core.passes import first_batch
+from reprune.recipes.folder import replacing
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Timing:
         measured: LatencyTable = reprune.measure_latency(model, example, threads=self.threads, **options)
         if self.table is not None:
             try:
-                self.table.parent.mkdir(parents=True, exist_ok=True)
-                self.table.write_text(measured.to_json(), encoding="utf-8")
+                with replacing(self.table) as part:
+                    part.write_text(measured.to_json(), encoding="utf-8")
             except OSError as error:
                 raise RepruneError(f"--latency-table {self.table} cannot be written: {error.strerror}.") from None
         return measured

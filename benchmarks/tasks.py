@@ -145,12 +145,17 @@ class Speakers(nn.Module):
 
 
 class Vowels(Task):
-    """Japanese vowels: which of nine speakers says them."""
+    """Japanese vowels: which of nine speakers says them.
+
+    There are 270 recordings to learn from: noise on their frames keeps a model from learning them by heart. Five-fold
+    cross-validation on them chose its size.
+    """
 
     metric = "accuracy"
     train_steps = 600
     finetune_steps = 80
     learning_rate = 3e-3
+    noise, size = 0.5, 30
 
     def __init__(self, data: Path) -> None:
         super().__init__(data / "japanese_vowels")
@@ -167,9 +172,14 @@ class Vowels(Task):
     def build(self) -> nn.Module:
         return Speakers()
 
+    def calibration(self) -> Iterable[Any]:
+        return list(zip(*(array.split(self.size) for array in self.sets[0]), strict=True))
+
     def batches(self, seed: int) -> Iterator[Any]:
-        for places in _shuffled(len(self.sets[0][0]), 30, seed):
-            yield tuple(array[places] for array in self.sets[0])
+        generator = torch.Generator().manual_seed(seed)
+        for places in _shuffled(len(self.sets[0][0]), self.size, seed):
+            frames, lengths, speakers = (array[places] for array in self.sets[0])
+            yield frames + self.noise * torch.randn(frames.shape, generator=generator), lengths, speakers
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return cross_entropy(model(*batch[:2]), batch[2])

@@ -52,25 +52,23 @@ def decide(
     if not sets:
         raise _nothing_left(evidence.structure)
     structure = _pin_all_but(evidence.structure, sets)
-    groups = [group for entry in sets for group in entry]
-    # What overflows is no warning in passing: it makes a score that is not finite, and that is an error with a name.
-    with np.errstate(over="ignore", invalid="ignore"):
-        rankings = {group: criterion.rank([evidence.layers[name] for name in group], rng) for group in groups}
-    _check_scores(rankings)
     before, cost = structure.counts(), CostModel(structure, budget.latency)
     if budget.latency is not None:
         budget.latency.check_model(before)
     fixed = fixed_counts(sets, before, counts or {})
+    names = [tuple(name for group in together for name in group) for together in sets]
+    savings = [_saved(cost, budget.of, before, layers) if allocation.per_cost else 1.0 for layers in names]
+    seen = [[[evidence.layers[name] for name in group] for group in together] for together in sets]
+    # What overflows is no warning in passing: it makes a score that is not finite, and that is an error with a name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        ranked = criterion.rank_all(seen, savings, rng)
+    rankings = {g: r for groups, found in zip(sets, ranked, strict=True) for g, r in zip(groups, found, strict=True)}
+    _check_scores(rankings)
     blocks = []
-    for together in sets:
-        layers = tuple(name for group in together for name in group)
-        if layers[0] in fixed:
-            continue
-        ranking = _joint([rankings[group] for group in together])
-        thresholds = allocation.thresholds([evidence.layers[name] for name in layers], ranking)
-        if allocation.per_cost:
-            thresholds = thresholds / _saved(cost, budget.of, before, layers)
-        blocks.append(Block(layers, thresholds))
+    for layers, found, saving in zip(names, ranked, savings, strict=True):
+        if layers[0] not in fixed:
+            thresholds = allocation.thresholds([evidence.layers[name] for name in layers], _joint(found))
+            blocks.append(Block(layers, thresholds / saving))
 
     sizes = allocate(budget, blocks, cost, before, fixed, allocation.level)
     kept = {name: list(range(units)) for name, units in before.items()}

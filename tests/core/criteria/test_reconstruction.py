@@ -7,6 +7,7 @@ import pytest
 
 from reprune.core.criteria.reconstruction import Elimination, Reconstruction
 from reprune.core.evidence import Evidence
+from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
 from reprune.core.readings import SplitMoments, readings
 
 from ..builders import stack
@@ -21,24 +22,21 @@ def refitted_error(moments, weights, gone):
 
 
 @pytest.mark.parametrize("block", [1, 3, 48])
-@pytest.mark.parametrize("width", [1, 2])
-def test_costs_are_those_of_refitting_from_scratch(block, width, monkeypatch):
+def test_costs_are_those_of_refitting_from_scratch(block, monkeypatch):
     monkeypatch.setattr(Elimination, "BLOCK", block)
     rng = np.random.default_rng(block)
     rows = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12))
     moments, weights = rows.T @ rows / 300, rng.normal(size=(12, 20))
-    places = np.arange(12).reshape(-1, width)
-    elimination = Elimination.start(moments, weights @ weights.T, places, 1e-14)
-    gone, left = [], list(range(len(places)))
+    elimination = Elimination.start(moments, weights @ weights.T, 1e-14)
+    gone, left = [], list(range(12))
     while len(left) > 1:
-        if width == 1:
-            so_far = refitted_error(moments, weights, gone) if gone else 0.0
-            expected = [refitted_error(moments, weights, [*gone, *places[u]]) - so_far for u in left]
-            np.testing.assert_allclose(elimination.costs()[left], expected, rtol=1e-6)
-        unit = left[int(np.argmin(elimination.costs()[left]))]
-        elimination.remove(unit)
-        left.remove(unit)
-        gone += places[unit].tolist()
+        so_far = refitted_error(moments, weights, gone) if gone else 0.0
+        expected = [refitted_error(moments, weights, [*gone, feature]) - so_far for feature in left]
+        np.testing.assert_allclose(elimination.costs()[left], expected, rtol=1e-6)
+        cheapest = left[int(np.argmin(expected))]
+        elimination.remove(cheapest)
+        left.remove(cheapest)
+        gone.append(cheapest)
 
 
 def evidence_of(model, rows):
@@ -66,3 +64,69 @@ def test_a_copied_unit_and_a_dead_unit_go_first():
     assert ranking.order[1] in (0, 1, 2)
     assert sorted(ranking.order.tolist()) == list(range(6))
     assert ranking.scores[ranking.order[1]] < 1e-5 * ranking.scores[ranking.order[2]]
+
+
+def two_towers(sizes, each, rows, weight):
+    """Layers side by side that one linear output reads, every unit at `each` positions."""
+    names = [chr(ord("a") + place) for place in range(len(sizes))]
+    spans, start = [], 0
+    for name, units in zip(names, sizes, strict=True):
+        spans.append(Span(start, name, 0, units, each))
+        start += units * each
+    slot = Slot("out", 1, start, "reads", tuple(spans))
+    structure = Structure(
+        layers={name: Layer(name, "lstm", units, None) for name, units in zip(names, sizes, strict=True)},
+        slots=(slot,),
+        shapes={"out": weight.shape},
+        index_coupled=tuple((name,) for name in names),
+        count_coupled=(),
+        consumers=(Consumer("out", 1),),
+    )
+    split = SplitMoments("out", start)
+    split.update(rows)
+    found = readings(structure, {"out": weight}, {}, {("out", 1): split})
+    return Evidence(structure, {"out": weight}, {}, found)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("seed", range(8))
+def test_layers_that_are_read_together_lose_units_in_one_sequence(each, seed):
+    rng = np.random.default_rng(seed)
+    width, savings = 10 * each, {"a": 1.0, "b": 3.0}
+    # What one layer holds the other mostly holds as well: whose unit goes first decides which goes next.
+    rows = rng.normal(size=(400, width)) @ (np.eye(width) + rng.normal(size=(width, width)))
+    rows[:, : 4 * each] = rows[:, 4 * each : 8 * each] + 0.3 * rng.normal(size=(400, 4 * each))
+    weight = rng.normal(size=(5, width))
+    layers = two_towers((4, 6), each, rows, weight).layers
+    ranked = Reconstruction(ridge=1e-12).rank_all([[[layers[name]]] for name in "ab"], list(savings.values()), rng)
+    orders = {name: found[0].order.tolist() for name, found in zip("ab", ranked, strict=True)}
+    moments = rows.T @ rows / 400
+    left, gone = [("a", unit) for unit in range(4)] + [("b", unit) for unit in range(6)], []
+    while len(left) > 1:
+
+        def places(name, unit):
+            return [((name == "b") * 4 + unit) * each + place for place in range(each)]
+
+        def price(owner, gone=tuple(gone)):
+            """Rise of the error with each position of a unit, for what the unit saves."""
+            so_far = refitted_error(moments, weight.T, list(gone)) if gone else 0.0
+            rises = [refitted_error(moments, weight.T, [*gone, place]) - so_far for place in places(*owner)]
+            return sum(rises) / savings[owner[0]]
+
+        name, unit = min(left, key=price)
+        assert orders[name].pop(0) == unit
+        left.remove((name, unit))
+        gone += places(name, unit)
+
+
+def test_groups_of_one_set_lose_units_in_step():
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(300, 8)) * np.array([1, 1, 1, 1, 9, 9, 9, 9.0])
+    layers = two_towers((4, 4), 1, rows, rng.normal(size=(3, 8))).layers
+    criterion = Reconstruction()
+    coupled = criterion.rank_all([[[layers["a"]], [layers["b"]]]], [1.0], rng)[0]
+    assert [sorted(ranking.order.tolist()) for ranking in coupled] == [[0, 1, 2, 3]] * 2
+    # Alone, all of the quiet layer goes before the loud one loses a unit, and its costs know nothing of that.
+    alone = criterion.rank_all([[[layers["a"]]], [[layers["b"]]]], [1.0, 1.0], rng)
+    assert alone[0][0].scores.max() < alone[1][0].scores.min()
+    assert not np.allclose(alone[1][0].scores, coupled[1].scores)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from reprune.core.evidence import LayerEvidence
 
+Group = Sequence[LayerEvidence]
+"""Evidence about index-coupled layers, all with the same number of units."""
+
 
 class Ranking(NamedTuple):
     """Order of removal of the units of one group.
@@ -36,13 +39,28 @@ class Criterion(ABC):
     needs_loss: bool = False
 
     @abstractmethod
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank the units of a group.
 
         Args:
-            group: Evidence about the index-coupled layers, all with the same number of units.
+            group: The layers, which lose the same units.
             rng: Source of randomness, seeded by the caller.
         """
+
+    def rank_all(
+        self, sets: Sequence[Sequence[Group]], savings: Sequence[float], rng: np.random.Generator
+    ) -> list[list[Ranking]]:
+        """Rank the units of all groups: each for itself, unless a criterion knows how they depend on each other.
+
+        Args:
+            sets: Groups that lose units at the same time, because their layers must keep equal numbers of them.
+            savings: What one unit of each group of a set saves in the budget's measure, by set.
+            rng: Source of randomness, seeded by the caller.
+
+        Returns:
+            One ranking for each group of each set.
+        """
+        return [[self.rank(group, rng) for group in together] for together in sets]
 
 
 def rank_by(scores: Sequence[NDArray[np.float64]]) -> Ranking:

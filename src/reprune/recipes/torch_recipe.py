@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -78,8 +79,8 @@ class TorchRecipe(Recipe):
     def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
         """The model as Lightning trains and measures it."""
 
-    def launch(self) -> bool:
-        """Meet the other processes of the run, if there are any; whether this is the first one."""
+    def launch(self) -> AbstractContextManager[bool]:
+        """Work with the other processes of the run, if there are any; gives whether this is the first one."""
         return processes.launch(self.options)
 
     def once(self, act: Callable[[], T]) -> T:

@@ -66,10 +66,12 @@ class TorchRecipe(Recipe):
     Attributes:
         metrics: Names of the metrics that `module` logs when it validates.
         labels: Classes of a training batch's sequences, where it has any.
+        inputs: Whether the columns of embeddings are removed as well; see `Pruner`.
     """
 
     metrics: tuple[str, ...]
     labels: Labels | None = None
+    inputs: bool = False
 
     @abstractmethod
     def data(self, offset: int = 0) -> Data:
@@ -99,6 +101,7 @@ class TorchRecipe(Recipe):
                 of=options.of,
                 method=options.method,
                 schedule=options.when,
+                inputs=self.inputs,
                 total_steps=None if batches is None else batches * options.epochs,
                 seed=options.seed,
             )

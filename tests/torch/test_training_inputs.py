@@ -120,6 +120,19 @@ class Residual(nn.Module):
         return found
 
 
+class Stacked(nn.Module):
+    """The same sum in another way: values and units lie in one tensor first, which needs equal widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm, self.head = nn.Embedding(11, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        values = self.embedding(words)
+        found: Tensor = self.head(torch.stack([values, self.lstm(values)[0]]).sum(0))
+        return found
+
+
 class PartlyTied(Tagger):
     """Four of the columns are units of a small layer as well, the other two go with another embedding."""
 
@@ -208,6 +221,7 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
         (Tied, {}),
         (TiedBehindProjection, {COLUMNS: 6}),
         (Residual, {}),
+        (Stacked, {}),
         (PartlyTied, {COLUMNS: 2, "extra:columns": 2, "features:columns": 3}),
         (Written, {COLUMNS: 6}),
         (Lengths, {COLUMNS: 6}),

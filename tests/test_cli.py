@@ -65,6 +65,13 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "cli_shop"
 
 
+def test_input_units_need_a_method_that_removes_them(tmp_path: Path) -> None:
+    texts = [part for name in ("train", "valid", "test") for part in (f"--{name}", "words.txt")]
+    result = runner.invoke(app, ["train", "language-model", *texts, "--out", str(tmp_path / "run"), "--inputs"])
+    assert result.exit_code == 1
+    assert "Give --method neuron-selection" in result.output
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_shows_an_example(command: list[str]) -> None:
     result = runner.invoke(app, [*command, "--help"])

@@ -367,6 +367,9 @@ def train_language_model(
     ratio: Ratio = 0.5,
     of: Of = "units",
     method: TrainMethodOption = "reconstruct",
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="neuron-selection: remove columns of the embedding, too, as units.")
+    ] = False,
     schedule: Schedule = "after",
     dense: Dense = "",
     calibration_batches: CalibrationBatches = 100,

@@ -137,6 +137,25 @@ def test_pruned_computes_what_the_masked_does_with_its_state(run: Any) -> None:
         torch.testing.assert_close(small(second, state)[0], masked(second, full)[0], atol=1e-10, rtol=0)
 
 
+def test_input_units_are_removed(talk: LanguageOptions, tmp_path: Path) -> None:
+    options = replace(talk, method="neuron-selection", inputs=True, epochs=3, finetune_epochs=1)
+    summary = language_model.run(options, tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "model.safetensors")
+    columns, *hidden = (summary["units"][name] for name in ("embedding:columns", "recurrent.0:l0", "recurrent.1:l0"))
+    assert tensors["embedding.weight"].shape == (22, columns[1])
+    assert tensors["recurrent.0.weight_ih_l0"].shape == (4 * hidden[0][1], columns[1])
+    assert sum(after for _, after in (columns, *hidden)) == 36 / 2
+    # Three layers' widths, then a logit for each word; a word is looked up for nothing.
+    for name, at in (("dense", 0), ("pruned", 1)):
+        e, a, b = columns[at], hidden[0][at], hidden[1][at]
+        assert summary[name]["macs"] == 4 * a * (e + a) + 4 * b * (a + b) + 22 * b
+    vocabulary = Vocabulary.of(options.train, options.vocabulary)
+    words = vocabulary.encode(options.test).tolist()
+    assert summary["pruned"]["perplexity"] == pytest.approx(numpy_perplexity(tensors, words, 3), rel=1e-4)
+    measured = language_model.evaluate_folder(tmp_path / "run", options.test, accelerator="cpu")
+    assert measured["pruned"]["perplexity"] == pytest.approx(summary["pruned"]["perplexity"], rel=1e-6)
+
+
 def test_training_carries_the_state_and_stops_the_gradient(talk: LanguageOptions) -> None:
     torch.manual_seed(0)
     options = replace(talk, dropout=0.0)
@@ -273,6 +292,7 @@ def test_unreadable_texts_are_reported_before_training(talk: LanguageOptions, tm
         ("dropout", 1.0, "--dropout"),
         ("init", 0.0, "--init"),
         ("layers", 0, "--layers"),
+        ("inputs", True, "--inputs: --method reconstruct removes hidden units only. Give --method neuron-selection"),
     ],
 )
 def test_options_that_make_no_sense(talk: LanguageOptions, name: str, value: Any, message: str) -> None:

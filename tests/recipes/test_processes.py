@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,21 @@ run(kind.from_dict(json.loads(options)), Path(out), resume="--resume" in sys.arg
 """
 
 
-def start_two(options: RunOptions, out: Path, *more: str) -> subprocess.Popen[str]:
+# Put before SCRIPT: one process fails in the middle of training, its gradient still owed to the other one.
+FAILING = """
+from reprune.recipes.tagger import Tagger
+step = Tagger.training_step
+def failing_step(self, share, index):
+    if self.global_rank == {rank} and self.trainer.global_step == 3:
+        raise ValueError("the fan of process {rank} has stopped")
+    return step(self, share, index)
+Tagger.training_step = failing_step
+"""
+
+
+def start_two(options: RunOptions, out: Path, *more: str, before: str = "") -> subprocess.Popen[str]:
     script = out.with_suffix(".py")
-    script.write_text(SCRIPT)
+    script.write_text(before + SCRIPT)
     given = json.dumps({**options.to_dict(), "devices": "2", "strategy": "ddp"})
     recipe = "v" if isinstance(options, Options) else "l"
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
@@ -58,10 +71,15 @@ def start_two(options: RunOptions, out: Path, *more: str) -> subprocess.Popen[st
     )
 
 
-def run_two(options: RunOptions, out: Path, *more: str) -> tuple[int, str]:
+def run_two(options: RunOptions, out: Path, *more: str, before: str = "", timeout: float = 300) -> tuple[int, str]:
     """Exit code, and what was said on standard error."""
-    process = start_two(options, out, *more)
-    _, errors = process.communicate(timeout=300)
+    process = start_two(options, out, *more, before=before)
+    try:
+        _, errors = process.communicate(timeout=timeout)
+    finally:
+        # Whatever is left of it: the second process is a child of the first.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, errors
 
 
@@ -101,6 +119,41 @@ def odd(tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Options:
 
 def test_videos(odd: Options, tmp_path: Path) -> None:
     options = replace(odd, schedule="soft:2")
+    youtube8m.run(options, tmp_path / "one")
+    code, errors = run_two(options, tmp_path / "two")
+    assert code == 0, errors
+    assert_equal_results(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_one_fails(odd: Options, tmp_path: Path, rank: int) -> None:
+    """The other one stops too, instead of waiting for a gradient that never comes, and nothing is lost.
+
+    The files are of 40, 2 and 2 videos: one process has those of one file and its half of another.
+    """
+    write_shards(tmp_path / "large", train=40, validate=1, shards=1)
+    write_shards(tmp_path / "small", train=4, validate=1, shards=2, seed=1)
+    files = tuple(str(tmp_path / name / "train*.tfrecord") for name in ("large", "small"))
+    options = replace(odd, train=files, batch_size=88, schedule="soft:2")
+    code, errors = run_two(options, tmp_path / "two", before=FAILING.format(rank=rank), timeout=90)
+    assert code != 0
+    assert f"ValueError: the fan of process {rank} has stopped" in errors
+    # Lightning looks after the second process every five seconds, and may end the first one before it says so.
+    assert f"Process {1 - rank} stopped because another one of the 2 did" in errors or code == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / "two" / "checkpoints" / "train.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    code, errors = run_two(options, tmp_path / "two", "--resume")
+    assert code == 0, errors
+    youtube8m.run(options, tmp_path / "one")
+    assert_equal_results(tmp_path / "one", tmp_path / "two")
+
+
+def test_fewer_videos_than_processes(tiny: Options, tmp_path: Path) -> None:
+    """A file with nothing in it and one with a single video: the second process has none, to train on or to measure."""
+    write_shards(tmp_path / "few", train=1, validate=1, shards=1)
+    (tmp_path / "few" / "train01.tfrecord").touch()
+    few = (str(tmp_path / "few" / "train*.tfrecord"),), (str(tmp_path / "few" / "validate*.tfrecord"),)
+    options = replace(tiny, train=few[0], validate=few[1], schedule="soft:1")
     youtube8m.run(options, tmp_path / "one")
     code, errors = run_two(options, tmp_path / "two")
     assert code == 0, errors
@@ -200,6 +253,25 @@ def test_a_folder_in_use_stops_all_processes(odd: Options, tmp_path: Path) -> No
 def test_strategies_that_split_the_model(tiny: Options, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Give ddp"):
         youtube8m.run(replace(tiny, strategy="fsdp"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), RecipeError),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), RecipeError),
+        (RuntimeError("out of memory"), RuntimeError),
+    ],
+    ids=str,
+)
+def test_an_error_of_another_process(
+    tiny: Options, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, expected: type[Exception]
+) -> None:
+    monkeypatch.setattr(processes, "processes", lambda: 2)
+    monkeypatch.setattr(processes, "_leave", lambda: None)
+    with pytest.raises(expected) as caught, processes.launch(tiny):
+        raise error
+    assert ("another one of the 2 did" in str(caught.value)) is (expected is RecipeError)
 
 
 def test_batches_that_cannot_be_dealt_out(tiny: Options, monkeypatch: pytest.MonkeyPatch) -> None:

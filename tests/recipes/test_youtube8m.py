@@ -160,6 +160,13 @@ def test_order_cannot_be_seen_by_averaging(tmp_path: Path) -> None:
 
 
 def test_wrong_files_are_reported_before_anything_is_spent(tiny: Options, tmp_path: Path) -> None:
+    for name in ("empty0", "empty1"):
+        (tmp_path / f"{name}.tfrecord").touch()
+    empty = (str(tmp_path / "empty*.tfrecord"),)
+    for option in ("train", "validate", "test"):
+        with pytest.raises(RecordError, match=rf"--{option} .*empty\*.tfrecord: 0 records to read in 2 files"):
+            youtube8m.run(replace(tiny, **{option: empty}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(RecordError, match="no file matches"):
         youtube8m.run(replace(tiny, validate=("nowhere*",)), tmp_path / "run")
 

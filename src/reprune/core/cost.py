@@ -84,7 +84,9 @@ class CostModel:
         return sum(_size(axes, counts) for axes in self._own(layer))
 
     def layer_macs(self, layer: str, counts: Counts) -> int:
-        """MACs that one time step of the layer takes: each of its gate weights once."""
+        """MACs that one time step of the layer takes: each of its gate weights once, none to look a row up."""
+        if self._structure.layers[layer].cell == "embedding":
+            return 0
         return sum(_size(axes, counts) for axes in self._own(layer) if len(axes) > 1)
 
     def _own(self, layer: str) -> list[tuple[Extent, ...]]:

@@ -116,12 +116,12 @@ class Pin:
 
 @dataclass(frozen=True)
 class Layer:
-    """One direction of one recurrent layer (or its projection).
+    """One direction of one recurrent layer (or its projection), or the columns of an embedding.
 
     Attributes:
-        name: Its address, such as `encoder.lstm:l0_reverse`.
-        cell: Kind of cell, such as `lstm`, `gru` or `rnn`.
-        units: Number of hidden units.
+        name: Its address, such as `encoder.lstm:l0_reverse`, or `words:columns` of an embedding.
+        cell: Kind of cell, such as `lstm`, `gru` or `rnn`; `embedding` of an embedding.
+        units: Number of hidden units, or columns.
         pin: Why it is left alone, or None when it can be pruned.
         approximate: Why removing units changes more than what they carried (a `LayerNorm` over them), or None.
         direct: Whether units are also read without a weight (summed over, or multiplied with each other). Zero

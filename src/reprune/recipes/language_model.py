@@ -35,6 +35,7 @@ class LanguageModel(TorchRecipe):
 
     def __init__(self, options: LanguageOptions, vocabulary: Vocabulary | None = None) -> None:
         self.options: LanguageOptions = options
+        self.inputs = options.inputs
         self._given = vocabulary
         self._texts: dict[str, Tensor] = {}
 

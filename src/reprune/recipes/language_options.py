@@ -66,6 +66,7 @@ class LanguageOptions(RunOptions):
         learning_rate: Step size of gradient descent on the loss summed over a window and averaged over its streams.
         decay: Factor on the step size after every epoch from `decay_after` on.
         decay_after: Epochs with the first step size.
+        inputs: Whether `neuron-selection` removes numbers that stand for a word as well.
 
     Raises:
         RecipeError: When a value makes no sense.
@@ -92,6 +93,7 @@ class LanguageOptions(RunOptions):
     decay_after: int = 14
     clip_gradients: float = 10.0
     method: str = "reconstruct"
+    inputs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +101,11 @@ class LanguageOptions(RunOptions):
             raise RecipeError(f"--vocabulary {self.vocabulary} must be at least 3: <unk>, <eos> and a word.")
         if self.dropout >= 1:
             raise RecipeError(f"--dropout {self.dropout} must be less than 1.")
+        if self.inputs and self.method != "neuron-selection":
+            raise RecipeError(
+                f"--inputs: --method {self.method} removes hidden units only. Give --method neuron-selection, or leave "
+                "--inputs out."
+            )
 
 
 def with_preset(preset: str, given: Mapping[str, Any]) -> LanguageOptions:

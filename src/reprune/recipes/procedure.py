@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,9 +85,9 @@ class Recipe(ABC):
     def load_pruned(self, dense_model: Model, directory: Path) -> Model:
         """The smaller model of a run's folder."""
 
-    def launch(self) -> bool:
-        """Meet the other processes of the run, if there are any; whether this is the first one."""
-        return True
+    def launch(self) -> AbstractContextManager[bool]:
+        """Work with the other processes of the run, if there are any; gives whether this is the first one."""
+        return nullcontext(True)
 
     def once(self, act: Callable[[], T]) -> T:
         """What `act` returns in the first process, in all of them."""
@@ -116,11 +116,10 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         The content of `summary.json`.
 
     Raises:
-        RecipeError: The folder cannot be written, or holds another run.
+        RecipeError: The folder cannot be written, or holds another run; another process of the run failed.
         InterruptedRunError: The user asked to stop.
     """
-    with quiet(), _full_disk_reported(out):
-        first = recipe.launch()
+    with quiet(), _full_disk_reported(out), recipe.launch() as first:
         folder = recipe.once(lambda: RunFolder(out, recipe.options, resume=resume))
         folder.writes = first
         say = say if first else lambda _: None

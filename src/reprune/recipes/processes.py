@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from lightning.fabric import Fabric
@@ -17,16 +18,16 @@ from reprune.torch.training_distributed import processes, rank, shared
 T = TypeVar("T")
 
 
-def launch(options: RunOptions) -> bool:
+@contextmanager
+def launch(options: RunOptions) -> Iterator[bool]:
     """Start the other processes that the options ask for, or meet those that torchrun or Slurm has started.
 
-    On return, `torch.distributed` is initialised if there is more than one.
-
-    Returns:
-        Whether this is the first one.
+    Within this context, `torch.distributed` is initialised if there is more than one. It yields whether this is the
+    first one.
 
     Raises:
-        RecipeError: The strategy is one under which a process does not hold the whole model.
+        RecipeError: The strategy is one under which a process does not hold the whole model, or another process failed
+            while this one waited for it.
     """
     if options.strategy not in ("auto", "ddp"):
         raise RecipeError(
@@ -41,7 +42,20 @@ def launch(options: RunOptions) -> bool:
     ).launch()
     if processes() > 1:
         atexit.register(_leave)
-    return rank() == 0
+    try:
+        yield rank() == 0
+    except RuntimeError as error:
+        if processes() == 1 or not _of_another_process(error):
+            raise
+        raise RecipeError(
+            f"Process {rank()} stopped because another one of the {processes()} did. The error of that one says why, "
+            "unless it was killed, such as for memory. Mend it, then add --resume to go on."
+        ) from error
+
+
+def _of_another_process(error: RuntimeError) -> bool:
+    """Whether an operation failed because a process at its other end is gone; gloo has no exception of its own."""
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _leave() -> None:

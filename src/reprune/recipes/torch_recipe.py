@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -65,10 +66,12 @@ class TorchRecipe(Recipe):
     Attributes:
         metrics: Names of the metrics that `module` logs when it validates.
         labels: Classes of a training batch's sequences, where it has any.
+        inputs: Whether the columns of embeddings are removed as well; see `Pruner`.
     """
 
     metrics: tuple[str, ...]
     labels: Labels | None = None
+    inputs: bool = False
 
     @abstractmethod
     def data(self, offset: int = 0) -> Data:
@@ -78,8 +81,8 @@ class TorchRecipe(Recipe):
     def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
         """The model as Lightning trains and measures it."""
 
-    def launch(self) -> bool:
-        """Meet the other processes of the run, if there are any; whether this is the first one."""
+    def launch(self) -> AbstractContextManager[bool]:
+        """Work with the other processes of the run, if there are any; gives whether this is the first one."""
         return processes.launch(self.options)
 
     def once(self, act: Callable[[], T]) -> T:
@@ -98,6 +101,7 @@ class TorchRecipe(Recipe):
                 of=options.of,
                 method=options.method,
                 schedule=options.when,
+                inputs=self.inputs,
                 total_steps=None if batches is None else batches * options.epochs,
                 seed=options.seed,
             )

@@ -12,11 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from reprune.core.errors import RecordError
 from reprune.recipes import procedure
 from reprune.recipes.folder import options_of
 from reprune.recipes.options import Options
 from reprune.recipes.procedure import Recipe, Say, Summary
 from reprune.recipes.quiet import quiet
+from reprune.youtube8m.records import OnError, find_files, read_records
 
 
 def recipe(options: Options) -> Recipe:
@@ -35,6 +37,7 @@ def run(options: Options, out: Path, *, resume: bool = False, say: Say = lambda 
         RecordError: Records are missing or damaged.
         InterruptedRunError: The user asked to stop.
     """
+    _check_records(options, train=options.train, validate=options.validate, test=options.test)
     return procedure.run(recipe(options), out, resume=resume, say=say)
 
 
@@ -45,10 +48,23 @@ def evaluate_folder(
 
     Raises:
         RecipeError: The folder holds no run.
+        RecordError: Records are missing or damaged.
         PlanError: The run is not finished.
     """
     options = replace(options_of(folder, Options), test=data, accelerator=accelerator, progress=False)
+    _check_records(options, data=data)
     return procedure.evaluate_folder(folder, recipe(replace(options, batch_size=batch_size or options.batch_size)))
+
+
+def _check_records(options: Options, **globs: tuple[str, ...]) -> None:
+    """Files that hold no record at all would only be missed when they are read, perhaps after hours."""
+    on_error: OnError = "skip" if options.on_error == "skip" else "raise"
+    for option, paths in globs.items():
+        if paths and next(read_records(paths, options.features, on_error), None) is None:
+            raise RecordError(
+                f"--{option} {' '.join(paths)}: 0 records to read in {len(find_files(paths))} files. Give files that "
+                "hold some."
+            )
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -37,7 +37,9 @@ class Builder:
         self._couplings = recording.couplings
         self._pins: dict[str, Pin] = {}
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
-        self._layers = {**recording.layers, **self._written_by_hand()}
+        self._layers = {name: layer for name, layer in recording.layers.items() if layer.cell != "embedding"}
+        self._layers.update(self._written_by_hand())
+        self._layers.update(self._embeddings())
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
         self._unit_of: dict[int, tuple[str, int]] = {}
         for name, roots in self._roots.items():
@@ -47,7 +49,7 @@ class Builder:
     @property
     def has_layers(self) -> bool:
         """Whether any recurrent layer was found."""
-        return bool(self._layers)
+        return any(layer.cell != "embedding" for layer in self._layers.values())
 
     def structure(self, extra_pins: dict[str, Pin] | None = None) -> Structure:
         """The structure; `extra_pins` are layers pinned for reasons found after the trace."""
@@ -55,7 +57,7 @@ class Builder:
         groups = self._groups()
         sizes, bonds = self._sizes()
         self._pins.update(extra_pins or {})
-        count_coupled = self._equal_bonds([*(tuple(names) for names in self.recording.count_coupled), *bonds])
+        count_coupled = self._equal_bonds([*self._count_coupled(), *bonds])
         slots = tuple(self._slots())
         shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
         named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
@@ -96,9 +98,7 @@ class Builder:
 
     def _written_by_hand(self) -> dict[str, RecurrentLayer]:
         """Cells without a recurrent module: a weight that is used again and again on what it helped to produce."""
-        known = {
-            root for layer in self.recording.layers.values() for root in self._couplings.roots(layer.labels).tolist()
-        }
+        known = {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
         found: dict[str, RecurrentLayer] = {}
         for (name, axis), roles in self.recording.roles.items():
             if "reads" not in roles or self.recording.uses.get(name, 0) < 2:
@@ -119,6 +119,21 @@ class Builder:
                 self.recording.steps.setdefault(address, self.recording.rows.get(name, 1))
                 known |= set(read[state].tolist())
         return found
+
+    def _embeddings(self) -> dict[str, RecurrentLayer]:
+        """Embeddings, with those of their columns that are not units of the layers found so far anyway."""
+        known = {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
+        found = {}
+        for name, layer in self.recording.layers.items():
+            free = [root not in known for root in self._couplings.roots(layer.labels).tolist()]
+            if layer.cell == "embedding" and any(free):
+                found[name] = replace(layer, labels=layer.labels[free])
+        return found
+
+    def _count_coupled(self) -> list[tuple[str, ...]]:
+        """Layers that the trace saw in step, but for embeddings that are no layers of their own."""
+        bonds = [tuple(name for name in names if name in self._layers) for names in self.recording.count_coupled]
+        return [bond for bond in bonds if len(bond) > 1]
 
     def _groups(self) -> tuple[tuple[str, ...], ...]:
         """Index-coupled groups; layers whose classes are shared out of order are pinned."""
@@ -175,7 +190,7 @@ class Builder:
 
     def _spread_pins(self, layers: dict[str, Layer], groups: Sequence[Sequence[str]]) -> None:
         """A layer coupled with a pinned one is pinned for the same reason."""
-        bonds = [*groups, *self.recording.count_coupled]
+        bonds = [*groups, *self._count_coupled()]
         while True:
             spread = {
                 name: layers[held].pin

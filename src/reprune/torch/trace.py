@@ -95,11 +95,27 @@ class Trace:
         return None
 
 
-def record(model: nn.Module, example: Any, forward: Forward | None = None, *, uniform: bool = False) -> Trace:
-    """The trace itself; `trace` turns it into a structure. `uniform` keeps the layers of one module at equal sizes."""
+def record(
+    model: nn.Module,
+    example: Any,
+    forward: Forward | None = None,
+    *,
+    uniform: bool = False,
+    embeddings: bool = False,
+) -> Trace:
+    """The trace itself; `trace` turns it into a structure.
+
+    Args:
+        model: As for `trace`.
+        example: As for `trace`.
+        forward: As for `trace`.
+        uniform: Keep the layers of one module at equal sizes.
+        embeddings: Take the columns of every `nn.Embedding` as the units of a layer `path:columns`, but for those that
+            are tied to units of a recurrent layer and go with them anyway.
+    """
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
     model = duplicate(model)
-    tracer = Tracer(model)
+    tracer = Tracer(model, embeddings=embeddings)
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
     example = copy.deepcopy(example)
     tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))

@@ -38,7 +38,7 @@ class Product:
 
 @dataclass
 class RecurrentLayer:
-    """One direction of one layer that a recurrent kernel ran."""
+    """One direction of one layer that a recurrent kernel ran, or the columns of an embedding."""
 
     name: str
     cell: str
@@ -85,7 +85,7 @@ class Recording:
 class Tracer:
     """Rules' view of the trace: labels of tensors, labels of parameter axes, and what is to be recorded."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, embeddings: bool = False) -> None:
         self.memory = ShadowMemory()
         self.recording = Recording()
         self.tensors: dict[str, torch.Tensor] = {}
@@ -98,6 +98,11 @@ class Tracer:
         self.inside_module = 0
         self.inside_piece = False
         self.pauses = 0
+        # Modules whose columns count as units, by the identity of the weight: tied ones go by another name.
+        self.embeddings: dict[int, str] = {}
+        for path, module in model.named_modules() if embeddings else ():
+            if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter):
+                self.embeddings.setdefault(id(module.weight), path)
         base = 1
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.numel() == 0:

@@ -58,6 +58,9 @@ class Pruner:
             weights, as Adam and momentum do, or sums over some, as Adafactor does.
         total_steps: Optimiser steps of the whole training; only `fractional` and `gradual` need it.
         exclude: Globs of layers to leave alone.
+        inputs: Whether the columns of every `nn.Embedding` are units too, of a layer `path:columns`: what the first
+            layers read of each word, say. They count in the budget, and the embedding becomes narrower. Columns that
+            are tied to hidden units go with those in any case. Only `neuron-selection` can do it.
         min_units: Units that every layer keeps at least.
         round_to: Units kept are a multiple of this.
         forward: Replaces `model(example)`; where no example is given, passes are taken as they come.
@@ -92,6 +95,7 @@ class Pruner:
         optimizer: Optimizer | Iterable[Optimizer] = (),
         total_steps: int | None = None,
         exclude: Sequence[str] = (),
+        inputs: bool = False,
         min_units: int = 1,
         round_to: int = 1,
         forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -106,6 +110,7 @@ class Pruner:
         self._method = method
         self._budget = Budget(ratio, of, min_units, round_to)
         self._exclude = as_globs(exclude)
+        self._inputs = inputs
         self._seed = seed
         self._work: _Work | None = None
         self._waiting: Any = None
@@ -233,8 +238,8 @@ class Pruner:
             set(state["sizes"][-1][n]) - set(work.units[n]) for n in work.units
         ):
             raise RecipeError(
-                "The state is of a model with other layers or more units, or of a Pruner with another exclude=: build "
-                "model and Pruner as those that were saved, then load the state."
+                "The state is of a model with other layers or more units, or of a Pruner with another exclude= or "
+                "inputs=: build model and Pruner as those that were saved, then load the state."
             )
         for size in state["sizes"] if state["sizes"][-1] != work.units else ():
             here = {name: [work.units[name].index(unit) for unit in units] for name, units in size.items()}
@@ -253,7 +258,7 @@ class Pruner:
             self._ready().hooks.before(model)  # In this pass, hooks that are new are not called before it.
 
     def _trace(self, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
-        found = record(self.model, example, forward)
+        found = record(self.model, example, forward, embeddings=self._inputs)
         self._start(shared(rehearse(found, self.model, example, forward, self._exclude)))
 
     def _start(self, structure: Structure) -> None:
@@ -278,6 +283,12 @@ class Pruner:
     def _check_arguments(self) -> None:
         if self._budget.ratio is None:
             raise RecipeError("ratio=None: give the fraction to remove.")
+        if self._inputs and not self._technique.takes_inputs:
+            able = ", ".join(repr(name) for name, technique in TECHNIQUES.items() if technique.takes_inputs)
+            raise RecipeError(
+                f"inputs=True: method={str(self._method)!r} removes hidden units only. Give method={able}, or leave "
+                "inputs out."
+            )
         if self.total_steps is not None and not (isinstance(self.total_steps, int) and self.total_steps > 0):
             raise RecipeError(f"total_steps={self.total_steps!r} is not a number of optimiser steps: give one from 1.")
         for optimizer in self.optimizers:

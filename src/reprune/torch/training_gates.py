@@ -4,6 +4,8 @@ L. Wen et al., "Structured Pruning of Recurrent Neural Networks through Neuron S
 (arXiv 1906.06847), with the hard concrete gates of Louizos, Welling and Kingma, "Learning Sparse Neural Networks
 through L0 Regularization", ICLR 2018. A unit's gate multiplies what every consumer reads of it: the next layer's input,
 the layer's own recurrence, the output. A gate of zero is the masked model, so that closed gates can be cut out exactly.
+Input units have gates as well: those of upper layers are the units below, those of the first one, if asked for, are the
+columns of an embedding.
 
 The expected size is held at the target by an exact penalty (Nocedal and Wright, "Numerical Optimization", 2006, section
 17.2), μ |d| with d = target − expected fraction removed, rounded off where |d| is small. μ grows until the target is
@@ -72,6 +74,7 @@ class NeuronSelection(Technique):
     """
 
     adds_loss = True
+    takes_inputs = True
 
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int

@@ -35,10 +35,12 @@ class Technique(ABC):
 
     Attributes:
         adds_loss: Whether it works through a term of the training loss.
+        takes_inputs: Whether it can remove input units, the columns of embeddings, too.
         labels: Classes of the sequences in the coming forward pass, if they were told.
     """
 
     adds_loss: ClassVar[bool] = False
+    takes_inputs: ClassVar[bool] = False
 
     def __init__(
         self, model: nn.Module, structure: Structure, method: str | Method, budget: Budget, every: int, seed: int

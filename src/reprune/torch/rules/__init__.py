@@ -12,7 +12,7 @@ from reprune.torch.rules.elementwise import copy, glu, like, nothing, pointwise,
 from reprune.torch.rules.movement import check_view, fold, move
 from reprune.torch.rules.normalisation import batch_norm, group_norm, layer_norm, weight_norm
 from reprune.torch.rules.op import Op, Rule
-from reprune.torch.rules.products import bilinear, convolution, dot, embedding, matmul, matvec
+from reprune.torch.rules.products import bilinear, convolution, dot, embedding, embedding_renorm, matmul, matvec
 from reprune.torch.rules.reductions import over_dims, pooling
 from reprune.torch.rules.size_uses import record_sizes
 from reprune.torch.tracer import Tracer, tensors_in
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     "mm": matmul(0), "bmm": matmul(0), "addmm": matmul(1, 0), "baddbmm": matmul(1, 0),
     "mv": matvec, "addmv": matvec, "dot": dot, "vdot": dot,
     "convolution": convolution, "convolution_overrideable": convolution,
-    "embedding": embedding,
+    "embedding": embedding, "embedding_renorm": embedding_renorm,
     "_trilinear": bilinear,
     "native_layer_norm": layer_norm,
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",

@@ -9,7 +9,7 @@ import torch
 
 from reprune.torch.labels import NONE, TAG, Ids, compact, lines, varies
 from reprune.torch.rules.op import Labels, Op, Rule
-from reprune.torch.tracer import Product, Tracer
+from reprune.torch.tracer import Product, RecurrentLayer, Tracer
 
 
 @dataclass
@@ -217,5 +217,21 @@ def bilinear(op: Op) -> Labels:
 def embedding(op: Op) -> Labels:
     """A table's columns are the features that come out."""
     weight, indices = op.args[:2]
-    found = op.tracer.weight_lines(weight, 1, "own")
-    return torch.from_numpy(found[0][1]).to(indices.device).expand(op.out.shape) if found else None
+    tracer = op.tracer
+    found = tracer.weight_lines(weight, 1, "own")
+    if not found:
+        return None
+    (name, axis), line = found[0]
+    path = tracer.embeddings.get(id(tracer.tensors[name]))
+    if path is not None and axis == 1 and len(line) > 1:
+        address, columns = f"{path}:columns", tracer.axis(name, axis, "own")
+        tracer.recording.layers[address] = RecurrentLayer(address, "embedding", path, columns)
+    return torch.from_numpy(line).to(indices.device).expand(op.out.shape)
+
+
+def embedding_renorm(op: Op) -> None:
+    """`max_norm`: a row is shortened by its length over all columns, whether anything reads them or not."""
+    name = op.tracer.owner(op.args[0])
+    if name is not None and id(op.tracer.tensors[name]) in op.tracer.embeddings:
+        columns = torch.from_numpy(op.tracer.axis(name, 1, "own"))
+        op.tracer.pin(columns, "embedding", "max_norm shortens rows by their length over all columns")

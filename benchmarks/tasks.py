@@ -155,7 +155,7 @@ class Vowels(Task):
     train_steps = 600
     finetune_steps = 80
     learning_rate = 3e-3
-    noise, size = 0.5, 30
+    noise = 0.5
 
     def __init__(self, data: Path) -> None:
         super().__init__(data / "japanese_vowels")
@@ -172,12 +172,9 @@ class Vowels(Task):
     def build(self) -> nn.Module:
         return Speakers()
 
-    def calibration(self) -> Iterable[Any]:
-        return list(zip(*(array.split(self.size) for array in self.sets[0]), strict=True))
-
     def batches(self, seed: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(seed)
-        for places in _shuffled(len(self.sets[0][0]), self.size, seed):
+        for places in _shuffled(len(self.sets[0][0]), 30, seed):
             frames, lengths, speakers = (array[places] for array in self.sets[0])
             yield frames + self.noise * torch.randn(frames.shape, generator=generator), lengths, speakers
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tasks import TASKS, Task
 
+import reprune
 from reprune.recipes.compare import compare
 from reprune.report.compare_table import Cell
 
@@ -36,6 +37,7 @@ IN_TRAINING = (
     ("reconstruct", "gradual:100"),
     ("iss-group-lasso", "after"),
     ("neuron-selection", "after"),
+    ("random", "before"),
 )
 
 
@@ -89,14 +91,21 @@ def _compare(task: Task, model: torch.nn.Module, seed: int, folder: Path, **grid
 
 
 def measure_in_training(task: Task, seed: int, folder: Path) -> list[Cell]:
-    """Half of the units removed while the model trains from scratch as long as the dense one; then fine-tuned alike."""
+    """Half of the units removed while the model trains from scratch as long as the dense one; then fine-tuned alike.
+
+    Beside them, `before`: a model that has only half of its units when its training begins.
+    """
     most, cells = task.finetune_steps, []
     for method, schedule in IN_TRAINING:
         name = method if schedule == "after" else f"{method}, {schedule}"
         path = folder / "in_training" / f"{name.replace(', ', '-').replace(':', '-')}.json"
         if not path.exists():
             torch.manual_seed(seed)
-            model = task.train(task.build(), task.train_steps, seed, ratio=0.5, method=method, schedule=schedule)
+            model, pruning = task.build(), {"ratio": 0.5, "method": method, "schedule": schedule}
+            if schedule == "before":
+                model = reprune.prune(model, task.calibration(), 0.5, method=method, forward=task.forward).model
+                pruning = {}
+            model = task.train(model, task.train_steps, seed, **pruning)
             metrics = {0: task.evaluate(model)}
             metrics[most] = task.evaluate(task.train(model, most, seed))
             path.parent.mkdir(parents=True, exist_ok=True)

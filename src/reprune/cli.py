@@ -368,7 +368,7 @@ def train_language_model(
     of: Of = "units",
     method: TrainMethodOption = "reconstruct",
     inputs: Annotated[
-        bool, typer.Option("--inputs", help="neuron-selection: remove columns of the embedding, too, as units.")
+        bool, typer.Option(help="neuron-selection: remove columns of the embedding, too, as units.")
     ] = False,
     schedule: Schedule = "after",
     dense: Dense = "",

@@ -56,6 +56,8 @@ def decide(
     if budget.latency is not None:
         budget.latency.check_model(before)
     fixed = fixed_counts(sets, before, counts or {})
+    # Layers that keep all of their units go on standing in for those of others.
+    sets = [together for together in sets if fixed.get(together[0][0]) != before[together[0][0]]]
     names = [tuple(name for group in together for name in group) for together in sets]
     savings = [_saved(cost, budget.of, before, layers) if allocation.per_cost else 1.0 for layers in names]
     seen = [[[evidence.layers[name] for name in group] for group in together] for together in sets]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reprune.core.budget import Budget
 from reprune.core.criteria.reconstruction import Elimination, Reconstruction
+from reprune.core.decide import decide
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
 from reprune.core.readings import SplitMoments, readings
@@ -130,3 +132,14 @@ def test_groups_of_one_set_lose_units_in_step():
     alone = criterion.rank_all([[[layers["a"]]], [[layers["b"]]]], [1.0, 1.0], rng)
     assert alone[0][0].scores.max() < alone[1][0].scores.min()
     assert not np.allclose(alone[1][0].scores, coupled[1].scores)
+
+
+def test_a_layer_that_keeps_all_units_stands_in_for_the_others():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 10))
+    # The first two units of the second layer are the first two of the first one over again.
+    rows[:, 4:6] = rows[:, :2] + 1e-3 * rng.normal(size=(300, 2))
+    evidence = two_towers((4, 6), 1, rows, rng.normal(size=(3, 10)))
+    whole = decide(evidence, Budget(0.5), "reconstruct", counts={"b": 6, "a": 2})
+    assert whole.kept == {"a": [2, 3], "b": list(range(6))}
+    assert whole.kept == decide(evidence, Budget(0.5), "reconstruct", exclude=["b"], counts={"a": 2}).kept

@@ -6,7 +6,7 @@ import gzip
 from contextlib import nullcontext
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import RecordError
@@ -79,6 +79,7 @@ def test_a_truncated_file_keeps_what_stands_before(path, place):
 
 @settings(max_examples=200, deadline=None)
 @given(first=PLACES, last=PLACES, put=st.binary(max_size=40))
+@example(first=107, last=323, put=bytes(10))
 def test_a_cut_or_a_patch_keeps_what_it_does_not_touch(path, first, last, put):
     first, last = sorted((first, last))
     records, _ = skim(path, DATA[:first] + put + DATA[last:])
@@ -86,6 +87,12 @@ def test_a_cut_or_a_patch_keeps_what_it_does_not_touch(path, first, last, put):
     untouched = {
         record.id for record, (start, end) in zip(RECORDS, SPANS, strict=True) if end <= first or start >= last
     }
+    # A record whose own header is whole is stepped over by its length: where that happens to lead from a cut to the
+    # header of a later record, what stands between is taken for its damaged data. Others may not even read these.
+    moved = {start - last + first + len(put): index for index, start in enumerate(STARTS) if start >= last}
+    for start, end in SPANS:
+        if start + 12 <= first < end and end in moved:
+            untouched -= {RECORDS[index].id for place, index in moved.items() if place < end}
     assert untouched <= {record.id for record in records}
 
 

@@ -101,11 +101,12 @@ def measure_in_training(task: Task, seed: int, folder: Path) -> list[Cell]:
         path = folder / "in_training" / f"{name.replace(', ', '-').replace(':', '-')}.json"
         if not path.exists():
             torch.manual_seed(seed)
-            model, pruning = task.build(), {"ratio": 0.5, "method": method, "schedule": schedule}
+            model = task.build()
             if schedule == "before":
                 model = reprune.prune(model, task.calibration(), 0.5, method=method, forward=task.forward).model
-                pruning = {}
-            model = task.train(model, task.train_steps, seed, **pruning)
+                model = task.train(model, task.train_steps, seed)
+            else:
+                model = task.train(model, task.train_steps, seed, ratio=0.5, method=method, schedule=schedule)
             metrics = {0: task.evaluate(model)}
             metrics[most] = task.evaluate(task.train(model, most, seed))
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from reprune.torch.verify import rehearse
 from tests.torch.oracle import check_oracle, converted, prepared, random_plans
 from tests.torch.zoo import CASES
 from tests.torch.zoo.case import Case
+from tests.torch.zoo.sharing import TiedSoftmax
 
 COLUMNS = "embedding:columns"
 WORDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
@@ -71,21 +72,6 @@ class Places(Tagger):
 
     def forward(self, words: Tensor) -> Tensor:
         return self.read(self.embedding(words) + self.places(torch.arange(words.shape[1])) + self.offset)
-
-
-class Tied(nn.Module):
-    """The decoder's matrix is the embedding's: a column is a unit of the last layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 8)
-        self.lstm = nn.LSTM(8, 8, 2, batch_first=True)
-        self.decoder = nn.Linear(8, 11)
-        self.decoder.weight = self.embedding.weight
-
-    def forward(self, words: Tensor) -> Tensor:
-        found: Tensor = self.decoder(self.lstm(self.embedding(words))[0])
-        return found
 
 
 class TiedBehindProjection(Tagger):
@@ -218,7 +204,7 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
         (lambda: Tagger(padding_idx=0), {COLUMNS: 6}),
         (TwoReaders, {COLUMNS: 6}),
         (Places, {COLUMNS: 6, "places:columns": 6}),
-        (Tied, {}),
+        (TiedSoftmax, {}),
         (TiedBehindProjection, {COLUMNS: 6}),
         (Residual, {}),
         (Stacked, {}),

@@ -20,7 +20,7 @@ from reprune.core.plan import Plan
 from reprune.keras.apply import apply, mask
 from reprune.keras.graph import array, graph_of
 from reprune.keras.positional import ManyArguments
-from reprune.keras.trace import Trace
+from reprune.keras.trace import Trace, states_kept
 
 Array = Any
 Blocks = Sequence[Sequence[str]]
@@ -105,11 +105,8 @@ class _Trial:
     def outputs(self, model: Any) -> list[Array]:
         """Output tensors on the example, from the model's own present state."""
         graph = graph_of(model)
-        states = [(v, array(v)) for v in graph.states()]
-        values = [array(value) for value in keras.tree.flatten(graph.root(self._inputs_of(graph)))]
-        for variable, value in states:
-            variable.assign(value)
-        return values
+        with states_kept(graph):
+            return [array(value) for value in keras.tree.flatten(graph.root(self._inputs_of(graph)))]
 
     def _inputs_of(self, graph: Any) -> Any:
         return keras.tree.pack_sequence_as(graph.root.input, self._inputs)
@@ -127,12 +124,10 @@ class _Trial:
             # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
             return
         graph = graph_of(self._model)
-        states = [(v, array(v)) for v in graph.states()]
         given = self._inputs_of(graph)
-        found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
-        values = [array(value) for value in keras.tree.flatten(found)]
-        for variable, value in states:
-            variable.assign(value)
+        with states_kept(graph):
+            found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
+            values = [array(value) for value in keras.tree.flatten(found)]
         if self._comparable and self.differs(values, rebuilt):
             raise VerificationError(
                 f"{self._model.name!r} computes something else when it is rebuilt from its layers, with all of its "

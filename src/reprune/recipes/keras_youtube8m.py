@@ -137,7 +137,7 @@ class YouTube8M(Recipe):
             "random" if training else "first",
             shuffle=training,
             seed=options.seed,
-            on_error="skip" if options.on_error == "skip" else "raise",
+            on_error=options.on_error,
         )
         return RecordBatches(epochs, options.batch_size)
 

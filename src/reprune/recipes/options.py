@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from reprune.core.budget import Budget
 from reprune.core.cost import Measure
@@ -184,7 +184,7 @@ class Options(RunOptions):
     decay_examples: int = 4_000_000
     output_decay: float = 0.005
     clip_gradients: float = 1.0
-    on_error: str = "raise"
+    on_error: Literal["raise", "skip"] = "raise"
     workers: int = 0
     framework: str = "torch"
 

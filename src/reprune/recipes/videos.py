@@ -88,7 +88,7 @@ class Videos(Data):
             window="random" if training else "first",
             shuffle=training,
             seed=options.seed,
-            on_error="skip" if options.on_error == "skip" else "raise",
+            on_error=options.on_error,
             whole=whole,
         )
         return RecordLoader(dataset, workers=options.workers, pin_memory=torch.cuda.is_available())

@@ -18,7 +18,7 @@ from reprune.recipes.folder import options_of
 from reprune.recipes.options import Options
 from reprune.recipes.procedure import Recipe, Say, Summary
 from reprune.recipes.quiet import quiet
-from reprune.youtube8m.records import OnError, find_files, read_records
+from reprune.youtube8m.records import find_files, read_records
 
 
 def recipe(options: Options) -> Recipe:
@@ -58,9 +58,8 @@ def evaluate_folder(
 
 def _check_records(options: Options, **globs: tuple[str, ...]) -> None:
     """Files that hold no record at all would only be missed when they are read, perhaps after hours."""
-    on_error: OnError = "skip" if options.on_error == "skip" else "raise"
     for option, paths in globs.items():
-        if paths and next(read_records(paths, options.features, on_error), None) is None:
+        if paths and next(read_records(paths, options.features, options.on_error), None) is None:
             raise RecordError(
                 f"--{option} {' '.join(paths)}: 0 records to read in {len(find_files(paths))} files. Give files that "
                 "hold some."

@@ -98,7 +98,7 @@ class Builder:
 
     def _written_by_hand(self) -> dict[str, RecurrentLayer]:
         """Cells without a recurrent module: a weight that is used again and again on what it helped to produce."""
-        known = {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
+        known = self._known()
         found: dict[str, RecurrentLayer] = {}
         for (name, axis), roles in self.recording.roles.items():
             if "reads" not in roles or self.recording.uses.get(name, 0) < 2:
@@ -122,13 +122,17 @@ class Builder:
 
     def _embeddings(self) -> dict[str, RecurrentLayer]:
         """Embeddings, with those of their columns that are not units of the layers found so far anyway."""
-        known = {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
-        found = {}
+        known, found = self._known(), {}
         for name, layer in self.recording.layers.items():
-            free = [root not in known for root in self._couplings.roots(layer.labels).tolist()]
-            if layer.cell == "embedding" and any(free):
-                found[name] = replace(layer, labels=layer.labels[free])
+            if layer.cell == "embedding":
+                free = [root not in known for root in self._couplings.roots(layer.labels).tolist()]
+                if any(free):
+                    found[name] = replace(layer, labels=layer.labels[free])
         return found
+
+    def _known(self) -> set[int]:
+        """Classes that are units of the layers found so far."""
+        return {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
 
     def _count_coupled(self) -> list[tuple[str, ...]]:
         """Layers that the trace saw in step, but for embeddings that are no layers of their own."""

@@ -7,15 +7,13 @@ classes. Every time step of a sequence counts for the classes of the sequence; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.criteria.geometric_median import distance_sums
-from reprune.core.evidence import LayerEvidence
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class ClassSeparability(Criterion):
 
     needs_labels = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the scatter ratio. See `Criterion.rank`."""
         return rank_by([layer.separability for layer in group])
 
@@ -51,7 +49,7 @@ class Discriminant(Criterion):
     share: float = 0.2
     needs_labels = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Take from both rankings in turn, each unit once. See `Criterion.rank`."""
         separability = rank_by([layer.separability for layer in group]).order
         median = rank_by([distance_sums(layer.incoming) for layer in group]).order

@@ -9,15 +9,13 @@ both, units that never respond go first, and correlations with a unit that is go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking
 
 Matrix = NDArray[np.float64]
 
@@ -37,7 +35,7 @@ class Correlation(Criterion):
     by: Literal["sum", "max"] = "sum"
     needs_statistics = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Remove units one after the other; a group goes by its mean correlations. See `Criterion.rank`."""
         units = group[0].units
         dead = np.all([layer.covariance.diagonal() <= 0.0 for layer in group], axis=0)

@@ -6,7 +6,6 @@ to LSTM units by Gkalelis and Mezaris (ISS-GM), IEEE ISM 2020.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.statistics import to_numpy
 
 Array = Any
@@ -31,7 +29,7 @@ COINCIDENT = 1e-14
 class GeometricMedian(Criterion):
     """score(u) = Σ_v ‖w_u − w_v‖ over the concatenated incoming gate weights w_u of unit u."""
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the sum of distances to all other units. See `Criterion.rank`."""
         return rank_by([distance_sums(layer.incoming) for layer in group])
 

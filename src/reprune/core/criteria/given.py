@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,6 @@ class Given(Criterion):
 
     scores: Mapping[str, NDArray[np.float64]]
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the scores. See `Criterion.rank`."""
         return rank_by([self.scores[group[0].name]])

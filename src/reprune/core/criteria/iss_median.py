@@ -6,15 +6,13 @@ Two units are the same for the model only if what they feed is the same, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.criteria.geometric_median import distance_sums
-from reprune.core.evidence import LayerEvidence
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class IssMedian(Criterion):
         False
     """
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the sum of distances to all other units. See `Criterion.rank`."""
         scores = []
         for layer in group:

@@ -7,14 +7,13 @@ least. Often called magnitude pruning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.evidence import LayerEvidence
 from reprune.core.statistics import to_numpy
 
@@ -23,7 +22,7 @@ from reprune.core.statistics import to_numpy
 class IssNorm(Criterion):
     """score(u) = ‖ISS_u‖₂: gate rows, recurrent column and consumer columns of unit u together."""
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the norm of the whole structure. See `Criterion.rank`."""
         return rank_by([_norms(layer) for layer in group])
 

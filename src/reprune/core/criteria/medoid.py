@@ -7,7 +7,6 @@ are ranked by their distance to it, as the text says, rather than by their own s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.criteria.geometric_median import distance_sums
-from reprune.core.evidence import LayerEvidence
 from reprune.core.statistics import to_numpy
 
 
@@ -30,7 +28,7 @@ class Medoid(Criterion):
         False
     """
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the distance to the medoid. See `Criterion.rank`."""
         return rank_by([medoid_distances(layer.incoming) for layer in group])
 

@@ -46,7 +46,6 @@ class Reconstruction(Criterion):
         """Remove units wherever they cost least for what they save. See `Criterion.rank_all`."""
         removals = iter(self._removals([group for together in sets for group in together]))
         left = [[next(removals) for _ in together] for together in sets]
-        rankings = [[removal.ranking for removal in together] for together in left]
         prices = dict(enumerate(map(_price, left, savings)))
         while prices:
             cheapest = min(prices, key=prices.__getitem__)
@@ -56,25 +55,26 @@ class Reconstruction(Criterion):
             for index in prices:
                 if any(touched & removal.inputs.keys() for removal in left[index]):
                     prices[index] = _price(left[index], savings[index])
-        return rankings
+        return [[removal.ranking for removal in together] for together in left]
 
     def _removals(self, groups: Sequence[Group]) -> list[Removal]:
         """The units of every group, bound to one elimination for all consumers that read the same features."""
-        places: dict[Reading, dict[int, list[Places]]] = {}
+        places: dict[Reading, dict[int, Places]] = {}
         for number, group in enumerate(groups):
             for reading, found in (pair for layer in group for pair in layer.readings):
-                places.setdefault(reading, {}).setdefault(number, []).append(found)
+                held = places.setdefault(reading, {})
+                held[number] = np.concatenate([held[number], found], axis=1) if number in held else found
         removals = [Removal(group[0].units) for group in groups]
         alike: dict[tuple[object, ...], list[Reading]] = {}
         for reading, by_group in places.items():
-            held = tuple((number, np.concatenate(parts, axis=1).tobytes()) for number, parts in by_group.items())
-            alike.setdefault((reading.source, held), []).append(reading)
+            same = tuple((number, found.tobytes()) for number, found in by_group.items())
+            alike.setdefault((reading.source, same), []).append(reading)
         for readings in alike.values():
             # Their weights stand side by side in G.
             gram = np.sum([reading.gram for reading in readings], axis=0)
             elimination = Elimination.start(readings[0].moments.matrix, gram, self.ridge)
-            for number, parts in places[readings[0]].items():
-                removals[number].inputs[elimination] = np.concatenate(parts, axis=1)
+            for number, found in places[readings[0]].items():
+                removals[number].inputs[elimination] = found
         return removals
 
 

@@ -6,13 +6,12 @@ responses needs no pass over the data: E(r_u − r_v)² = C_uu + C_vv − 2 C_uv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.evidence import LayerEvidence
 
 
@@ -32,7 +31,7 @@ class ResponseMedian(Criterion):
     means: bool = True
     needs_statistics = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the sum of distances to all other responses. See `Criterion.rank`."""
         return rank_by([self._sums(layer) for layer in group])
 

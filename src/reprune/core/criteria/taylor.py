@@ -7,13 +7,11 @@ gradient is that of the mean loss over the calibration batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,6 @@ class Taylor(Criterion):
 
     needs_loss = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the summed sensitivities. See `Criterion.rank`."""
         return rank_by([layer.sensitivity for layer in group])

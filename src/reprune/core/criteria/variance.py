@@ -6,13 +6,11 @@ Networks 1991: units of nearly constant output go into the bias), so it goes wel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,6 @@ class Variance(Criterion):
 
     needs_statistics = True
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by variance. See `Criterion.rank`."""
         return rank_by([np.clip(layer.covariance.diagonal(), 0.0, None) for layer in group])

@@ -7,14 +7,12 @@ of Vardi and Zhang ("The multivariate L1-median and associated data depth", PNAS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.criteria.base import Criterion, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.statistics import to_numpy
 
 Matrix = NDArray[np.float64]
@@ -36,7 +34,7 @@ class Weiszfeld(Criterion):
     iterations: int = 1000
     tolerance: float = 1e-9
 
-    def rank(self, group: Sequence[LayerEvidence], rng: np.random.Generator) -> Ranking:
+    def rank(self, group: Group, rng: np.random.Generator) -> Ranking:
         """Rank by the distance to the median. See `Criterion.rank`."""
         scores = []
         for layer in group:

@@ -1,7 +1,7 @@
 """Methods on four real tasks, one shot and after equal fine-tuning, over seeds: mean and standard deviation.
 
 Dense models are trained from scratch for every seed (g2pM's is given). *Distilled* are models that learn from the dense
-one's answers to the calibration batches, without labels. All results are kept in --out: interrupted, the same command
+one's answers to training batches, without labels. All results are kept in --out: interrupted, the same command
 goes on. The data's folder is $REPRUNE_DATA.
 
     python benchmarks/accuracy.py [--tasks g2pm,vowels,digits,words] [--seeds 5] [--out out/accuracy]
@@ -68,9 +68,17 @@ def measure(task: Task, seed: int, folder: Path) -> list[Cell]:
             task, model, seed, folder / name, **grid, finetune=lambda small, steps: task.train(small, steps, seed)
         )
         found |= {(cell.method, cell.ratio, cell.steps): cell for cell in cells}
-    # Without labels: taught by the dense model, on the calibration batches.
     cells = _compare(
-        task, model, seed, folder / "one_shot", methods=("reconstruct",), ratios=RATIOS, finetune_steps=DISTILL_STEPS
+        task,
+        model,
+        seed,
+        folder / "distilled",
+        methods=("reconstruct",),
+        ratios=RATIOS,
+        finetune_steps=DISTILL_STEPS,
+        finetune=lambda small, steps: reprune.distill(
+            small, model, task.lessons(seed, steps), steps, forward=task.forward
+        ),
     )
     taught = [replace(cell, method=DISTILLED, steps=0) for cell in cells if cell.steps]
     return [*found.values(), *taught]

@@ -65,6 +65,10 @@ class Task(ABC):
         """Calibration batches: of the training set."""
         return list(islice(self.batches(0), 30))
 
+    def lessons(self, seed: int, count: int) -> Iterable[Any]:
+        """Batches that a dense model can teach on: unlabelled ones are to be had in plenty."""
+        return list(islice(self.batches(seed), count))
+
     def train(self, model: nn.Module, steps: int, seed: int, **pruning: Any) -> nn.Module:
         """Train in place; with the arguments of a `Pruner`, what it makes of the model comes back."""
         torch.manual_seed(seed)
@@ -114,6 +118,15 @@ class Polyphones(Task):
 
     def calibration(self) -> Iterable[Any]:
         return self.dev
+
+    def lessons(self, seed: int, count: int) -> Iterable[Any]:
+        """Every character of the sentences that has several readings, not only the one that somebody labelled."""
+        ids, lengths, position = (self.dev.arrays[name] for name in ("ids", "lengths", "position"))
+        several = torch.zeros(int(ids.max()) + 1, dtype=torch.bool)
+        several[ids[torch.arange(len(ids)), position]] = True
+        rows, columns = torch.nonzero(several[ids] & (torch.arange(ids.shape[1]) < lengths[:, None]), as_tuple=True)
+        drawn = islice(_shuffled(len(rows), 256, seed), count)
+        return [(ids[rows[places]], lengths[rows[places]], columns[places]) for places in drawn]
 
     def batches(self, seed: int) -> Iterator[Any]:
         arrays = self.dev.arrays

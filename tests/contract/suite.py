@@ -7,11 +7,13 @@ the model's output, above another recurrent layer.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,25 @@ class Contract(ABC):
             reprune.plan(self.chain(), [])
         with pytest.raises(reprune.StatisticsError, match="single"):
             reprune.plan(self.chain(), self.batches()[0])
+
+    def test_few_batches_are_held(self) -> None:
+        """A pass over batches that are made as they are asked for, and gone when they are not needed any more."""
+        model, given = self.chain(), self.batches()[0]
+        held: list[weakref.ref[Any]] = []
+        most = 0
+
+        def stream() -> Iterator[Any]:
+            nonlocal most
+            for _ in range(30):
+                batch = copy.deepcopy(given)
+                held.append(weakref.ref(batch))
+                most = max(most, sum(found() is not None for found in held))
+                yield batch
+
+        plan = reprune.plan(model, stream(), 0.5, method="reconstruct")
+        assert len(held) == 30
+        assert most <= 4
+        assert plan == reprune.plan(model, [given] * 30, 0.5, method="reconstruct")
 
     def test_forward_picks_the_inputs(self) -> None:
         model = self.chain()

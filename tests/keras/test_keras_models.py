@@ -292,3 +292,21 @@ def test_one_calibration_many_plans() -> None:
     name = next(iter(alone.kept))
     sized = calibration.prune(0.5, method="iss-gm", counts={name: 4})
     assert len(sized.plan.kept[name]) == 4
+
+
+def test_importance_is_that_of_the_whole_pass() -> None:
+    """Half of the units feed an output that only the first batch asks for: they are the ones to go."""
+    x, asked = keras.Input((T, F)), keras.Input((2,))
+    lstm, head = L.LSTM(8, name="lstm"), L.Dense(2, name="head")
+    model = zoo.randomise(keras.Model([x, asked], L.Multiply()([head(lstm(x)), asked])))
+    kernel, recurrent, bias = lstm.get_weights()
+    lstm.set_weights([kernel, np.zeros_like(recurrent), bias])
+    head.set_weights([np.eye(2, dtype="float32").repeat(4, axis=0), np.zeros(2, dtype="float32")])
+    rng = np.random.default_rng(0)
+
+    def batch(row: list[float]) -> Any:
+        return rng.normal(size=(30, T, F)).astype("float32"), np.tile(np.array(row, dtype="float32"), (30, 1))
+
+    data = [batch([1.0, 0.0]), *[batch([0.0, 10.0]) for _ in range(5)]]
+    assert reprune.keras.plan(model, data, 0.5).kept == {"lstm": [4, 5, 6, 7]}
+    assert reprune.keras.plan(model, data[:1], 0.5).kept == {"lstm": [0, 1, 2, 3]}

@@ -165,6 +165,28 @@ def test_importance_estimates_the_jacobian(model):
     torch.testing.assert_close(found["lstm.weight_hh_l1", 1], expected, rtol=0.5, atol=1e-5)
 
 
+def test_importance_is_that_of_the_whole_pass():
+    """Half of the units feed an output that only the first batch asks for: they are the ones to go."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x, asked):
+            return self.head(self.lstm(x)[0]) * asked
+
+    torch.manual_seed(0)
+    model = Masked()
+    with torch.no_grad():
+        model.lstm.weight_hh_l0.zero_()
+        model.head.weight.copy_(torch.eye(2).repeat_interleave(4, dim=1))
+    asked = [torch.tensor([1.0, 0.0]), *[torch.tensor([0.0, 10.0])] * 5]
+    data = [(torch.randn(30, 5, 3), row) for row in asked]
+    assert reprune.plan(model, data, ratio=0.5).kept == {"lstm:l0": [4, 5, 6, 7]}
+    assert reprune.plan(model, data[:1], ratio=0.5).kept == {"lstm:l0": [0, 1, 2, 3]}
+
+
 def test_a_model_without_gradient_has_no_importance(model):
     class Decoder(nn.Module):
         def __init__(self):

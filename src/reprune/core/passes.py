@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 from reprune.core.errors import StatisticsError
@@ -55,6 +55,44 @@ def several_passes(
             yield batches
 
     return example, passes()
+
+
+class Stretch:
+    """Some batches in a row, the first of which can be looked at before all are gone through.
+
+    Attributes:
+        first: The first batch.
+        batches: How many have been gone through.
+    """
+
+    def __init__(self, first: Any, others: Iterator[Any]) -> None:
+        self.first = first
+        self.batches = 0
+        self._others = others
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in chain([self.first], self._others):
+            self.batches += 1
+            yield batch
+
+
+def stretches(batches: Iterable[Any]) -> Iterator[Stretch]:
+    """One pass in stretches of 1, 3, 5, … batches, each to be gone through before the next one comes.
+
+    Something that is too dear to do with every batch is done with the first of each, numbers 0, 1, 4, 9, …: spread
+    over a pass of any length, which need not be known, and less and less often.
+
+    Example:
+        >>> [list(stretch) for stretch in stretches(range(6))]
+        [[0], [1, 2, 3], [4, 5]]
+    """
+    iterator = iter(batches)
+    for size in count(1, 2):
+        try:
+            first = next(iterator)
+        except StopIteration:
+            return
+        yield Stretch(first, islice(iterator, size - 1))
 
 
 def endless(batches: Iterable[Any], is_tensor: Callable[[Any], bool], count: int) -> Iterator[Any]:

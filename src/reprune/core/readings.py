@@ -26,6 +26,33 @@ def random_signs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np
     return rng.choice([-1.0, 1.0], size=shape)
 
 
+class Importance:
+    """How much the model's output depends on the outputs of its consumers, averaged over the batches of a pass.
+
+    Attributes:
+        batches: How many batches were accounted for.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._total: dict[Axis, Array] = {}
+
+    @property
+    def draws(self) -> int:
+        """Random projections for the next batch: most of them come first, as a pass may be short."""
+        return 1 if self.batches else 4
+
+    def add(self, found: Mapping[Axis, Array], batches: int) -> None:
+        """What one batch says, which stands for so many."""
+        self.batches += batches
+        for key, value in found.items():
+            self._total[key] = self._total.get(key, 0.0) + value * batches
+
+    def mean(self) -> dict[Axis, Array]:
+        """Mean over all batches, by the tensor and the axis of each consumer."""
+        return {key: value / self.batches for key, value in self._total.items()}
+
+
 class SplitMoments:
     """Moments of the same features in two halves, so that what is fitted on one can be judged on the other."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -16,9 +16,9 @@ from reprune.core.evidence import Evidence
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
-from reprune.core.passes import several_passes
+from reprune.core.passes import several_passes, stretches
 from reprune.core.plan import Plan
-from reprune.core.readings import Reading, readings
+from reprune.core.readings import Importance, Reading, readings
 from reprune.keras.apply import apply
 from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph, array, check_keras, flat_inputs
@@ -169,12 +169,13 @@ def calibrate(
     structure = rehearse(found, model, exclude) if verify else found.structure(held(found.structure(), exclude))
     arrays = weight_arrays(found.graph)
     statistics, read = None, list[Reading]()
-    if "statistics" in wanted:
-        statistics = observe(model, structure, next(passes), forward, readings="readings" in wanted)
-    if statistics is not None and "readings" in wanted:
-        inputs = flat_inputs(found.graph.root, captured(model, example, forward))
-        weights = output_importance(found.graph, structure.consumers, inputs)
-        read = readings(structure, arrays, statistics, statistics.readings, weights)
+    if "readings" in wanted:
+        importance = Importance()
+        watched = _look(model, found.graph, structure, next(passes), forward, importance)
+        statistics = observe(model, structure, watched, forward, readings=True)
+        read = readings(structure, arrays, statistics, statistics.readings, importance.mean())
+    elif "statistics" in wanted:
+        statistics = observe(model, structure, next(passes), forward)
     classes = None
     if "labels" in wanted and labels is not None:
         classes = observe_classes(model, structure, next(passes), labels, forward)
@@ -183,6 +184,22 @@ def calibrate(
         gradients = loss_gradients(found.graph, model, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
     return Calibration(model, found, evidence, wanted, example, forward, verify)
+
+
+def _look(
+    model: Any,
+    graph: ModelGraph,
+    structure: Structure,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    importance: Importance,
+) -> Iterator[Any]:
+    """All batches; on the way, how much the output depends on the consumers."""
+    for stretch in stretches(batches):
+        inputs = flat_inputs(graph.root, captured(model, stretch.first, forward))
+        found = output_importance(graph, structure.consumers, inputs, draws=importance.draws, seed=importance.batches)
+        yield from stretch
+        importance.add(found, stretch.batches)
 
 
 def is_tensor(value: Any) -> bool:

@@ -16,14 +16,14 @@ from reprune.core.evidence import Evidence
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
-from reprune.core.passes import several_passes
+from reprune.core.passes import several_passes, stretches
 from reprune.core.plan import Plan
-from reprune.core.readings import Reading, readings
+from reprune.core.readings import Axis, Importance, Reading, readings
 from reprune.torch.apply import apply, named_tensors
 from reprune.torch.importance import output_importance
 from reprune.torch.labelled import Labels, Loss, loss_gradients, observe_classes
 from reprune.torch.latency import measure_latency
-from reprune.torch.observe import observe
+from reprune.torch.observe import Statistics, observe
 from reprune.torch.result import Result
 from reprune.torch.trace import Forward, Trace, record
 from reprune.torch.unwrap import unwrap
@@ -168,11 +168,11 @@ def calibrate(
         structure = found.structure(held_back(found.structure(), exclude))
     arrays = _arrays(model, structure)
     statistics, read = None, list[Reading]()
-    if "statistics" in wanted:
-        statistics = observe(model, structure, next(passes), forward, readings="readings" in wanted)
-    if statistics is not None and "readings" in wanted:
-        weights = output_importance(model, structure.consumers, example, forward)
-        read = readings(structure, arrays, statistics, statistics.readings, weights)
+    if "readings" in wanted:
+        statistics, importance = _observe_readings(model, structure, next(passes), forward)
+        read = readings(structure, arrays, statistics, statistics.readings, importance)
+    elif "statistics" in wanted:
+        statistics = observe(model, structure, next(passes), forward)
     classes = None
     if "labels" in wanted and labels is not None:
         classes = observe_classes(model, structure, next(passes), labels, forward)
@@ -181,6 +181,20 @@ def calibrate(
         gradients = loss_gradients(model, structure, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
     return Calibration(model, found, evidence, wanted, example, forward, verify)
+
+
+def _observe_readings(
+    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
+) -> tuple[Statistics, dict[Axis, torch.Tensor]]:
+    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
+    statistics, importance = Statistics(structure), Importance()
+    for stretch in stretches(batches):
+        found = output_importance(
+            model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
+        )
+        observe(model, structure, stretch, forward, readings=True, into=statistics)
+        importance.add(found, stretch.batches)
+    return statistics, importance.mean()
 
 
 def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Consumer
-from reprune.core.readings import random_signs
+from reprune.core.readings import Axis, random_signs
 from reprune.torch.apply import named_tensors
 from reprune.torch.trace import Forward, call, eval_mode
 from reprune.torch.tracer import tensors_in
@@ -30,7 +30,7 @@ def output_importance(
     *,
     draws: int = 4,
     seed: int = 0,
-) -> dict[tuple[str, int], torch.Tensor]:
+) -> dict[Axis, torch.Tensor]:
     """Sensitivity of the model's output to each consumer's outputs, on one batch.
 
     Args:

@@ -38,6 +38,7 @@ def observe(
     forward: Forward | None = None,
     *,
     readings: bool = False,
+    into: Statistics | None = None,
 ) -> Statistics:
     """Run the model over calibration batches in eval mode and gather response statistics.
 
@@ -47,6 +48,7 @@ def observe(
         batches: Inputs as the model takes them (see `trace.call`), one at a time.
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
+        into: Statistics of earlier batches with `readings`, to go on with.
 
     Returns:
         Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.
@@ -57,7 +59,7 @@ def observe(
                 for batch in batches:
                     call(model, batch, forward)
             return statistics
-        statistics = Statistics(structure)
+        statistics = Statistics(structure) if into is None else into
         with watch_readings(model, structure, statistics.readings) as watcher:
             for batch in batches:
                 call(model, batch, forward)

@@ -50,9 +50,10 @@ def find(reference: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise RepruneError(
-            f"{reference!r}: there is no module {error.name!r}; run reprune where it can be imported."
-        ) from None
+        hint = "run reprune where it can be imported."
+        if module.endswith(".py"):
+            hint = f"a file is named without its ending, {module.removesuffix('.py').replace('/', '.')}:{name}."
+        raise RepruneError(f"{reference!r}: there is no module {error.name!r}; {hint}") from None
     try:
         return getattr(found, name)
     except AttributeError:

@@ -146,6 +146,70 @@ def test_files(setting, tmp_path):
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
 
 
+def test_what_is_asked_twice_is_measured_once(setting, tmp_path):
+    model, batches, evaluate, calls = setting
+    twice = {"methods": ["random", "random"], "ratios": [0.5, 0.5]}
+    assert len(compare(model, batches, evaluate, tmp_path, **twice, say=lambda line: None)) == 2
+    assert calls == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"methods": ["fsdp"]}, "'fsdp' needs labels= "),
+        ({"methods": ["random", "taylor"]}, "'taylor' needs loss= "),
+        ({"methods": ["nope"]}, "'nope' is not a known method"),
+        ({"ratios": [0.5, 1.5]}, "ratio=1.5 is not a fraction"),
+        ({"finetune_steps": 3, "batches": iter(())}, "gives only one pass"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(setting, tmp_path, asked, words):
+    model, batches, evaluate, calls = setting
+    with pytest.raises(reprune.RepruneError, match=words):
+        compare(model, evaluate=evaluate, out=tmp_path, **{"batches": batches, **GRID, **asked})
+    assert not calls
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_must_be_a_number(setting, tmp_path):
+    model, batches, _, _ = setting
+    for found, kind in (("much", "str"), (None, "NoneType"), (torch.ones(2), "Tensor")):
+        with pytest.raises(RecipeError, match=f"a {kind}: it must return one number"):
+            compare(model, batches, lambda net, found=found: found, tmp_path, **GRID)
+    # A perplexity may well overflow.
+    metrics = {8: torch.tensor(2.0), 6: 90.0, 4: float("inf")}
+    cells = compare(model, batches, lambda net: metrics[net.lstm.hidden_size], tmp_path, **GRID, say=lambda line: None)
+    assert [cell.metric for cell in cells] == [2.0, 90.0, float("inf"), 90.0, float("inf")]
+    document = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert [entry["metric"] for entry in document] == [2.0, 90.0, None, 90.0, None]
+    assert "| random | 90 | inf |" in (tmp_path / "comparison.md").read_text()
+    root = ElementTree.parse(tmp_path / "comparison.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 2
+
+
+def test_large_spans_stand_on_a_logarithmic_axis():
+    def heights(*metrics):
+        cells = [compare_table.Cell("random", 0.1, 0, value, 1, 100 + i, 1.0, 0.0) for i, value in enumerate(metrics)]
+        root = ElementTree.fromstring(compare_plot.svg(cells))
+        words = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+        return [float(node.get("cy")) for node in root.iter("{http://www.w3.org/2000/svg}circle")], words
+
+    (low, middle, high), words = heights(10.0, 100.0, 1000.0)
+    assert low - middle == pytest.approx(middle - high, abs=0.11)
+    assert {"10", "20", "50", "100", "200", "500", "1000"} <= set(words)
+    (low, middle, high), _ = heights(10.0, 30.0, 90.0)
+    assert low - middle == pytest.approx((middle - high) / 3, abs=0.11)
+
+
+def test_a_file_that_holds_no_cell_is_named(setting, tmp_path):
+    model, batches, evaluate, _ = setting
+    compare(model, batches, evaluate, tmp_path, **GRID, say=lambda line: None)
+    for text in ("{}", "[]", "3", '{"method": "random"', ""):
+        (tmp_path / "cells" / "random@0.5@0.json").write_text(text)
+        with pytest.raises(RecipeError, match=r"random@0\.5@0\.json"):
+            compare(model, batches, evaluate, tmp_path, **GRID, say=lambda line: None)
+
+
 @pytest.mark.parametrize("module", [compare_table, compare_plot])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import reprune
+from reprune.core.budget import Budget
 from reprune.core.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
 from reprune.core.layers import Structure
@@ -70,14 +71,20 @@ def compare(
         All cells, the dense model's first.
 
     Raises:
-        RecipeError: When the folder holds a grid with other settings.
+        RecipeError: When the folder holds a grid with other settings, something that a method needs is not given, or
+            the metric is no number.
     """
-    for name in methods:
-        get_method(name)
+    methods, ratios = list(dict.fromkeys(methods)), list(dict.fromkeys(ratios))
+    _check(methods, ratios, of, labels, loss)
     asked = [finetune_steps] if isinstance(finetune_steps, int) else finetune_steps
     stages = sorted({0, *asked})
     if stages[0] < 0:
         raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
+    if stages[-1] and finetune is None and iter(batches) is batches:
+        raise RecipeError(
+            f"Distillation goes through the batches again and again, and a {type(batches).__name__} gives only one "
+            "pass: give a list or a data loader, or finetune=."
+        )
     train = finetune or (lambda small, steps: reprune.distill(small, model, batches, steps, forward=forward))
     settings = {"of": of, "seed": seed, "metric": metric, "weights": _fingerprint(model)}
     grid = _Grid(out, settings, "distilled" if finetune is None else "")
@@ -93,7 +100,7 @@ def compare(
         calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
         if dense is None:
             structure = calibration.structure
-            dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, evaluate(model), 0.0))
+            dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, _number(evaluate, model), 0.0))
             say(f"dense: {dense.metric:.4g}")
         for place, (name, ratio) in enumerate(missing, start=1):
             started = time.perf_counter()
@@ -106,7 +113,7 @@ def compare(
                     train(small, steps)
                 took = time.perf_counter() - started
                 counts, structure = result.plan.counts(), result.plan.structure
-                cell = grid.keep(_cell(structure, counts, name, ratio, steps, evaluate(small), took))
+                cell = grid.keep(_cell(structure, counts, name, ratio, steps, _number(evaluate, small), took))
                 say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
     cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
     found = [dense, *(cell for cell in cells if cell is not None)]
@@ -118,6 +125,29 @@ def compare(
     ):
         _write(out / f"comparison.{suffix}", text)
     return found
+
+
+def _check(methods: Sequence[str], ratios: Sequence[float], of: Measure, labels: object, loss: object) -> None:
+    """What can be known to be wrong before anything runs."""
+    for name in methods:
+        for needed, given, option in (
+            (get_method(name).needs_labels, labels, "labels"),
+            (get_method(name).needs_loss, loss, "loss"),
+        ):
+            if needed and given is None:
+                raise RecipeError(f"{name!r} needs {option}= (--{option} on the command line), or leave it out.")
+    for ratio in ratios:
+        Budget(ratio, of)
+
+
+def _number(evaluate: Evaluate, model: Any) -> float:
+    found = evaluate(model)
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"The evaluation returned {found!r:.100}, a {type(found).__name__}: it must return one number."
+        ) from None
 
 
 def _fingerprint(model: Any) -> str:
@@ -133,7 +163,7 @@ def _cell(
 ) -> Cell:
     cost = CostModel(structure)
     units, parameters, macs = (cost(of, counts) for of in ("units", "parameters", "macs"))
-    return Cell(method, ratio, steps, float(metric), round(units), round(parameters), macs, round(seconds, 3))
+    return Cell(method, ratio, steps, metric, round(units), round(parameters), macs, round(seconds, 3))
 
 
 class _Grid:
@@ -159,7 +189,12 @@ class _Grid:
     def read(self, method: str, ratio: float, steps: int) -> Cell | None:
         """The cell, or None when it was not measured yet."""
         path = self._path(method, ratio, steps)
-        return Cell(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Cell(**read_json(path))
+        except TypeError:
+            raise RecipeError(f"{path} holds no measured model: delete it to measure it again.") from None
 
     def keep(self, cell: Cell) -> Cell:
         """Write a cell down; returns it."""

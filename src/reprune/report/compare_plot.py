@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from math import floor, log10
+from math import ceil, floor, isfinite, log10
 
 from reprune.report.compare_table import Cell
 
 _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 520, 24, 380
 _COLOURS = ("#0b6fa4", "#c1440e", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457", "#546e7a")
+_MANY = 10
 _DASHES = ("", "7 3", "2 3", "10 3 2 3")
 
 
 def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
     """The plot as a self-contained SVG image.
 
+    Metrics of which the largest is many times the smallest, as perplexities are, stand on a logarithmic axis.
+
     Args:
-        cells: Measured models, the dense one among them.
+        cells: Measured models, the dense one among them; those whose metric is no finite number are left out.
         metric: Name of the vertical axis.
 
     Example:
         >>> svg([Cell("dense", 0.0, 0, 0.97, 64, 10, 9.0, 0.0)]).startswith("<svg")
         True
     """
+    cells = [cell for cell in cells if isfinite(cell.metric)]
     lines: dict[str, list[Cell]] = {}
     for cell in cells:
         if not cell.is_dense:
             label = f"{cell.method}, {cell.steps} steps" if cell.steps else cell.method
             lines.setdefault(label, []).append(cell)
     across = _Scale([cell.parameters for cell in cells], _LEFT, _RIGHT)
-    up = _Scale([cell.metric for cell in cells], _BOTTOM, _TOP)
+    metrics = [cell.metric for cell in cells]
+    up = (_LogScale if metrics and 0 < _MANY * min(metrics) < max(metrics) else _Scale)(metrics, _BOTTOM, _TOP)
     parts = [*_axes(across, up, metric)]
     for cell in (cell for cell in cells if cell.is_dense):
         y = up(cell.metric)
@@ -59,7 +64,7 @@ class _Scale:
     """Values to places on an axis, with round numbers to mark."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values), max(values)
+        low, high = min(values, default=0.0), max(values, default=1.0)
         spread = (high - low) or abs(high) or 1.0
         self._low, self._high = low - 0.05 * spread, high + 0.05 * spread
         self._start, self._end = start, end
@@ -74,6 +79,20 @@ class _Scale:
         first = floor(self._low / self._step) + 1
         last = floor(self._high / self._step)
         return [mark * self._step for mark in range(first, last + 1)]
+
+
+class _LogScale(_Scale):
+    """The same for logarithms."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        super().__init__([log10(value) for value in values], start, end)
+
+    def __call__(self, value: float) -> float:
+        return super().__call__(log10(value))
+
+    def ticks(self) -> list[float]:
+        marks = [digit * 10.0**power for power in range(floor(self._low), ceil(self._high)) for digit in (1, 2, 5)]
+        return [mark for mark in marks if self._low <= log10(mark) <= self._high]
 
 
 def _axes(across: _Scale, up: _Scale, metric: str) -> list[str]:

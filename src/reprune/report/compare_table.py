@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 
 
 @dataclass(frozen=True)
@@ -79,5 +80,6 @@ def csv_text(cells: Sequence[Cell]) -> str:
 
 
 def json_text(cells: Sequence[Cell]) -> str:
-    """All cells as a JSON array."""
-    return json.dumps([asdict(cell) for cell in cells], indent=1) + "\n"
+    """All cells as a JSON array; a metric that is no finite number is null, as JSON has none such."""
+    rows = [asdict(cell) | {"metric": cell.metric if isfinite(cell.metric) else None} for cell in cells]
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"

@@ -226,3 +226,23 @@ def test_compare_prints_the_grid_it_measured(shop: str, tmp_path: Path) -> None:
     wrong = runner.invoke(app, ["compare", *names, "--ratios", "half", "--out", "other"])
     assert wrong.exit_code == 1
     assert "give numbers separated by commas" in wrong.output
+
+
+def test_compare_interrupted_goes_on(shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cli_shop
+
+    measured = []
+
+    def score(model: object) -> float:
+        measured.append(model)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return 0.5
+
+    monkeypatch.setattr(cli_shop, "score", score)
+    names = ["--model", f"{shop}:built", "--data", f"{shop}:batches", "--evaluate", f"{shop}:score"]
+    grid = ["compare", *names, "--methods", "magnitude,random", "--ratios", "0.5", "--out", "grid"]
+    result = runner.invoke(app, grid)
+    assert (result.exit_code, "the same command goes on" in result.output) == (130, True)
+    assert runner.invoke(app, grid).exit_code == 0
+    assert len(measured) == 4

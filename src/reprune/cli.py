@@ -234,24 +234,28 @@ def compare(
     Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
     """
     from reprune.recipes.compare import compare as run_compare
+    from reprune.recipes.interrupts import InterruptedRunError
     from reprune.report.compare_table import markdown
 
-    cells = run_compare(
-        build(model),
-        value(data),
-        find(evaluate),
-        out,
-        methods=[name.strip() for name in methods.split(",")],
-        ratios=_fractions(ratios),
-        of=cast(Measure, of),
-        seed=seed,
-        finetune=find(finetune) if finetune else None,
-        finetune_steps=_steps(finetune_steps),
-        labels=find(labels) if labels else None,
-        loss=find(loss) if loss else None,
-        forward=find(forward) if forward else None,
-        say=typer.echo,
-    )
+    try:
+        cells = run_compare(
+            build(model),
+            value(data),
+            find(evaluate),
+            out,
+            methods=[name.strip() for name in methods.split(",")],
+            ratios=_fractions(ratios),
+            of=cast(Measure, of),
+            seed=seed,
+            finetune=find(finetune) if finetune else None,
+            finetune_steps=_steps(finetune_steps),
+            labels=find(labels) if labels else None,
+            loss=find(loss) if loss else None,
+            forward=find(forward) if forward else None,
+            say=typer.echo,
+        )
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Stopped: the same command goes on with what is missing.") from None
     typer.echo(markdown(cells))
 
 

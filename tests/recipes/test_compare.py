@@ -201,6 +201,14 @@ def test_large_spans_stand_on_a_logarithmic_axis():
     assert low - middle == pytest.approx((middle - high) / 3, abs=0.11)
 
 
+def test_a_folder_that_cannot_be_is_named(setting, tmp_path):
+    model, batches, evaluate, calls = setting
+    (tmp_path / "taken").touch()
+    with pytest.raises(RecipeError, match="taken cannot be written"):
+        compare(model, batches, evaluate, tmp_path / "taken", **GRID)
+    assert not calls
+
+
 def test_a_file_that_holds_no_cell_is_named(setting, tmp_path):
     model, batches, evaluate, _ = setting
     compare(model, batches, evaluate, tmp_path, **GRID, say=lambda line: None)

@@ -17,7 +17,7 @@ from reprune.core.errors import RecipeError
 from reprune.core.layers import Structure
 from reprune.core.methods import get_method
 from reprune.core.statistics import to_numpy
-from reprune.recipes.folder import read_json, replacing
+from reprune.recipes.folder import check_writable, read_json, replacing
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown
 
@@ -171,6 +171,7 @@ class _Grid:
 
     def __init__(self, out: Path, settings: dict[str, Any], training: str) -> None:
         self._training = training
+        check_writable(out)
         self._folder = out / "cells"
         self._folder.mkdir(parents=True, exist_ok=True)
         path = out / "settings.json"

@@ -42,7 +42,7 @@ class RunFolder:
         """
         self.path = Path(path)
         self.writes = True
-        _check_writable(self.path)
+        check_writable(self.path)
         if (self.path / _OPTIONS).exists():
             self._check_same(options, resume)
         elif any(not file.name.startswith(".") for file in self.path.iterdir()):
@@ -137,7 +137,12 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Make a folder unless it is there.
+
+    Raises:
+        RecipeError: When nothing can be written to it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"

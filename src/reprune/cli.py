@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from reprune.cli_compare import compare_app
 from reprune.cli_deploy import deploy_app
-from reprune.cli_references import build, find, value
-from reprune.core.cost import Measure
+from reprune.cli_options import ModelOption, Of, Seed
+from reprune.cli_references import build, value
 from reprune.core.errors import RepruneError
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
@@ -56,20 +57,16 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train, prune, fine-tune and evaluate on a known kind of data.", **_SETTINGS)
 evaluate_app = typer.Typer(help="Evaluate what a run left in its folder.", **_SETTINGS)
 app.add_typer(train_app, name="train")
+app.add_typer(compare_app)
 app.add_typer(deploy_app)
 app.add_typer(evaluate_app, name="evaluate")
 
-ModelOption = Annotated[
-    str, typer.Option("--model", metavar="MODULE:NAME", help="A function that builds the dense model, or the model.")
-]
 Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
-Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the fraction is of.")]
 PruneOf = Annotated[str, typer.Option(metavar="units|parameters|macs|latency", help="What the fraction is of.")]
 MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
 TrainMethodOption = Annotated[
     str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join([*METHODS, *TRAINING_METHODS])}.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Features = Annotated[str, typer.Option(metavar="NAME:SIZE,…", help="Feature lists and their bytes per frame.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")]
 Schedule = Annotated[
@@ -195,84 +192,6 @@ def _rounding(text: str) -> int | str:
         return text if text == "auto" else int(text)
     except ValueError:
         raise RepruneError(f"--round-to {text}: give a whole number, or auto.") from None
-
-
-@app.command()
-def compare(
-    model: ModelOption,
-    data: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns some.")
-    ],
-    evaluate: Annotated[str, typer.Option(metavar="MODULE:NAME", help="A function of a model that returns a number.")],
-    out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")] = Path("comparison"),
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
-    ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
-    of: Of = "units",
-    finetune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:NAME",
-            help="A function of a model and a number of steps; if not given, the dense model is distilled into it.",
-        ),
-    ] = None,
-    finetune_steps: Annotated[
-        str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")
-    ] = "0",
-    labels: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a batch: its classes, for fsdp.")
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch, for taylor.")
-    ] = None,
-    forward: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch instead of model(batch).")
-    ] = None,
-    seed: Seed = 0,
-) -> None:
-    """Measure methods over a grid of ratios; the same command goes on where it was interrupted.
-
-    Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
-    """
-    from reprune.recipes.compare import compare as run_compare
-    from reprune.recipes.interrupts import InterruptedRunError
-    from reprune.report.compare_table import markdown
-
-    try:
-        cells = run_compare(
-            build(model),
-            value(data),
-            find(evaluate),
-            out,
-            methods=[name.strip() for name in methods.split(",")],
-            ratios=_fractions(ratios),
-            of=cast(Measure, of),
-            seed=seed,
-            finetune=find(finetune) if finetune else None,
-            finetune_steps=_steps(finetune_steps),
-            labels=find(labels) if labels else None,
-            loss=find(loss) if loss else None,
-            forward=find(forward) if forward else None,
-            say=typer.echo,
-        )
-    except KeyboardInterrupt:
-        raise InterruptedRunError("Stopped: the same command goes on with what is missing.") from None
-    typer.echo(markdown(cells))
-
-
-def _steps(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise RepruneError(
-            f"--finetune-steps {text}: give whole numbers separated by commas, such as 100,400."
-        ) from None
-
-
-def _fractions(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise RepruneError(f"--ratios {text}: give numbers separated by commas, such as 0.25,0.5.") from None
 
 
 @train_app.command("youtube8m")

@@ -7,14 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from reprune.cli_options import ModelOption
 from reprune.cli_references import build, find, value
 from reprune.core.errors import RepruneError
 
 deploy_app = typer.Typer(rich_markup_mode="markdown")
 
-ModelOption = Annotated[
-    str, typer.Option("--model", metavar="MODULE:NAME", help="A function that builds the dense model, or the model.")
-]
 ExampleOption = Annotated[
     str, typer.Option(metavar="MODULE:NAME", help="An input as the model takes it, or a function that returns one.")
 ]

@@ -147,3 +147,17 @@ def test_to_numpy_copies(dtype):
     copy[:] = 2.0
     assert copy.dtype == np.float64
     assert tensor.detach().float().tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("gone", [0, 1, 7, 40])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_without_some_of_the_rows(gone, offset):
+    rows = np.random.default_rng(gone).normal(size=(40, 3)) + offset
+    whole, part = moments_of(rows), moments_of(rows[:gone])
+    rest = whole.without(part)
+    assert (rest.count, whole.count, part.count) == (40 - gone, 40, gone)
+    if gone < 40:
+        np.testing.assert_allclose(rest.mean, rows[gone:].mean(0), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(rest.covariance, np.cov(rows[gone:].T, bias=True), rtol=1e-9, atol=1e-12)
+    rest.merge(part)
+    np.testing.assert_allclose(rest.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 import reprune.keras
 from reprune.core.errors import StatisticsError
-from reprune.keras.graph import array
+from reprune.keras.graph import array, graph_of
 
 from . import keras_zoo as zoo
 from .keras_helpers import RELATIVE, error, outputs, some_plan
@@ -120,6 +120,56 @@ def test_observes_every_valid_step_of_both_directions() -> None:
             seen[name].append(states[valid])
     for name, rows in seen.items():
         check(moments[name], np.concatenate(rows))
+
+
+def fed_back(states: Any, valid: Any, start: Any = None) -> Any:
+    """The states that the valid steps begin from, one row for each, out of those that they end with."""
+    start = np.zeros_like(states[:, 0]) if start is None else start
+    return np.concatenate([start[:, None], states[:, :-1]], axis=1)[valid]
+
+
+def check_exact(model: Any, batches: Any, expected: list[tuple[Any, Any]]) -> None:
+    """What the recurrent kernels of cells read."""
+    calibration = reprune.keras.calibrate(model, batches, methods=["reconstruct"])
+    found = {reading.consumer.tensor: reading.exact for reading in calibration._evidence.readings}
+    names = {id(weight): name for name, weight in graph_of(model).weights().items()}
+    for cell, rows in expected:
+        tensor = names[id(cell.recurrent_kernel)]
+        np.testing.assert_allclose(found[tensor].mean, rows.mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[tensor].matrix, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["after", "before"])
+def test_recurrent_kernels_read_the_states_before_the_steps(padding: str) -> None:
+    model = zoo.sequential(L.Masking(0.0), zoo.both(4), L.LSTM(5), L.Dense(2), shape=(None, F))
+    valid = np.arange(7)[None] < np.array([[7], [3], [2], [5]])
+    valid = valid[:, ::-1] if padding == "before" else valid
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(4, 7, F)).astype("float32") * valid[..., None] for _ in range(8)]
+    forward, backward = (weights(part) for part in (model.layers[1].forward_layer, model.layers[1].backward_layer))
+    second = weights(model.layers[2])
+    read: list[list[Any]] = [[], [], []]
+    for x in batches:
+        fore, back = lstm_loop(x, *forward, valid), lstm_loop(x[:, ::-1], *backward, valid[:, ::-1])
+        both = np.concatenate([fore, back[:, ::-1]], -1) * valid[..., None]
+        above = lstm_loop(both, *second, valid)
+        for rows, states, on in zip(read, (fore, back, above), (valid, valid[:, ::-1], valid), strict=True):
+            rows.append(fed_back(states, on))
+    layers = (model.layers[1].forward_layer, model.layers[1].backward_layer, model.layers[2])
+    check_exact(model, batches, [(layer.cell, np.concatenate(rows)) for layer, rows in zip(layers, read, strict=True)])
+
+
+def test_recurrent_kernels_read_the_states_that_are_given() -> None:
+    model = zoo.encoder_decoder(L.GRU)
+    inputs = [zoo.inputs_for(model, 20, seed) for seed in range(4)]
+    encoder, decoder = (layer for layer in model.layers if isinstance(layer, L.GRU))
+    every = keras.Model(model.inputs, decoder.output)
+    read = []
+    for batch in inputs:
+        start = gru_loop(batch[0], *weights(encoder), reset_after=True)[:, -1]
+        states = array(every(batch)).astype("float64")
+        read.append(fed_back(states, np.ones(states.shape[:2], bool), start))
+    check_exact(model, inputs, [(decoder.cell, np.concatenate(read))])
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -225,6 +225,7 @@ def test_they_learn_alike(pair: Any) -> None:
     said: tuple[list[float], list[float]] = ([], [])
     reprune.distill(small, made.torch, made.batches, 12, progress=lambda _, far: said[0].append(far))
     reprune.distill(twin, made.keras, made.keras_batches, 12, progress=lambda _, far: said[1].append(far))
-    np.testing.assert_allclose(said[1], said[0], rtol=1e-5)
+    # Keras adds epsilon before the bias correction, PyTorch after it: gradients near zero make other steps.
+    np.testing.assert_allclose(said[1], said[0], rtol=1e-4)
     assert said[0][-1] < said[0][3]
-    close(outputs(twin, made.keras_batches[0])[0], numbers(small, made.batches[0]).numpy(), name, {name: 1e-6})
+    close(outputs(twin, made.keras_batches[0])[0], numbers(small, made.batches[0]).numpy(), name, {name: 1e-4})

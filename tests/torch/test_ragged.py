@@ -145,12 +145,12 @@ def test_uneven_sizes_equal_a_time_loop_and_report_its_responses(kind, direction
             for actual, expected in zip(ends, expected_ends, strict=True):
                 wanted = expected[0] if form == "unbatched" else expected
                 np.testing.assert_allclose(actual.detach().numpy(), wanted, atol=1e-12)
-        check_reports(module, x, form, seen, responses, h_0)
+        check_reports(module, x, form, seen, responses, h_0, h_n)
 
 
-def check_reports(module, x, form, seen, responses, h_0):
+def check_reports(module, x, form, seen, responses, h_0, h_n):
     assert set(seen) == set(responses)
-    for name, (_, response, start) in seen.items():
+    for name, (_, response, start, end) in seen.items():
         if isinstance(x, PackedSequence):
             assert response.shape[0] == sum(LENGTHS[form])
             actual = as_sequences(x._replace(data=response), form)
@@ -160,7 +160,9 @@ def check_reports(module, x, form, seen, responses, h_0):
         for a, b in zip(actual, responses[name], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
         layer, direction = int(name[1]), int("reverse" in name)
-        np.testing.assert_array_equal(start, h_0[layer * module.num_directions + direction][order.numpy()])
+        piece = layer * module.num_directions + direction
+        np.testing.assert_array_equal(start, h_0[piece][order.numpy()])
+        np.testing.assert_allclose(end.detach(), h_n[piece][order.numpy()], atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

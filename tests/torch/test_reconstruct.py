@@ -106,6 +106,56 @@ def test_the_head_is_refitted_by_least_squares(model, monkeypatch):
     assert not folded.weight.detach().numpy()[:, np.setdiff1d(np.arange(17), stay)].any()
 
 
+class Started(nn.Module):
+    """A bidirectional layer, from zeros or from a state that is given; the head reads the mean of all steps."""
+
+    def __init__(self, kind, given):
+        super().__init__()
+        self.rnn, self.head = kind(5, 6, bidirectional=True, batch_first=True), nn.Linear(12, 2)
+        self.given = torch.randn(2, 1, 6, dtype=torch.float64) if given else None
+
+    def forward(self, x, lengths):
+        start = self.given if self.given is None else self.given.expand(-1, len(x), -1).contiguous()
+        start = (start, torch.zeros_like(start)) if start is not None and isinstance(self.rnn, nn.LSTM) else start
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = pad_packed_sequence(self.rnn(packed, start)[0], batch_first=True)
+        return self.head(out.sum(1) / lengths[:, None])
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_weights_are_refitted_on_the_states_that_they_read(kind, given, monkeypatch):
+    """The one before the first step is among them, the one after the last is not: stepped through by cells."""
+    monkeypatch.setattr("reprune.core.compensation.RIDGES", (1e-12,))
+    torch.manual_seed(0)
+    model = Started(kind, given).double().eval()
+    plan = reprune.plan(model, list(batches()), ratio=0.5, method="iss-gm+reconstruct")
+    masked = reprune.mask(model, plan).rnn
+    cell_kind = nn.LSTMCell if kind is nn.LSTM else nn.GRUCell
+    for direction, suffix in enumerate(("l0", "l0_reverse")):
+        cell = cell_kind(5, 6).double()
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(cell, name).data = getattr(model.rnn, f"{name}_{suffix}").data
+        read = []
+        with torch.no_grad():
+            for x, lengths in batches():
+                for sequence, length in zip(x, lengths.tolist(), strict=True):
+                    steps = sequence[:length].flip(0) if direction else sequence[:length]
+                    h = torch.zeros(1, 6, dtype=torch.float64) if model.given is None else model.given[direction]
+                    state = (h, torch.zeros_like(h)) if kind is nn.LSTM else h
+                    for step in steps:
+                        read.append(state[0][0] if kind is nn.LSTM else state[0])
+                        state = cell(step[None], state)
+        rows, weight = torch.stack(read).numpy(), cell.weight_hh.detach().numpy()
+        stay = list(plan.kept[f"rnn:{suffix}"])
+        target = rows @ weight.T + cell.bias_hh.detach().numpy()
+        design = np.column_stack([rows[:, stay], np.ones(len(rows))])
+        fitted = rows @ getattr(masked, f"weight_hh_{suffix}").detach().numpy().T
+        fitted += getattr(masked, f"bias_hh_{suffix}").detach().numpy()
+        expected = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+        np.testing.assert_allclose(fitted, expected, rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("method", ["reconstruct", "iss-gm+reconstruct", "magnitude+mean", "random+reconstruct"])
 def test_pruned_equals_masked_with_compensation(model, method):
     plan = reprune.plan(model, list(batches()), ratio=0.5, method=method)

@@ -38,7 +38,7 @@ def mean(structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequ
     """Folds that replace the removed units by their mean response, in the consumers that have a bias to take it."""
 
     def rule(reading: Reading, gone: Places, stay: Places) -> Prediction:
-        return np.zeros((len(gone), len(stay))), reading.moments.mean[gone]
+        return np.zeros((len(gone), len(stay))), reading.exact.mean[gone]
 
     return _folds(structure, kept, readings, rule)
 
@@ -59,7 +59,7 @@ def _folds(
     for reading in readings:
         gone = reading.slot.positions(removed)
         if len(gone):
-            key = (reading.source, gone.tobytes())
+            key = (reading.exact_source, gone.tobytes())
             if key not in known:
                 known[key] = rule(reading, gone, np.setdiff1d(np.arange(reading.slot.size), gone))
             consumer = reading.consumer
@@ -73,10 +73,10 @@ def predict(reading: Reading, gone: Places, stay: Places) -> Prediction:
     The ridge is the one that predicts held-out rows best: fitted on either half of the rows, judged on the other.
     """
     if reading.halves is None:
-        return _fit(reading.moments, gone, stay, RIDGE_UNSEEN)
+        return _fit(reading.exact, gone, stay, RIDGE_UNSEEN)
     first, second = reading.halves
     errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
-    return _fit(reading.moments, gone, stay, RIDGES[int(np.argmin(errors))])
+    return _fit(reading.exact, gone, stay, RIDGES[int(np.argmin(errors))])
 
 
 def _fit(moments: SecondMoments, gone: Places, stay: Places, ridge: float) -> Prediction:

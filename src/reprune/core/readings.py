@@ -74,6 +74,25 @@ class SplitMoments:
         return both
 
 
+class FeedBack:
+    """What tells the states that a recurrent weight reads from the responses of its layer.
+
+    It reads the states before the first steps, and those after the last ones it does not.
+
+    Attributes:
+        first: Moments of the states before the first steps.
+        last: Moments of the responses of the last steps.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.first, self.last = Moments(name, size), Moments(name, size)
+
+    def update(self, first: Array, last: Array) -> None:
+        """Add the states of some sequences (n × size)."""
+        self.first.update(first)
+        self.last.update(last)
+
+
 @dataclass(frozen=True)
 class SecondMoments:
     """Mean and second moment of features, about the mean where a bias can take it up and about zero where none can.
@@ -109,6 +128,7 @@ class Reading:
         whole: Sequence[Moments],
         weight: Array,
         gradient: Array | None = None,
+        fed: FeedBack | None = None,
     ) -> None:
         self.consumer = consumer
         self.slot = slot
@@ -116,19 +136,37 @@ class Reading:
         self._whole = whole
         self._weight = weight
         self._gradient = gradient
+        self._fed = fed
 
     @property
     def source(self) -> tuple[int, bool]:
-        """Equal for readings that have the very same statistics."""
+        """Equal for readings that have the very same `moments`."""
         return id(self._whole[0]), self.consumer.bias is not None
+
+    @property
+    def exact_source(self) -> tuple[object, ...]:
+        """Equal for readings that have the very same `exact` ones."""
+        return *self.source, None if self._fed is None else id(self._fed)
 
     @cached_property
     def moments(self) -> SecondMoments:
-        """Of all rows."""
+        """Of all rows; of a recurrent weight, those of its layer's responses, which it shares with other readers."""
+        return SecondMoments.of(self._merged(), centred=self.consumer.bias is not None)
+
+    @cached_property
+    def exact(self) -> SecondMoments:
+        """Of all rows; of a recurrent weight, those of the states that it reads."""
+        if self._fed is None:
+            return self.moments
+        read = self._merged().without(self._fed.last)
+        read.merge(self._fed.first)
+        return SecondMoments.of(read, centred=self.consumer.bias is not None)
+
+    def _merged(self) -> Moments:
         both = Moments(self.slot.tensor, self.slot.size)
         for half in self._whole:
             both.merge(half)
-        return SecondMoments.of(both, centred=self.consumer.bias is not None)
+        return both
 
     @cached_property
     def halves(self) -> tuple[SecondMoments, SecondMoments] | None:
@@ -160,12 +198,14 @@ def readings(
     responses: Mapping[str, Moments],
     observed: Mapping[Axis, SplitMoments],
     gradients: Mapping[Axis, Array] | None = None,
+    fed: Mapping[Axis, FeedBack] | None = None,
 ) -> list[Reading]:
     """All consumers with what they read.
 
     Where a consumer's own input was not observed, it is taken to read its layers' responses, each for itself.
     `gradients` says how much the model's output depends on each consumer's outputs: squared gradients of a projection
-    of the output with respect to the weight, summed over the contracted axis.
+    of the output with respect to the weight, summed over the contracted axis. `fed` tells what recurrent weights read
+    from their layers' responses.
     """
     slots = {(slot.tensor, slot.axis): slot for slot in structure.slots}
     found = []
@@ -176,8 +216,8 @@ def readings(
             whole: Sequence[Moments] = [_from_responses(slot, responses)]
         else:
             whole = split.halves
-        gradient = (gradients or {}).get((consumer.tensor, consumer.axis))
-        found.append(Reading(consumer, slot, whole, tensors[consumer.tensor], gradient))
+        gradient, feed = ((given or {}).get((consumer.tensor, consumer.axis)) for given in (gradients, fed))
+        found.append(Reading(consumer, slot, whole, tensors[consumer.tensor], gradient, feed))
     _warn_if_few(found)
     return found
 

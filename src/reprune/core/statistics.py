@@ -71,6 +71,19 @@ class Moments:
         if other.count:
             self._merge(other.count, other._mean, other._scatter)
 
+    def without(self, part: Moments) -> Moments:
+        """Moments of the rows seen, less those that `part` has seen, which must be some of them."""
+        rest = Moments(self.name, self.size)
+        rest.count = self.count - part.count
+        if part.count == 0 or rest.count == 0:
+            rest._mean, rest._scatter = (self._mean, self._scatter) if part.count == 0 else (None, None)
+            return rest
+        rest._mean = self._mean + (self._mean - part._mean) * (part.count / rest.count)
+        delta = rest._mean - part._mean
+        spread = delta[:, None] * delta[None, :] * (rest.count * part.count / self.count)
+        rest._scatter = self._scatter - part._scatter - spread
+        return rest
+
     def _add(self, rows: Array) -> None:
         xp = array_namespace(rows)
         rows = xp.astype(rows, _widest(xp, rows))

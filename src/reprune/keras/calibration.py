@@ -173,7 +173,7 @@ def calibrate(
         importance = Importance()
         watched = _look(model, found.graph, structure, next(passes), forward, importance)
         statistics = observe(model, structure, watched, forward, readings=True)
-        read = readings(structure, arrays, statistics, statistics.readings, importance.mean())
+        read = readings(structure, arrays, statistics, statistics.readings, importance.mean(), statistics.fed)
     elif "statistics" in wanted:
         statistics = observe(model, structure, next(passes), forward)
     classes = None

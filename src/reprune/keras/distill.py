@@ -75,7 +75,8 @@ def distill(
     teacher, before = graph_of(dense, example), [array(weight) for weight in weights]
     learner = graph_of(small, example)
     student = _Student(learner, teacher, divergence or _total)
-    student.compile(optimizer=keras.optimizers.Adam(learning_rate), jit_compile=False)
+    # PyTorch's epsilon.
+    student.compile(optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8), jit_compile=False)
     for step, batch in enumerate(rounds, start=1):
         inputs = flat_inputs(teacher.root, captured(dense, batch, forward))
         student.optimizer.learning_rate = step_size(step, steps, learning_rate)

@@ -11,7 +11,7 @@ import numpy as np
 
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Consumer, Structure
-from reprune.core.readings import Axis, SplitMoments
+from reprune.core.readings import Axis, FeedBack, SplitMoments
 from reprune.core.statistics import Moments
 from reprune.keras.cloning import named_cells
 from reprune.keras.graph import ModelGraph, flat_inputs, graph_of, run
@@ -30,12 +30,33 @@ class Response(NamedTuple):
         rows: One row for each valid time step of each sequence (rows × units).
         sequences: Which sequence of the batch each row belongs to (rows).
         batch: Number of sequences.
+        ends: For the weight through which a layer reads its own units, the states before the first steps, which it
+            reads, and those after the last, which it does not (sequences × units each).
     """
 
     key: Key
     rows: Array
     sequences: Array
     batch: int
+    ends: tuple[Array, Array] | None = None
+
+
+class Seen(NamedTuple):
+    """Sequences that came by while a graph ran.
+
+    Attributes:
+        key: As of a `Response`.
+        sequence: The sequences (sequences × time × … × units).
+        mask: Valid steps, or None for all (sequences × time).
+        start: State before the first steps, or None for zeros (sequences × … × units).
+        backwards: Whether the last step is the first one in time; None where nothing is known of the ends.
+    """
+
+    key: Key
+    sequence: Any
+    mask: Any = None
+    start: Any = None
+    backwards: bool | None = None
 
 
 class Statistics(dict[str, Moments]):
@@ -43,11 +64,13 @@ class Statistics(dict[str, Moments]):
 
     Attributes:
         readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+        fed: What recurrent weights read from the responses instead of the last ones, likewise.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.readings: dict[Axis, SplitMoments] = {}
+        self.fed: dict[Axis, FeedBack] = {}
 
 
 def observe(
@@ -81,9 +104,11 @@ def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Stati
     for name, layer in structure.layers.items():
         statistics[name] = Moments(name, layer.units)
     for example in examples:
-        for key, rows, *_ in probe.responses(example):
+        for key, rows, _, _, ends in probe.responses(example):
             if isinstance(key, tuple):
                 statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
+                if ends is not None:
+                    statistics.fed.setdefault(key, FeedBack(key[0], rows.shape[1])).update(*ends)
             elif key in structure.layers:
                 statistics[key].update(rows)
     return statistics
@@ -106,8 +131,8 @@ class Probe:
         self._recurrent = {*self._names.values(), *_recurrent_kernels(graph)}
         self._siblings: dict[int, Any] = {}
         self._runner = _Runner(self)
-        self._seen: list[tuple[Key, Any, Any]] = []
-        self._order: list[tuple[Key, bool]] = []
+        self._seen: list[Seen] = []
+        self._order: list[tuple[Key, bool, bool, bool | None]] = []
 
     def responses(self, batch: Any) -> Iterator[Response]:
         """Responses of every layer to one batch; a layer that runs twice comes twice.
@@ -118,21 +143,23 @@ class Probe:
         with states_kept(self._graph):
             flat = keras.tree.flatten(self._runner.predict_on_batch(inputs))
         parts = iter(flat)
-        for key, masked in self._order:
+        for key, masked, started, backwards in self._order:
             sequence = np.asarray(next(parts))
             valid = np.asarray(next(parts)).astype(bool) if masked else None
+            start = np.asarray(next(parts)) if started else None
             found = _rows(key, sequence, valid, time_first=key in self._recurrent)
             yield found
             if key in self._own:
-                yield found._replace(key=self._own[key])
+                ends = None if backwards is None else _ends(sequence, valid, start, backwards=backwards)
+                yield found._replace(key=self._own[key], ends=ends)
 
     def walk(self, inputs: list[Any]) -> list[Any]:
-        """Sequences, each followed by its mask if it has one, in the order in which they were seen."""
+        """Sequences, each followed by its mask and its start if it has them, in the order in which they were seen."""
         self._seen = []
         run(self._graph.root, inputs, self._call)
         seen, self._seen = self._seen, []
-        self._order = [(key, mask is not None) for key, _, mask in seen]
-        return [part for _, sequence, mask in seen for part in ((sequence,) if mask is None else (sequence, mask))]
+        self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards) for s in seen]
+        return [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in self._graph.inner:
@@ -173,7 +200,8 @@ class Probe:
         states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
         if layer.return_sequences and len(cells) == 1:
             whole = keras.tree.flatten(output)[0]
-            self._note(cells[0][1], whole, _turned(mask, layer.go_backwards))
+            end = None if layer.stateful else False
+            self._note(cells[0][1], whole, _turned(mask, layer.go_backwards), states, backwards=end)
             return
         self._run_cells(layer, sequences, mask, states)
 
@@ -181,6 +209,9 @@ class Probe:
         self, layer: Any, sequences: Any, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         parts = (layer.forward_layer, layer.backward_layer)
+        given = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
+        given = None if given is None else list(given)
+        starts = (None, None) if given is None else (given[: len(given) // 2], given[len(given) // 2 :])
         plain = layer.return_sequences and layer.merge_mode == "concat" and all(len(cells_of(p)) == 1 for p in parts)
         if plain and all(getattr(part, "data_format", None) != "channels_first" for part in parts):
             whole = keras.tree.flatten(output)[0]
@@ -188,14 +219,14 @@ class Probe:
             middle = width(forward)
             # The second half comes turned back, so the same mask fits both.
             turned = _turned(mask, layer.forward_layer.go_backwards)
-            self._note(forward, whole[..., :middle], turned)
-            self._note(backward, whole[..., middle:], turned)
+            for cell, own, states, last in (
+                (forward, whole[..., :middle], starts[0], False),
+                (backward, whole[..., middle:], starts[1], True),
+            ):
+                self._note(cell, own, turned, states, backwards=None if layer.stateful else last)
             return
-        states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
-        states = None if states is None else list(states)
-        half = 0 if states is None else len(states) // 2
-        self._run_cells(parts[0], sequences, mask, None if states is None else states[:half])
-        self._run_cells(parts[1], sequences, mask, None if states is None else states[half:])
+        for part, states in zip(parts, starts, strict=True):
+            self._run_cells(part, sequences, mask, states)
 
     def _run_cells(self, layer: Any, sequences: Any, mask: Any, states: Any) -> None:
         """Run a layer once more, cell by cell, with all its time steps."""
@@ -207,7 +238,7 @@ class Probe:
                 state = given[index] if len(cells) > 1 else given
             sibling = self._sibling(layer, cell, backwards=layer.go_backwards and index == 0)
             sequences = sibling(sequences, initial_state=state, mask=_turned(mask, layer.go_backwards and index > 0))
-            self._note(cell, sequences, _turned(mask, layer.go_backwards))
+            self._note(cell, sequences, _turned(mask, layer.go_backwards), state, backwards=False)
 
     def _sibling(self, layer: Any, cell: Any, backwards: bool) -> Any:
         """A layer around the same cell that returns all time steps."""
@@ -220,10 +251,10 @@ class Probe:
     def _cells(self, operation: Any, output: Any, args: tuple[Any, ...]) -> None:
         cells = cells_of(operation)
         if len(cells) == 1:
-            self._note(cells[0][1], keras.tree.flatten(output)[0], None)
+            self._note(cells[0][1], keras.tree.flatten(output)[0])
             return
         for (_, cell), state in zip(cells, output[1], strict=True):
-            self._note(cell, keras.tree.flatten(state)[0], None)
+            self._note(cell, keras.tree.flatten(state)[0])
 
     def _note_inputs(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
@@ -235,13 +266,17 @@ class Probe:
             tensor = given[min(place, len(given) - 1)]
             mask = getattr(tensor, "_keras_mask", None)
             fits = mask is not None and len(mask.shape) < len(tensor.shape)
-            self._seen.append((key, tensor, mask if fits else None))
+            self._seen.append(Seen(key, tensor, mask if fits else None))
 
-    def _note(self, cell: Any, sequence: Any, mask: Any) -> None:
+    def _note(
+        self, cell: Any, sequence: Any, mask: Any = None, states: Any = None, *, backwards: bool | None = None
+    ) -> None:
         if id(cell) in self._names and cell_kind(cell) is not None:
+            start = next((state for state in keras.tree.flatten(states) if state is not None), None)
             if getattr(cell, "data_format", None) == "channels_first":
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
-            self._seen.append((self._names[id(cell)], sequence, mask))
+                start = start if start is None else keras.ops.moveaxis(start, 1, -1)
+            self._seen.append(Seen(self._names[id(cell)], sequence, mask, start, backwards))
 
 
 class _Runner(keras.Model):  # type: ignore[misc]
@@ -271,6 +306,16 @@ def _rows(key: Key, sequence: Array, valid: Array | None, *, time_first: bool) -
     if valid is not None:
         rows, owners = rows[valid.reshape(-1)], owners[valid.reshape(-1)]
     return Response(key, rows, owners, count)
+
+
+def _ends(sequence: Array, valid: Array | None, start: Array | None, *, backwards: bool) -> tuple[Array, Array]:
+    """States before the first and after the last valid step of each sequence that has one (… × units each)."""
+    valid = np.ones(sequence.shape[:2], dtype=bool) if valid is None else valid
+    place = valid.argmax(1) if backwards else valid.shape[1] - 1 - valid[:, ::-1].argmax(1)
+    some = valid.any(1)
+    last = sequence[np.arange(len(sequence)), place][some]
+    first = np.zeros_like(last) if start is None else start[some]
+    return first.reshape(-1, last.shape[-1]), last.reshape(-1, last.shape[-1])
 
 
 def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list[tuple[Axis, int]]]:

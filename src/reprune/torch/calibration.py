@@ -170,7 +170,7 @@ def calibrate(
     statistics, read = None, list[Reading]()
     if "readings" in wanted:
         statistics, importance = _observe_readings(model, structure, next(passes), forward)
-        read = readings(structure, arrays, statistics, statistics.readings, importance)
+        read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
     elif "statistics" in wanted:
         statistics = observe(model, structure, next(passes), forward)
     classes = None

@@ -114,7 +114,7 @@ def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, wat
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
         packed[0] = args[0] if args and isinstance(args[0], PackedSequence) else None
 
-    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
+    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, *ends: torch.Tensor) -> None:
         watcher.see(f"{path}:{suffix}", response, packed[0])
 
     handle = module.register_forward_pre_hook(note)

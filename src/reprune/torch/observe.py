@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Structure
-from reprune.core.readings import Axis, SplitMoments
+from reprune.core.readings import Axis, FeedBack, SplitMoments
 from reprune.core.statistics import Moments
 from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.trace import Forward, call, eval_mode
@@ -24,11 +24,13 @@ class Statistics(dict[str, Moments]):
 
     Attributes:
         readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+        fed: What recurrent weights read from the responses instead of the last ones, likewise.
     """
 
     def __init__(self, structure: Structure) -> None:
         super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
         self.readings: dict[Axis, SplitMoments] = {}
+        self.fed: dict[Axis, FeedBack] = {}
 
 
 def observe(
@@ -60,7 +62,7 @@ def observe(
                     call(model, batch, forward)
             return statistics
         statistics = Statistics(structure) if into is None else into
-        with watch_readings(model, structure, statistics.readings) as watcher:
+        with watch_readings(model, structure, statistics.readings, statistics.fed) as watcher:
             for batch in batches:
                 call(model, batch, forward)
                 watcher.forget()
@@ -111,7 +113,7 @@ def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, see
             yield
         return
 
-    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
+    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, *ends: torch.Tensor) -> None:
         see(f"{path}:{suffix}", rows(response))
 
     with unrolled(module, report):

@@ -17,8 +17,8 @@ from reprune.core.errors import PlanError
 from reprune.torch.ragged_kernels import GATES, cell_responses, reversal, reverse, run_stack, run_wide_projection
 from reprune.torch.ragged_states import State, States, StateSelector, check_state, each_piece, join_pieces, stack_pieces
 
-Observer = Callable[[str, Tensor, Tensor, Tensor], None]
-"""`callback(name, input, response, h_0)`, see `observe`."""
+Observer = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
+"""`callback(name, input, response, h_0, h_n)`, see `observe`."""
 # Before PyTorch 2.7 an exporting trace cannot be told from a compiling one; let both trace the kernel.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: True)
 Sizes = tuple[tuple[int, ...], ...]
@@ -209,20 +209,20 @@ class RaggedBase(nn.Module):
     def observe(self, callback: Observer) -> Iterator[None]:
         """Within this context, report what every layer and direction reads and emits in each forward call.
 
-        Each call of `callback(name, input, response, h_0)` gets
+        Each call of `callback(name, input, response, h_0, h_n)` gets
 
         - the layer's suffix (`"l0"`, `"l0_reverse"`, `"l1"`, …),
         - its input and its response, in the original order of time: (T, B, features) even if `batch_first`, or the data
           (N, features) of a `PackedSequence`, which holds valid steps only,
-        - its initial hidden state (B, H), in the order of the (sorted) batch.
+        - its initial and its final hidden state (B, H), in the order of the (sorted) batch.
 
         An LSTM with projections reports twice: under the suffix the response of its cell units before the projection,
-        and under `"l0:projection"` the projected one; `h_0` is the projected state in both.
+        and under `"l0:projection"` the projected one; `h_0` and `h_n` are the projected states in both.
 
         Layers and directions run one by one while observed; the results are those of the fused call up to rounding.
 
         Example:
-            >>> with module.observe(lambda name, x, response, h_0: print(name, response.shape)):
+            >>> with module.observe(lambda name, x, response, h_0, h_n: print(name, response.shape)):
             ...     module(torch.randn(7, 2, 5))
         """
         self._observers.append(callback)
@@ -366,14 +366,14 @@ class RaggedBase(nn.Module):
             name = f"l{layer}" + "_reverse" * direction
             if self._observers and self.proj_sizes is not None:
                 inner = cell_responses(read, batch_sizes, states, emitted, weights)
-                self._report(name, data, reverse(inner, order) if backward else inner, states[0][0])
+                self._report(name, data, reverse(inner, order) if backward else inner, states[0][0], final[0][0])
                 name += ":projection"
-            self._report(name, data, response, states[0][0])
+            self._report(name, data, response, states[0][0], final[0][0])
         return torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
 
-    def _report(self, name: str, read: Tensor, response: Tensor, start: Tensor) -> None:
+    def _report(self, name: str, read: Tensor, response: Tensor, start: Tensor, end: Tensor) -> None:
         for observer in self._observers:
-            observer(name, read, response, start)
+            observer(name, read, response, start, end)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RaggedBase:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from reprune.core.layers import Slot, Structure
-from reprune.core.readings import Axis, SplitMoments
+from reprune.core.readings import Axis, FeedBack, SplitMoments
 from reprune.core.statistics import Moments
 from reprune.torch.ragged import unroll
-from reprune.torch.ragged_base import RaggedBase
+from reprune.torch.ragged_base import Observer, RaggedBase
 
 WIDEST = 8192
 """Features beyond which a consumer's joint covariance is not kept; it is taken to read its layers' responses."""
@@ -24,13 +24,16 @@ WIDEST = 8192
 class ReadingWatcher:
     """Accumulates what arrives at each consumer; consumers that read the very same tensor share their moments."""
 
-    def __init__(self, structure: Structure, into: dict[Axis, SplitMoments]) -> None:
+    def __init__(
+        self, structure: Structure, into: dict[Axis, SplitMoments], fed: dict[Axis, FeedBack] | None = None
+    ) -> None:
         self.slots = {
             slot.tensor: slot
             for slot in structure.slots
             if slot.role == "reads" and slot.axis == 1 and slot.size <= WIDEST
         }
         self._into = into
+        self._fed = fed
         self._seen: list[tuple[torch.Tensor, SplitMoments]] = []
 
     def forget(self) -> None:
@@ -58,6 +61,18 @@ class ReadingWatcher:
         mine.update(_valid(data, slot))
         self._seen.append((data, mine))
 
+    def feed_back(self, tensor: str, first: torch.Tensor, last: torch.Tensor) -> None:
+        """Account for a recurrent weight's states before the first and after the last steps (sequences × units)."""
+        slot = self.slots.get(tensor)
+        if slot is None or self._fed is None:
+            return
+        key = (slot.tensor, slot.axis)
+        if key not in self._fed:
+            self._fed[key] = FeedBack(slot.tensor, slot.size)
+        last = rows(last)
+        # What counts as padding among the responses was not counted there.
+        self._fed[key].update(rows(first), last[(last != 0).any(1)])
+
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape or one.device != other.device:
@@ -74,9 +89,11 @@ def _valid(data: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 @contextmanager
-def watch_readings(model: nn.Module, structure: Structure, into: dict[Axis, SplitMoments]) -> Iterator[ReadingWatcher]:
+def watch_readings(
+    model: nn.Module, structure: Structure, into: dict[Axis, SplitMoments], fed: dict[Axis, FeedBack] | None = None
+) -> Iterator[ReadingWatcher]:
     """Within this context, forward passes account for what every consumer reads."""
-    watcher = ReadingWatcher(structure, into)
+    watcher = ReadingWatcher(structure, into, fed)
     with ExitStack() as stack:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
@@ -107,13 +124,15 @@ def _cell(prefix: str, watcher: ReadingWatcher) -> Callable[..., None]:
 
 @contextmanager
 def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, prefix: str, watcher: ReadingWatcher) -> Iterator[None]:
-    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, start: torch.Tensor) -> None:
+    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, *ends: torch.Tensor) -> None:
         layer, _, projection = suffix.partition(":")
         if not projection:
             watcher.read(f"{prefix}weight_ih_{layer}", read)
         # The cell's units are read by the projection if there is one; what comes back in is the output.
         inner = module.proj_size != 0 and not projection
         watcher.read(f"{prefix}weight_{'hr' if inner else 'hh'}_{layer}", response)
+        if not inner:
+            watcher.feed_back(f"{prefix}weight_hh_{layer}", *ends)
 
     with unrolled(module, report):
         yield
@@ -122,7 +141,7 @@ def _recurrent(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, prefix: str, watc
 @contextmanager
 def unrolled(
     module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase,
-    report: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None],
+    report: Observer,
 ) -> Iterator[None]:
     """Run the module layer by layer within this context, reporting what each reads and answers."""
     if isinstance(module, RaggedBase):

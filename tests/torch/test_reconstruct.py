@@ -70,6 +70,80 @@ def test_each_consumer_has_the_moments_of_what_it_reads(model):
         np.testing.assert_allclose(statistics[name].covariance, plain[name].covariance, rtol=1e-9, atol=1e-14)
 
 
+def test_every_step_of_a_loop_counts():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.LSTMCell(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            state = (x.new_zeros(len(x), 6), x.new_zeros(len(x), 6))
+            found = []
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+                found.append(self.head(state[0]))
+            return torch.stack(found, 1)
+
+    torch.manual_seed(0)
+    model, x = Loop().double(), [torch.randn(3, 7, 5, dtype=torch.float64) for _ in range(4)]
+    seen = []
+    handle = model.head.register_forward_hook(lambda _, args, out: seen.append(args[0].detach()))
+    for batch in x:
+        model(batch)
+    handle.remove()
+    rows = torch.cat(seen).numpy()
+    statistics = observe(model, trace(model, x[0]), x, readings=True)
+    assert statistics.readings["head.weight", 1] is statistics.readings["cell.weight_hh", 1]
+    for moments in (statistics.readings["head.weight", 1].merged(), statistics["cell:l0"]):
+        assert moments.count == len(rows) == 84
+        np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-10)
+        np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("ways", ["aaa", "aab", "baa", "aca", "aad", "dda", "cab", "eee", "aba"])
+def test_readers_that_go_apart_have_moments_of_their_own(ways):
+    """Two weights that read the same in some passes (a), and in others something else, nothing, or twice."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(5, 6)
+            self.first, self.second = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x, way):
+            out = self.lstm(x)[0]
+            total = self.first(out)
+            if way == "d":
+                return total + self.first(2 * out) + self.second(out)
+            if way == "e":
+                out.mul_(2.0)  # After the recurrent weight and the first head have read it.
+            if way != "c":
+                total = total + self.second(torch.tanh(out) if way == "b" else out)
+            return total
+
+    torch.manual_seed(0)
+    model = Two().double()
+    data = [(torch.randn(4, 7, 5, dtype=torch.float64), way) for way in ways]
+    structure = trace(model, (data[0][0], "a"))
+    seen = {"lstm": [], "first": [], "second": []}
+    model.lstm.register_forward_hook(lambda _, args, out: seen["lstm"].append(out[0].detach().clone()))
+    for name in ("first", "second"):
+        getattr(model, name).register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].clone()))
+    with torch.no_grad():
+        statistics = observe(model, structure, data, readings=True)
+    for tensor, name in (("lstm.weight_hh_l0", "lstm"), ("first.weight", "first"), ("second.weight", "second")):
+        rows = torch.cat([part.reshape(-1, 6) for part in seen[name]]).numpy()
+        moments = statistics.readings[tensor, 1].merged()
+        assert moments.count == len(rows)
+        np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-8, atol=1e-13)
+    own, first, second = (
+        statistics.readings[name, 1] for name in ("lstm.weight_hh_l0", "first.weight", "second.weight")
+    )
+    assert (own is first) == ("d" not in ways)
+    assert (first is second) == (set(ways) == {"a"})
+
+
 def test_responses_of_cells_and_of_what_is_projected_from_them():
     class Projected(nn.Module):
         def __init__(self):

@@ -60,11 +60,23 @@ class SplitMoments:
         self.size = size
         self.halves = (Moments(name, size), Moments(name, size))
 
+    @property
+    def count(self) -> int:
+        """Rows that were added."""
+        return sum(half.count for half in self.halves)
+
     def update(self, rows: Array) -> None:
         """Add rows (n × size): the first half of them to one half, the rest to the other."""
         middle = (rows.shape[0] + 1) // 2
         self.halves[0].update(rows[:middle])
         self.halves[1].update(rows[middle:])
+
+    def without(self, part: SplitMoments) -> SplitMoments:
+        """Moments of the rows added, less those of `part`, which must have been added in the same portions."""
+        rest = SplitMoments(self.halves[0].name, self.size)
+        first, second = (half.without(gone) for half, gone in zip(self.halves, part.halves, strict=True))
+        rest.halves = (first, second)
+        return rest
 
     def merged(self) -> Moments:
         """Moments of all rows."""

@@ -65,7 +65,7 @@ def observe(
         with watch_readings(model, structure, statistics.readings, statistics.fed) as watcher:
             for batch in batches:
                 call(model, batch, forward)
-                watcher.forget()
+                watcher.end_pass()
     for name in structure.layers:
         statistics[name] = responses(structure, statistics.readings, name)
     return statistics

@@ -22,7 +22,7 @@ WIDEST = 8192
 
 
 class ReadingWatcher:
-    """Accumulates what arrives at each consumer; consumers that read the very same tensor share their moments."""
+    """Accumulates what arrives at each consumer; consumers that read the very same tensors share their moments."""
 
     def __init__(
         self, structure: Structure, into: dict[Axis, SplitMoments], fed: dict[Axis, FeedBack] | None = None
@@ -34,11 +34,9 @@ class ReadingWatcher:
         }
         self._into = into
         self._fed = fed
-        self._seen: list[tuple[torch.Tensor, SplitMoments]] = []
-
-    def forget(self) -> None:
-        """Let go of a batch's tensors."""
-        self._seen = []
+        # What every object of moments has seen in this pass, and how much of that each consumer has read.
+        self._seen: list[tuple[SplitMoments, list[_Features]]] = []
+        self._read: dict[Axis, int] = {}
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.slots
@@ -48,18 +46,52 @@ class ReadingWatcher:
         slot = self.slots.get(tensor)
         if slot is None:
             return
-        data = rows(features)
-        key = (slot.tensor, slot.axis)
-        mine = self._into.get(key)
-        same = next((moments for seen, moments in self._seen if _is_same(seen, data)), None)
-        if same is not None and (mine is None or mine is same):
-            self._into[key] = same
-            return
-        if mine is None or any(mine is moments for _, moments in self._seen):
-            # New, or sharing with a consumer that read something else this time: from here on by itself.
-            mine = self._into[key] = SplitMoments(slot.tensor, slot.size)
-        mine.update(_valid(data, slot))
-        self._seen.append((data, mine))
+        part, key = _Features(rows(features), slot), (slot.tensor, slot.axis)
+        if key not in self._into:
+            self._into[key] = self._new(part)
+        read = self._read.setdefault(key, 0)
+        self._read[key] += 1
+        parts = self._seen_by(self._into[key])
+        if read < len(parts):
+            if parts[read].is_same(part):
+                return
+            parts = self._separate(key, read)
+        self._into[key].update(part.valid())
+        parts.append(part)
+
+    def end_pass(self) -> None:
+        """Let go of a pass's tensors; who has read less than those it shared with is from here on by itself."""
+        for moments, parts in list(self._seen):
+            for key in [key for key, held in self._into.items() if held is moments]:
+                if self._read.get(key, 0) < len(parts):
+                    self._separate(key, self._read.get(key, 0))
+        self._seen, self._read = [], {}
+
+    def _seen_by(self, moments: SplitMoments) -> list[_Features]:
+        found = next((parts for held, parts in self._seen if held is moments), None)
+        if found is None:
+            found = []
+            self._seen.append((moments, found))
+        return found
+
+    def _new(self, part: _Features) -> SplitMoments:
+        """Moments for a consumer without any: those of others that have read just this, or its own."""
+        for moments, parts in self._seen:
+            if len(parts) == 1 and moments.count == len(parts[0].valid()) and parts[0].is_same(part):
+                return moments
+        return SplitMoments(part.slot.tensor, part.slot.size)
+
+    def _separate(self, key: Axis, read: int) -> list[_Features]:
+        """Give a consumer moments of its own: of what it shared with others, less what it has not read in this pass."""
+        shared = self._into[key]
+        parts, others = self._seen_by(shared), SplitMoments(key[0], shared.size)
+        for part in parts[read:]:
+            # What was written over since is not known any more, and stays in.
+            if not part.changed:
+                others.update(part.valid())
+        self._into[key] = shared.without(others)
+        self._seen.append((self._into[key], parts[:read]))
+        return self._seen[-1][1]
 
     def feed_back(self, tensor: str, first: torch.Tensor, last: torch.Tensor) -> None:
         """Account for a recurrent weight's states before the first and after the last steps (sequences × units)."""
@@ -74,18 +106,36 @@ class ReadingWatcher:
         self._fed[key].update(rows(first), last[(last != 0).any(1)])
 
 
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape or one.device != other.device:
-        return False
-    # Comparing costs one pass, the covariance that it may save costs as many as there are features.
-    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
+class _Features:
+    """Features that were read at once (n × features)."""
+
+    def __init__(self, data: torch.Tensor, slot: Slot) -> None:
+        self.data = data
+        self.slot = slot
+        self._version = _version(data)
+
+    @property
+    def changed(self) -> bool:
+        """Whether something was written into the tensor since."""
+        return _version(self.data) != self._version
+
+    def is_same(self, later: _Features) -> bool:
+        """Whether a consumer that reads now reads the same."""
+        one, other = self.data, later.data
+        if self.changed or one.shape != other.shape or one.device != other.device:
+            return False
+        # Comparing costs one pass, the covariance that it may save costs as many as there are features.
+        return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
+
+    def valid(self) -> torch.Tensor:
+        """Rows without padding: exact zeros in all units at once, unless the layer never answers anything else."""
+        places = torch.cat([torch.arange(s.start, s.start + s.units * s.each) for s in self.slot.spans])
+        answered = (self.data[:, places.to(self.data.device)] != 0).any(1)
+        return self.data[answered] if bool(answered.any()) and not bool(answered.all()) else self.data
 
 
-def _valid(data: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Rows without padding: exact zeros in all units at once, unless the layer never answers anything else."""
-    places = torch.cat([torch.arange(s.start, s.start + s.units * s.each) for s in slot.spans]).to(data.device)
-    answered = (data[:, places] != 0).any(1)
-    return data[answered] if bool(answered.any()) and not bool(answered.all()) else data
+def _version(data: torch.Tensor) -> int:
+    return 0 if data.is_inference() else data._version
 
 
 @contextmanager
@@ -104,6 +154,7 @@ def watch_readings(
             elif isinstance(module, nn.Linear) and f"{prefix}weight" in watcher:
                 stack.enter_context(hooked(module, _linear(prefix, watcher)))
         yield watcher
+        watcher.end_pass()
 
 
 def _linear(prefix: str, watcher: ReadingWatcher) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,3 +85,21 @@ def test_wrong_declaration_names_the_cell(wrong: dict[str, dict[str, int]]) -> N
     register_cell(FusedCell, units="hidden", **{**right, **wrong})
     with pytest.raises(UnsupportedModelError, match=r"one.*declared"):
         reprune.torch.inspect(Tagger(), [torch.randn(2, 4, 5)])
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "iss-gm", "iss-gm+mean"])
+@pytest.mark.usefixtures("_declared")
+def test_declared_is_observed_in_what_it_returns(method: str) -> None:
+    torch.manual_seed(0)
+    model = prepared(Tagger().double(), train=False).requires_grad_(False)
+    batches = [torch.randn(4, 6, 5, dtype=torch.float64) for _ in range(5)]
+    calibration = reprune.torch.calibrate(model, batches, methods=[method])
+    seen: list[torch.Tensor] = []
+    model.one.register_forward_hook(lambda _, args, out: seen.append(out[0].detach()))
+    for batch in batches:
+        model(batch)
+    rows = torch.cat(seen).numpy()
+    found = calibration._evidence.layers["one:l0"]
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-14)
+    check_oracle(model, calibration.plan(0.5, method=method), torch.randn(3, 6, 5, dtype=torch.float64))

@@ -100,6 +100,54 @@ def test_every_step_of_a_loop_counts():
         np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-14)
 
 
+WRITTEN = {
+    "linear": lambda x, h, w, u, parts: nn.functional.linear(h, u) + x @ w.t(),
+    "matrix": lambda x, h, w, u, parts: x @ w.t() + h @ u.t(),
+    "left": lambda x, h, w, u, parts: (w @ x.t() + u @ h.t()).t(),
+    "gate by gate": lambda x, h, w, u, parts: x @ w.t() + torch.cat([h @ part.t() for part in u.split(6)], 1),
+    "batched": lambda x, h, w, u, parts: torch.bmm(h[:, None], u.t().expand(len(h), -1, -1))[:, 0] + x @ w.t(),
+    "convolution": lambda x, h, w, u, parts: x @ w.t() + nn.functional.conv1d(h[:, :, None], u[:, :, None])[:, :, 0],
+    "module": lambda x, h, w, u, parts: x @ w.t() + parts(h),
+}
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "iss-gm"])
+@pytest.mark.parametrize("way", WRITTEN)
+def test_cells_written_in_any_way_are_observed(way, method):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.recurrent, self.head = (
+                nn.Parameter(torch.randn(24, 5)),
+                nn.Linear(6, 24, False),
+                nn.Linear(6, 2),
+            )
+
+        def forward(self, x):
+            h = c = torch.zeros(len(x), 6, dtype=x.dtype)
+            for step in x.unbind(1):
+                gates = WRITTEN[way](step, h, self.w, self.recurrent.weight, self.recurrent)
+                i, f, g, o = gates.chunk(4, 1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                read.append(h)
+            return self.head(h)
+
+    torch.manual_seed(0)
+    read = []
+    model, x = Written().double(), [torch.randn(4, 7, 5, dtype=torch.float64) for _ in range(3)]
+    calibration = reprune.calibrate(model, x, methods=[method])
+    read.clear()
+    for batch in x:
+        read.append(torch.zeros(4, 6, dtype=torch.float64))
+        model(batch)
+        read.pop()  # The state after the last step is fed back to nothing.
+    rows = torch.cat(read).detach().numpy()
+    [found] = calibration._evidence.layers.values()
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.parametrize("ways", ["aaa", "aab", "baa", "aca", "aad", "dda", "cab", "eee", "aba"])
 def test_readers_that_go_apart_have_moments_of_their_own(ways):
     """Two weights that read the same in some passes (a), and in others something else, nothing, or twice."""

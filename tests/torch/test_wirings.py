@@ -70,6 +70,19 @@ def test_pruned_equals_masked_in_single(case: Case) -> None:
     check_oracle(model, random_plans(structure, 1)[0], converted(case.batch(3, 6), torch.float32), case.states)
 
 
+@pytest.mark.parametrize("case", PRUNED, ids=str)
+@pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")
+def test_every_layer_is_observed_and_folded_exactly(case: Case) -> None:
+    model, structure = inspected(case)
+    if all(layer.pin is not None for layer in structure.layers.values()):
+        pytest.skip("all layers are pinned")
+    torch.manual_seed(40)
+    calibration = reprune.torch.calibrate(model, [converted(case.batch(6, 6), torch.float64) for _ in range(3)])
+    for method in ("reconstruct", "iss-gm+mean", "pfa-kl"):
+        plan = calibration.plan(0.5, method=method)
+        check_oracle(prepared(model, train=False), plan, converted(case.batch(3, 6), torch.float64), case.states)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
 def test_ratio_zero_changes_nothing(case: Case) -> None:
     model, structure = inspected(case)

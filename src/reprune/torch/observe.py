@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from torch import nn
 from reprune.core.layers import Structure
 from reprune.core.readings import Axis, FeedBack, SplitMoments
 from reprune.core.statistics import Moments
+from reprune.torch.apply import named_tensors
+from reprune.torch.cells import declared
+from reprune.torch.products import ProductWatcher
 from reprune.torch.ragged_base import RaggedBase
 from reprune.torch.trace import Forward, call, eval_mode
+from reprune.torch.tracer import tensors_in
 from reprune.torch.watch import hooked, responses, rows, unrolled, watch_readings
 
 See = Callable[[str, torch.Tensor], None]
@@ -62,11 +67,16 @@ def observe(
                     call(model, batch, forward)
             return statistics
         statistics = Statistics(structure) if into is None else into
-        with watch_readings(model, structure, statistics.readings, statistics.fed) as watcher:
+        # The others show what they respond where their own weight reads it.
+        hidden = replace(structure, layers={n: part for n, part in structure.layers.items() if part.cell == "custom"})
+        with (
+            watch_readings(model, structure, statistics.readings, statistics.fed) as watcher,
+            watch_written_cells(model, hidden, lambda name, found: statistics[name].update(rows(found))),
+        ):
             for batch in batches:
                 call(model, batch, forward)
                 watcher.end_pass()
-    for name in structure.layers:
+    for name in structure.layers.keys() - hidden.layers.keys():
         statistics[name] = responses(structure, statistics.readings, name)
     return statistics
 
@@ -131,24 +141,62 @@ def _watch_cell(module: nn.RNNCellBase, name: str, see: See) -> Iterator[None]:
 
 @contextmanager
 def watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
-    """Cells written by hand show their state where the weight that feeds it back reads it: `see(layer, … × units)`."""
+    """Cells written by hand show their state where the weight that feeds it back reads it: `see(layer, … × units)`.
+
+    Cells that are declared show it in what they return.
+    """
+    products, tensors, written = ProductWatcher(), named_tensors(model), False
     with ExitStack() as stack:
         for name, layer in structure.layers.items():
             if layer.cell != "custom":
                 continue
+            module = model.get_submodule(name.split(":")[0])
+            if declared(module) is not None:
+                stack.enter_context(hooked(module, _watch_returned(name, see, layer.units)))
+                continue
             own = {slot.tensor for slot in structure.slots_of(name, "own")}
-            for slot in structure.slots_of(name, "reads"):
-                path, _, parameter = slot.tensor.rpartition(".")
-                module = model.get_submodule(path)
-                if slot.tensor in own and isinstance(module, nn.Linear) and parameter == "weight":
-                    positions = torch.from_numpy(slot.positions({name: range(layer.units)}))
-                    stack.enter_context(hooked(module, _watch_input(name, see, positions)))
-                    break
+            slot = next((slot for slot in structure.slots_of(name, "reads") if slot.tensor in own), None)
+            if slot is None:
+                continue
+            see_units = _see_units(name, see, torch.from_numpy(slot.positions({name: range(layer.units)})))
+            products.add(tensors[slot.tensor], slot.axis, see_units)
+            written = True
+            path, _, parameter = slot.tensor.rpartition(".")
+            module = model.get_submodule(path)
+            if isinstance(module, nn.Linear) and parameter == "weight":
+                stack.enter_context(_watch_linear(module, see_units, products))
+        if written:
+            stack.enter_context(products)
         yield
 
 
-def _watch_input(name: str, see: See, positions: torch.Tensor) -> Callable[..., None]:
+def _see_units(name: str, see: See, positions: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    return lambda read: see(name, read[..., positions.to(read.device)])
+
+
+@contextmanager
+def _watch_linear(module: nn.Linear, see: Callable[[torch.Tensor], None], products: ProductWatcher) -> Iterator[None]:
+    """In mixed precision a module multiplies with a copy of its weight: what it is given is looked at instead."""
+
+    def before(_: nn.Module, args: Any) -> None:
+        products.paused = True
+
+    def after(_: nn.Module, args: Any, output: Any) -> None:
+        products.paused = False
+        see(args[0].detach())
+
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch_returned(name: str, see: See, units: int) -> Callable[..., None]:
     def watch(_: nn.Module, args: Any, output: Any) -> None:
-        see(name, args[0].detach()[..., positions.to(args[0].device)])
+        found = next((t for t in tensors_in(output) if t.ndim > 1 and t.shape[-1] == units), None)
+        if found is not None:
+            see(name, found.detach())
 
     return watch

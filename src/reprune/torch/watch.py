@@ -25,13 +25,21 @@ class ReadingWatcher:
     """Accumulates what arrives at each consumer; consumers that read the very same tensors share their moments."""
 
     def __init__(
-        self, structure: Structure, into: dict[Axis, SplitMoments], fed: dict[Axis, FeedBack] | None = None
+        self,
+        model: nn.Module,
+        structure: Structure,
+        into: dict[Axis, SplitMoments],
+        fed: dict[Axis, FeedBack] | None = None,
     ) -> None:
-        self.slots = {
+        slots = {
             slot.tensor: slot
             for slot in structure.slots
             if slot.role == "reads" and slot.axis == 1 and slot.size <= WIDEST
         }
+        # A weight that several modules share goes by the name that it has in the first of them.
+        first = {id(weight): name for name, weight in model.named_parameters()}
+        names = {name: first[id(weight)] for name, weight in model.named_parameters(remove_duplicate=False)}
+        self.slots = {name: slots[known] for name, known in names.items() if known in slots}
         self._into = into
         self._fed = fed
         # What every object of moments has seen in this pass, and how much of that each consumer has read.
@@ -143,7 +151,7 @@ def watch_readings(
     model: nn.Module, structure: Structure, into: dict[Axis, SplitMoments], fed: dict[Axis, FeedBack] | None = None
 ) -> Iterator[ReadingWatcher]:
     """Within this context, forward passes account for what every consumer reads."""
-    watcher = ReadingWatcher(structure, into, fed)
+    watcher = ReadingWatcher(model, structure, into, fed)
     with ExitStack() as stack:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""

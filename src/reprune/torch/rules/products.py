@@ -99,7 +99,10 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
     produced = tracer.weight_lines(side.tensor, free, "own")
     name = tracer.owner(bias) if bias is not None else None
     for axis in side.axes:
-        tracer.recording.biases.setdefault(axis, name)
+        weight = tracer.tensors[axis[0]]
+        # A part of a longer bias, as attention's queries have, cannot take offsets up by its name.
+        fits = name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel()
+        tracer.recording.biases.setdefault(axis, name if fits else None)
         tracer.recording.uses[axis[0]] = tracer.recording.uses.get(axis[0], 0) + 1
         rows = op.out.numel() // max(op.out.shape[free], 1)
         tracer.recording.rows[axis[0]] = tracer.recording.rows.get(axis[0], 0) + rows

@@ -14,6 +14,16 @@ from .keras_helpers import RELATIVE, error, outputs, parameters, some_plan, weig
 
 
 @pytest.mark.parametrize("name", zoo.EXACT)
+@pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")
+def test_every_layer_is_observed_and_folded_exactly(name: str) -> None:
+    model = zoo.EXACT[name]()
+    result = reprune.keras.prune(model, [zoo.inputs_for(model, 8, seed) for seed in range(3)], 0.5, verify=False)
+    inputs = zoo.inputs_for(model, 2, 9)
+    masked = reprune.keras.mask(model, result.plan)
+    assert error(outputs(result.model, inputs), outputs(masked, inputs)) < RELATIVE
+
+
+@pytest.mark.parametrize("name", zoo.EXACT)
 def test_pruned_equals_masked(name: str) -> None:
     model = zoo.EXACT[name]()
     inputs = zoo.inputs_for(model)

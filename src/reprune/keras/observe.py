@@ -231,7 +231,7 @@ class Probe:
     def _run_cells(self, layer: Any, sequences: Any, mask: Any, states: Any) -> None:
         """Run a layer once more, cell by cell, with all its time steps."""
         cells = cells_of(layer)
-        given = None if states is None else list(states)
+        given = [states] if keras.ops.is_tensor(states) else states
         for index, (_, cell) in enumerate(cells):
             state = None
             if given is not None:

@@ -307,3 +307,32 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"becomes smaller"):
         shrink(model, plan, [torch.optim.SGD(Net().parameters(), lr=0.1)])
     assert model.lstm.weight_ih_l0.shape == (24, 3)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda layers: dict(enumerate(layers))])
+def test_modules_in_plain_containers_are_those_that_stay(kind: Any) -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.LSTM(3, 6), nn.LSTM(6, 5), nn.Linear(5, 2)
+            self.stack = [kind([self.first, self.second])]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for index in range(2):
+                x, _ = self.stack[0][index](x)
+            out: Tensor = self.head(x[-1])
+            return out
+
+    torch.manual_seed(0)
+    model = Listed()
+    optimizer = torch.optim.Adam(model.parameters())
+    pruner = Pruner(model, ratio=0.5, method="reconstruct", schedule="gradual:2", optimizer=optimizer, total_steps=8)
+    for step in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(4, 7, 3, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    small = pruner.finish()
+    assert small.stack[0][0] is small.first
+    assert small.stack[0][1] is small.second
+    assert small.first.hidden_size + small.second.hidden_size in (5, 6)

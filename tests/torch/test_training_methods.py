@@ -13,6 +13,12 @@ from reprune.core import methods as core
 from reprune.core.methods import TRAINING_METHODS
 from reprune.torch import Pruner, mask
 from reprune.torch.expand import expand
+from reprune.torch.trace import call
+from reprune.torch.tracer import tensors_in
+
+from .oracle import assert_close, converted, outputs, prepared
+from .zoo import CASES
+from .zoo.case import Case
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent_highway import RecurrentHighway
@@ -88,3 +94,29 @@ def test_a_cell_written_by_hand(method: str, schedule: str) -> None:
     assert [len(kept) for kept in pruner.plan.kept.values()] == [4]
     masked = model if schedule.startswith("gradual") else mask(model, pruner.plan)
     torch.testing.assert_close(small(words), masked.eval()(words), rtol=1e-5, atol=1e-6)
+
+
+# In training, weight drop leaves a module without weights that could be looked at, which is said.
+DROPPED = ("AwdLanguageModel", "StackedWeightDrop")
+FREE = [c for c in CASES.values() if not (c.approximate or c.pins or c.states or c.name in DROPPED)]
+
+
+@pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")
+@pytest.mark.parametrize("case", FREE, ids=str)
+def test_every_wiring_is_observed_while_it_trains(case: Case) -> None:
+    torch.manual_seed(0)
+    model = prepared(case.build().double(), train=True)
+    batches = [converted(case.batch(6, 6), torch.float64) for _ in range(3)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    pruner = Pruner(model, ratio=0.5, method="reconstruct", schedule="soft:2", optimizer=optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        found = [t for t in tensors_in(call(model, batches[step % 3])) if t.is_floating_point()]
+        torch.stack([t.square().mean() for t in found]).sum().backward()
+        optimizer.step()
+        pruner.step()
+    small = pruner.finish().eval()
+    assert pruner.plan is not None
+    masked = mask(model, pruner.plan).eval()
+    for one, two in zip(outputs(small, batches[0]), outputs(masked, batches[0]), strict=True):
+        assert_close(one, two, "output")

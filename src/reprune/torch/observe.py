@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,17 +66,16 @@ def observe(
                     call(model, batch, forward)
             return statistics
         statistics = Statistics(structure) if into is None else into
-        # The others show what they respond where their own weight reads it.
-        hidden = replace(structure, layers={n: part for n, part in structure.layers.items() if part.cell == "custom"})
         with (
             watch_readings(model, structure, statistics.readings, statistics.fed) as watcher,
-            watch_written_cells(model, hidden, lambda name, found: statistics[name].update(rows(found))),
+            watch_written_cells(model, structure, lambda name, found: statistics[name].update(rows(found))),
         ):
             for batch in batches:
                 call(model, batch, forward)
                 watcher.end_pass()
-    for name in structure.layers.keys() - hidden.layers.keys():
-        statistics[name] = responses(structure, statistics.readings, name)
+    for name, layer in structure.layers.items():
+        if layer.cell != "custom":
+            statistics[name] = responses(structure, statistics.readings, name)
     return statistics
 
 

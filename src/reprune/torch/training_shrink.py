@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,13 +78,15 @@ def _stay(slot: Slot, removed: dict[str, list[int]]) -> torch.Tensor:
 def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) -> None:
     """Give the modules of `model` what those of `small` hold, but for parameters that are the same."""
     homes = dict(model.named_modules(remove_duplicate=False))
-    for path, new in list(small.named_modules(remove_duplicate=False)):
+    news = list(small.named_modules(remove_duplicate=False))
+    home = {id(new): homes[path] for path, new in news if path in homes}
+    for path, new in news:
         old = homes.get(path)
         if old is None or old is new:
             continue
         hooks = {key: value for key, value in vars(old).items() if "hooks" in key}
         children = {name: homes.get(f"{path}.{name}" if path else name, child) for name, child in new._modules.items()}
-        held = dict(vars(new))
+        held = {name: _at_home(value, home) for name, value in vars(new).items()}
         held["_parameters"] = {name: same.get(id(value), value) for name, value in new._parameters.items()}
         if "_flat_weights" in held:
             held["_flat_weights"] = [held["_parameters"].get(name) for name in new._flat_weights_names]
@@ -96,6 +99,17 @@ def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) 
             old.register_forward_pre_hook(selector, with_kwargs=True)
         if isinstance(old, nn.RNNBase):
             old.flatten_parameters()
+
+
+def _at_home(value: Any, home: Mapping[int, nn.Module]) -> Any:
+    """Modules in plain lists, tuples and dicts of a module: those that stand for them in the model that stays."""
+    if isinstance(value, nn.Module):
+        return home.get(id(value), value)
+    if type(value) in (list, tuple):
+        return type(value)(_at_home(item, home) for item in value)
+    if type(value) is dict:
+        return {key: _at_home(item, home) for key, item in value.items()}
+    return value
 
 
 def _replace(

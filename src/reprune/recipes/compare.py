@@ -130,10 +130,8 @@ def compare(
 def _check(methods: Sequence[str], ratios: Sequence[float], of: Measure, labels: object, loss: object) -> None:
     """What can be known to be wrong before anything runs."""
     for name in methods:
-        for needed, given, option in (
-            (get_method(name).needs_labels, labels, "labels"),
-            (get_method(name).needs_loss, loss, "loss"),
-        ):
+        method = get_method(name)
+        for needed, given, option in ((method.needs_labels, labels, "labels"), (method.needs_loss, loss, "loss")):
             if needed and given is None:
                 raise RecipeError(f"{name!r} needs {option}= (--{option} on the command line), or leave it out.")
     for ratio in ratios:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -68,14 +68,12 @@ def observe(
         statistics = Statistics(structure) if into is None else into
         with (
             watch_readings(model, structure, statistics.readings, statistics.fed) as watcher,
-            watch_written_cells(model, structure, lambda name, found: statistics[name].update(rows(found))),
+            watch_written_responses(model, structure, lambda name, found: statistics[name].update(found)),
         ):
             for batch in batches:
                 call(model, batch, forward)
                 watcher.end_pass()
-    for name, layer in structure.layers.items():
-        if layer.cell != "custom":
-            statistics[name] = responses(structure, statistics.readings, name)
+    statistics.update(responses(structure, statistics.readings))
     return statistics
 
 
@@ -103,8 +101,13 @@ def watch_responses(model: nn.Module, structure: Structure, see: See) -> Iterato
                     stack.enter_context(_watch_module(module, path, see))
                 elif isinstance(module, nn.RNNCellBase):
                     stack.enter_context(_watch_cell(module, f"{path}:l0", see))
-        stack.enter_context(watch_written_cells(model, structure, lambda name, found: see(name, rows(found))))
+        stack.enter_context(watch_written_responses(model, structure, see))
         yield
+
+
+def watch_written_responses(model: nn.Module, structure: Structure, see: See) -> AbstractContextManager[None]:
+    """The part of `watch_responses` that is about cells written by hand."""
+    return watch_written_cells(model, structure, lambda name, found: see(name, rows(found)))
 
 
 @contextmanager
@@ -143,7 +146,7 @@ def watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Ite
 
     Cells that are declared show it in what they return.
     """
-    products, tensors, written = ProductWatcher(), named_tensors(model), False
+    products, tensors = ProductWatcher(), named_tensors(model)
     with ExitStack() as stack:
         for name, layer in structure.layers.items():
             if layer.cell != "custom":
@@ -158,12 +161,11 @@ def watch_written_cells(model: nn.Module, structure: Structure, see: See) -> Ite
                 continue
             see_units = _see_units(name, see, torch.from_numpy(slot.positions({name: range(layer.units)})))
             products.add(tensors[slot.tensor], slot.axis, see_units)
-            written = True
             path, _, parameter = slot.tensor.rpartition(".")
             module = model.get_submodule(path)
             if isinstance(module, nn.Linear) and parameter == "weight":
                 stack.enter_context(_watch_linear(module, see_units, products))
-        if written:
+        if products.wanted:
             stack.enter_context(products)
         yield
 

@@ -24,11 +24,11 @@ from reprune.core.readings import Reading, readings
 from reprune.core.statistics import Moments
 from reprune.torch.apply import named_tensors
 from reprune.torch.labelled import watch_classes
-from reprune.torch.observe import watch_responses, watch_written_cells
+from reprune.torch.observe import watch_responses, watch_written_responses
 from reprune.torch.training_distributed import summed
 from reprune.torch.training_technique import Technique
 from reprune.torch.training_window import ROWS, Window
-from reprune.torch.watch import responses, rows, watch_readings
+from reprune.torch.watch import responses, watch_readings
 
 PASSES = 20
 WINDOW = 200
@@ -68,10 +68,7 @@ class Selection(Technique):
             if due and self._method.needs_readings:
                 self._window.to(self.device)
                 stack.enter_context(watch_readings(self.model, self.structure, self._window.readings))
-                see = self._window.see
-                stack.enter_context(
-                    watch_written_cells(self.model, self.structure, lambda name, found: see(name, rows(found)))
-                )
+                stack.enter_context(watch_written_responses(self.model, self.structure, self._window.see))
             elif due and self._method.needs_statistics:
                 stack.enter_context(watch_responses(self.model, self.structure, self._window.see))
             yield
@@ -100,11 +97,7 @@ class Selection(Technique):
         found: dict[str, Moments] = dict(window.statistics) if self._method.needs_statistics else {}
         read: tuple[Reading, ...] = ()
         if self._method.needs_readings:
-            found |= {
-                name: responses(self.structure, window.readings, name)
-                for name, layer in self.structure.layers.items()
-                if layer.cell != "custom"
-            }
+            found |= responses(self.structure, window.readings)
             read = tuple(readings(self.structure, arrays, found, window.readings))
         classes = window.classes if self._method.needs_labels else {}
         evidence = Evidence(self.structure, arrays, found, read, classes=classes)

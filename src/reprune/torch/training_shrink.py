@@ -85,7 +85,7 @@ def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) 
         if old is None or old is new:
             continue
         hooks = {key: value for key, value in vars(old).items() if "hooks" in key}
-        children = {name: homes.get(f"{path}.{name}" if path else name, child) for name, child in new._modules.items()}
+        children = {name: _at_home(child, home) for name, child in new._modules.items()}
         held = {name: _at_home(value, home) for name, value in vars(new).items()}
         held["_parameters"] = {name: same.get(id(value), value) for name, value in new._parameters.items()}
         if "_flat_weights" in held:

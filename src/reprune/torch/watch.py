@@ -237,8 +237,16 @@ def rows(features: torch.Tensor | PackedSequence) -> torch.Tensor:
     return data.detach().reshape(-1, data.shape[-1])
 
 
-def responses(structure: Structure, readings: dict[Axis, SplitMoments], name: str) -> Moments:
-    """Moments of a layer's responses, taken from the weight through which it reads its own units."""
+def responses(structure: Structure, readings: dict[Axis, SplitMoments]) -> dict[str, Moments]:
+    """Moments of the responses, from the weights through which layers read their own units; no written cells."""
+    return {
+        name: _responses(structure, readings, name)
+        for name, layer in structure.layers.items()
+        if layer.cell != "custom"
+    }
+
+
+def _responses(structure: Structure, readings: dict[Axis, SplitMoments], name: str) -> Moments:
     moments = Moments(name, structure.layers[name].units)
     own = {slot.tensor for slot in structure.slots_of(name, "own")}
     path, layer, *projection = name.split(":")

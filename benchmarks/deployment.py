@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import reprune
-from reprune.recipes.bench import Comparison, Row, bench
+from reprune.recipes.bench.bench import Comparison, Row, bench
 
 REDUCTIONS = (2, 4, 8, 16)
 TARGETS = {"onnxruntime": 0.85, "torch": 0.7}

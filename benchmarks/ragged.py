@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from reprune.torch.ragged import RaggedLSTM, unroll
+from reprune.torch.ragged.modules import RaggedLSTM, unroll
 
 FEATURES, BATCH = 64, 16
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from reprune.torch import Pruner
-from reprune.torch.training_selection import PASSES
+from reprune.torch.training.selection import PASSES
 from reprune.youtube8m.model import VideoClassifier
 
 FEATURES, CLASSES, HIDDEN = 1152, 3862, 1024

@@ -16,8 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import reprune.torch
-from reprune.recipes.text import Vocabulary
-from reprune.recipes.word_model import WordModel
+from reprune.recipes.language.data import Vocabulary
+from reprune.recipes.language.word_model import WordModel
 from reprune.youtube8m.metrics import gap
 from reprune.youtube8m.model import VideoClassifier
 from reprune.youtube8m.torch_loader import RecordDataset, RecordLoader

@@ -15,8 +15,8 @@ from torch import nn
 
 from reprune.core.decide import free_blocks
 from reprune.torch import apply, trace
-from reprune.torch.trace import record
-from reprune.torch.verify import random_plan, rehearse, verify
+from reprune.torch.surgery.verify import random_plan, rehearse, verify
+from reprune.torch.tracing.record import record
 
 
 class LanguageModel(nn.Module):

@@ -14,8 +14,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from reprune.recipes import youtube8m
-from reprune.recipes.options import Options
+from reprune.recipes.run.options import Options
+from reprune.recipes.video import recipe as youtube8m
 
 DATA = Path(os.environ.get("REPRUNE_DATA", "../shared/data")) / "spoken_digits_yt8m"
 RUNS = (

@@ -13,8 +13,8 @@ from safetensors.torch import save_model
 from torch import nn
 from typer.testing import CliRunner
 
-from reprune.cli import app
-from reprune.recipes.shards import CLASSES, write_shards
+from reprune.cli.app import app
+from reprune.recipes.video.generated import CLASSES, write_shards
 
 COMMANDS = [
     ["demo"],
@@ -102,7 +102,7 @@ def test_help_imports_no_framework() -> None:
     script = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from reprune.cli import app\n"
+        "from reprune.cli.app import app\n"
         "assert CliRunner().invoke(app, ['train', 'youtube8m', '--help']).exit_code == 0\n"
         "found = {'torch', 'keras', 'tensorflow', 'lightning', 'matplotlib', 'google.protobuf'} & set(sys.modules)\n"
         "assert not found, found\n"

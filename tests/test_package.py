@@ -23,7 +23,7 @@ def test_import_brings_no_framework():
 
 
 def test_command_line_brings_no_framework():
-    assert not FRAMEWORKS & modules_after("import reprune.cli")
+    assert not FRAMEWORKS & modules_after("import reprune.cli.app")
 
 
 def test_public_names_exist_and_are_documented():

@@ -14,8 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import reprune
-from reprune.recipes.bench import bench
-from reprune.recipes.bench_torch import count_macs
+from reprune.recipes.bench.bench import bench
+from reprune.recipes.bench.torch import count_macs
 from reprune.runtimes import Runner
 
 pytest.importorskip("onnxruntime")
@@ -57,7 +57,7 @@ def steps(run: Runner) -> float:
 
 
 def test_commands(tmp_path: Path) -> None:
-    from reprune.cli_deploy import deploy_app
+    from reprune.cli.deploy import deploy_app
 
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def keras_model() -> Any:
 
 
 def run_bench(*arguments: str) -> tuple[int, str]:
-    from reprune.cli import app
+    from reprune.cli.app import app
 
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +170,7 @@ def keras_example() -> Any:
 def test_keras_models_are_pruned_exported_and_measured(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     pytest.importorskip("tensorflow")
-    from reprune.cli import app
+    from reprune.cli.app import app
 
     keras_model().save_weights(tmp_path / "dense.weights.h5")
     model, small, file = ["--model", "test_bench:keras_model"], tmp_path / "small", tmp_path / "small.tflite"

@@ -25,7 +25,7 @@ def build():
 
 def test_tflite_runs_in_litert_with_time_free(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     model = build()
     report = export(model, np.random.randn(1, 7, 6).astype("f"), tmp_path / "model.tflite", int8=True)
@@ -43,7 +43,7 @@ def operators(path: Path) -> Counter[str]:
 
 def test_onnx_from_keras(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     model, frames = build(), np.random.randn(1, 7, 6).astype("f")
     before = np.asarray(model(frames))
@@ -57,7 +57,7 @@ def test_onnx_from_keras(tmp_path: Path) -> None:
 
 def test_recurrent_layers_of_every_kind_are_operators(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     layers = keras.layers
     inputs = keras.Input((None, 6))
@@ -79,7 +79,7 @@ def test_recurrent_layers_of_every_kind_are_operators(tmp_path: Path) -> None:
 
 def test_masked_layers_stay_loops(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
     model = keras.Sequential([keras.Input((None,), dtype="int32"), embedding, keras.layers.GRU(5)])
@@ -89,7 +89,7 @@ def test_masked_layers_stay_loops(tmp_path: Path) -> None:
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     with pytest.raises(ExportError, match="unknown format"):
         export(build(), np.zeros((1, 7, 6), "f"), tmp_path / "model.pte")
@@ -99,7 +99,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
 def test_states_that_a_model_takes_and_returns_carry_it_frame_by_frame(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
-    from reprune.keras.export import export
+    from reprune.keras.export.formats import export
 
     frames, h, c = keras.Input((None, 6)), keras.Input((4,)), keras.Input((4,))
     sequence, *states = keras.layers.LSTM(4, return_sequences=True, return_state=True)(frames, initial_state=[h, c])

@@ -11,7 +11,7 @@ import numpy as np
 from reprune.core.decide import free_blocks
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from reprune.keras.graph import array
+from reprune.keras.tracing.graph import array
 
 # float32: rounding of sums in another order.
 RELATIVE = 1e-5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reprune.recipes.shards import write_shards
+from reprune.recipes.video.generated import write_shards
 
 ROOT = Path(__file__).parents[2]
 SUBSET = [
@@ -52,7 +52,7 @@ def test_without_pytorch() -> None:
 
 def test_the_papers_procedure_without_pytorch(tmp_path: Path) -> None:
     write_shards(tmp_path, train=40, validate=16)
-    script = WITHOUT_TORCH + "from reprune.cli import app; app()"
+    script = WITHOUT_TORCH + "from reprune.cli.app import app; app()"
     options = "--features rgb:32,audio:16 --classes 6 --hidden 8 --epochs 1 --finetune-epochs 1 --batch-size 16"
     records = ["--train", f"{tmp_path}/train*.tfrecord", "--validate", f"{tmp_path}/validate*.tfrecord"]
     said = run(

@@ -13,8 +13,8 @@ import safetensors.numpy
 from typer.testing import CliRunner
 
 import reprune
-from reprune.cli import app
-from reprune.keras.graph import array, graph_of
+from reprune.cli.app import app
+from reprune.keras.tracing.graph import array, graph_of
 
 MODULE = """
 import keras
@@ -96,7 +96,7 @@ def test_compare_with_fine_tuning() -> None:
 @pytest.mark.parametrize(("package", "extra"), [("torch", "train"), ("lightning", "train")])
 def test_missing_packages_are_named(package: str, extra: str) -> None:
     # In a process of its own: here, other tests have imported what is missing there.
-    script = f"import sys; sys.modules[{package!r}] = None; from reprune.cli import app; app()"
+    script = f"import sys; sys.modules[{package!r}] = None; from reprune.cli.app import app; app()"
     result = subprocess.run([sys.executable, "-c", script, "demo", "--out", "demo"], capture_output=True, text=True)
     assert result.returncode == 1
     assert f"pip install 'reprune[{extra}]'" in result.stderr

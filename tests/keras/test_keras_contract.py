@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reprune.keras.graph import array
+from reprune.keras.tracing.graph import array
 from tests.contract.suite import Contract
 
 from . import keras_zoo as zoo

@@ -12,9 +12,9 @@ from scipy.special import expit, log_softmax
 
 import reprune
 from reprune.core.errors import StatisticsError
-from reprune.keras.distill import apart
-from reprune.keras.graph import array
-from reprune.torch.distill import apart as torch_apart
+from reprune.keras.tracing.graph import array
+from reprune.keras.training.distill import apart
+from reprune.torch.training.distill import apart as torch_apart
 
 L = keras.layers
 

@@ -9,7 +9,7 @@ import pytest
 
 import reprune.keras
 from reprune.core.errors import RecipeError, StatisticsError
-from reprune.keras.graph import array
+from reprune.keras.tracing.graph import array
 
 from . import keras_zoo as zoo
 from .keras_helpers import outputs

@@ -10,7 +10,7 @@ import pytest
 
 import reprune.keras
 from reprune.core.errors import StatisticsError
-from reprune.keras.graph import array, graph_of
+from reprune.keras.tracing.graph import array, graph_of
 
 from . import keras_zoo as zoo
 from .keras_helpers import RELATIVE, error, outputs, some_plan

@@ -16,7 +16,7 @@ import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from reprune.keras.graph import array
+from reprune.keras.tracing.graph import array
 
 from . import keras_zoo as zoo
 from .keras_helpers import RELATIVE, error, outputs, some_plan
@@ -203,7 +203,7 @@ def test_a_leak_is_caught() -> None:
             slots = tuple(s for s in found.slots if not (s.role == "reads" and s.tensor.startswith("dense")))
             return Structure(**{**vars(found), "slots": slots, "consumers": ()})
 
-    from reprune.keras.verify import rehearse
+    from reprune.keras.surgery.verify import rehearse
 
     with pytest.raises(VerificationError, match=r"bidirectional\S*:forward, bidirectional\S*:backward in a way"):
         rehearse(Blind(), model)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 
 import reprune.keras
 from reprune.core.errors import UnsupportedModelError, VerificationError
-from reprune.keras.graph import graph_of
+from reprune.keras.tracing.graph import graph_of
 
 from . import keras_zoo as zoo
 from .keras_helpers import RELATIVE, error, outputs, some_plan

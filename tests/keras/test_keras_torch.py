@@ -15,7 +15,7 @@ import reprune
 import reprune.keras
 import reprune.torch
 from reprune.core.criteria import CRITERIA
-from reprune.keras.graph import array
+from reprune.keras.tracing.graph import array
 from reprune.youtube8m.keras_model import video_classifier
 from reprune.youtube8m.model import VideoClassifier
 

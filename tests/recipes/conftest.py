@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.options import Options
-from reprune.recipes.shards import CLASSES, FEATURES, write_shards
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.run.options import Options
+from reprune.recipes.video.generated import CLASSES, FEATURES, write_shards
 
 from .made_text import write_text
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reprune.recipes.demo import demo_options, run_demo
-from reprune.recipes.interrupts import InterruptedRunError
-from reprune.recipes.tagger import Tagger
+from reprune.recipes.run.interrupts import InterruptedRunError
+from reprune.recipes.video.demo import demo_options, run_demo
+from reprune.recipes.video.tagger import Tagger
 
 
 def test_demo_shows_everything_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
-from reprune.recipes import language_model
-from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.torch_recipe import TorchRecipe
-from reprune.recipes.word_model import LanguageModule
+from reprune.recipes.language import recipe as language_model
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.language.word_model import LanguageModule
+from reprune.recipes.run.torch_recipe import TorchRecipe
 from tests.recipes.test_resume import assert_same
 
 

@@ -15,15 +15,15 @@ from safetensors.numpy import load_file
 
 from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
-from reprune.recipes import youtube8m
-from reprune.recipes.folder import RunFolder
-from reprune.recipes.interrupts import InterruptedRunError
-from reprune.recipes.options import Options
-from reprune.recipes.videos import Videos
+from reprune.recipes.run.folder import RunFolder
+from reprune.recipes.run.interrupts import InterruptedRunError
+from reprune.recipes.run.options import Options
+from reprune.recipes.video import recipe as youtube8m
+from reprune.recipes.video.data import Videos
 
 keras = pytest.importorskip("keras")
 verbs = pytest.importorskip("reprune.keras")
-keras_youtube8m = pytest.importorskip("reprune.recipes.keras_youtube8m")
+keras_youtube8m = pytest.importorskip("reprune.recipes.video.keras_recipe")
 
 # Keras 3.15 on TensorFlow 2.21 with NumPy 2: its `predict` and `fit` convert tensors in a way that NumPy warns about.
 pytestmark = pytest.mark.filterwarnings(

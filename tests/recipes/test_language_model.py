@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
-from reprune.recipes import language_model, language_options, word_model
-from reprune.recipes.language_model import LanguageModel
-from reprune.recipes.language_options import LanguageOptions, with_preset
-from reprune.recipes.quiet import quiet
-from reprune.recipes.text import IGNORED, Text, Vocabulary, Windows
-from reprune.recipes.word_model import LanguageModule, WordModel
+from reprune.recipes.language import options as language_options
+from reprune.recipes.language import recipe as language_model
+from reprune.recipes.language import word_model
+from reprune.recipes.language.data import IGNORED, Text, Vocabulary, Windows
+from reprune.recipes.language.options import LanguageOptions, with_preset
+from reprune.recipes.language.recipe import LanguageModel
+from reprune.recipes.language.word_model import LanguageModule, WordModel
+from reprune.recipes.run.quiet import quiet
 
 WAR_AND_PEACE = (
     Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "war_and_peace"

@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
-from reprune.recipes import language_model, processes, youtube8m
-from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.options import Options, RunOptions
-from reprune.recipes.shards import write_shards
-from reprune.recipes.tagger import Tagger
-from reprune.recipes.videos import Videos
+from reprune.recipes.language import recipe as language_model
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.run import processes
+from reprune.recipes.run.options import Options, RunOptions
+from reprune.recipes.video import recipe as youtube8m
+from reprune.recipes.video.data import Videos
+from reprune.recipes.video.generated import write_shards
+from reprune.recipes.video.tagger import Tagger
 from reprune.youtube8m.model import VideoClassifier
 from tests.processes import in_two_processes, meet
 
@@ -33,9 +35,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from reprune.core.plan import Plan
-from reprune.recipes import language_model, youtube8m
-from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.options import Options
+from reprune.recipes.language import recipe as language_model
+from reprune.recipes.video import recipe as youtube8m
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.run.options import Options
 
 recipe, options, out = sys.argv[1:4]
 kind, run = {"v": (Options, youtube8m.run), "l": (LanguageOptions, language_model.run)}[recipe]
@@ -45,7 +48,7 @@ run(kind.from_dict(json.loads(options)), Path(out), resume="--resume" in sys.arg
 
 # Put before SCRIPT: one process fails in the middle of training, its gradient still owed to the other one.
 FAILING = """
-from reprune.recipes.tagger import Tagger
+from reprune.recipes.video.tagger import Tagger
 step = Tagger.training_step
 def failing_step(self, share, index):
     if self.global_rank == {rank} and self.trainer.global_step == 3:

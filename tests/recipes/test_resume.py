@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reprune.core.errors import RecipeError
-from reprune.recipes import procedure, torch_recipe, youtube8m
-from reprune.recipes.checkpoints import AtomicCheckpointIO
-from reprune.recipes.interrupts import InterruptedRunError
-from reprune.recipes.options import Options
-from reprune.recipes.tagger import Tagger
+from reprune.recipes.run import procedure, torch_recipe
+from reprune.recipes.run.checkpoints import AtomicCheckpointIO
+from reprune.recipes.run.interrupts import InterruptedRunError
+from reprune.recipes.run.options import Options
+from reprune.recipes.video import recipe as youtube8m
+from reprune.recipes.video.tagger import Tagger
 
 STEPS = 6  # of an epoch: 90 videos in batches of 16
 
@@ -136,8 +137,9 @@ def test_sigkill_while_a_checkpoint_is_written(undisturbed: Any, tmp_path: Path)
         import os, signal, sys, json
         from pathlib import Path
         import torch
-        from reprune.recipes import checkpoints, youtube8m
-        from reprune.recipes.options import Options
+        from reprune.recipes.run import checkpoints
+        from reprune.recipes.video import recipe as youtube8m
+        from reprune.recipes.run.options import Options
         save, count = torch.save, 0
         def dying(checkpoint, path):
             global count

@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprune.cli import app
-from reprune.recipes.language_options import LanguageOptions
-from reprune.recipes.options import Options, RunOptions
+from reprune.cli.app import app
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.run.options import Options, RunOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills and forks as POSIX does")
 
@@ -35,7 +35,12 @@ def server() -> Any:
     """Forks processes that have imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["reprune.cli", "reprune.recipes.torch_youtube8m", "reprune.recipes.language_model", "array_api_compat.torch"]
+        [
+            "reprune.cli.app",
+            "reprune.recipes.video.torch_recipe",
+            "reprune.recipes.language.recipe",
+            "array_api_compat.torch",
+        ]
     )
     warm = context.Process(target=int)
     warm.start()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reprune.recipes import youtube8m
-from reprune.recipes.options import Options
+from reprune.recipes.run.options import Options
+from reprune.recipes.video import recipe as youtube8m
 
 DATA = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "spoken_digits_yt8m"
 
@@ -51,7 +51,7 @@ def test_spoken_digits(ratio: float, schedule: str, loss: float, tmp_path: Path)
 # Keras 3.15 on TensorFlow 2.21 with NumPy 2 converts tensors in a way that NumPy warns about.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_both_frameworks_come_out_alike(tmp_path: Path) -> None:
-    pytest.importorskip("reprune.recipes.keras_youtube8m")
+    pytest.importorskip("reprune.recipes.video.keras_recipe")
     ours, theirs = (
         youtube8m.run(settings(0.5, framework=framework), tmp_path / framework) for framework in ("torch", "keras")
     )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from reprune.core.errors import RepruneError
 from reprune.core.plan import Plan
-from reprune.recipes import youtube8m
-from reprune.recipes.options import Options
+from reprune.recipes.run.options import Options
+from reprune.recipes.video import recipe as youtube8m
 from tests.recipes.test_resume import CrashError, assert_same, crash_after, raise_crash
 
 

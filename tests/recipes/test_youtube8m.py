@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError, RecordError
 from reprune.core.plan import Plan
-from reprune.recipes import youtube8m
-from reprune.recipes.demo import train_baseline
-from reprune.recipes.options import Options
-from reprune.recipes.quiet import quiet
-from reprune.recipes.shards import CLASSES, FEATURES, write_shards
-from reprune.recipes.tagger import Tagger
-from reprune.recipes.torch_youtube8m import YouTube8M
-from reprune.recipes.trainer import make_trainer
-from reprune.recipes.videos import Videos
+from reprune.recipes.run.options import Options
+from reprune.recipes.run.quiet import quiet
+from reprune.recipes.run.trainer import make_trainer
+from reprune.recipes.video import recipe as youtube8m
+from reprune.recipes.video.data import Videos
+from reprune.recipes.video.demo import train_baseline
+from reprune.recipes.video.generated import CLASSES, FEATURES, write_shards
+from reprune.recipes.video.tagger import Tagger
+from reprune.recipes.video.torch_recipe import YouTube8M
 from reprune.youtube8m.metrics import VideoMetrics
 from reprune.youtube8m.model import VideoClassifier
 

@@ -12,10 +12,10 @@ from torch import nn
 from reprune.core.decide import free_blocks
 from reprune.core.plan import Plan
 from reprune.torch import apply, mask
-from reprune.torch.apply import named_tensors
-from reprune.torch.trace import call
-from reprune.torch.tracer import tensors_in
-from reprune.torch.verify import random_plan
+from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.surgery.verify import random_plan
+from reprune.torch.tracing.record import call
+from reprune.torch.tracing.recording import tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

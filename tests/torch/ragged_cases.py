@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
 
 KINDS = ["lstm", "lstm-proj", "gru", "rnn-tanh", "rnn-relu"]
 FORMS = ["dense", "batch-first", "unbatched", "packed", "packed-unsorted"]

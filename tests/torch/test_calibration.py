@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import reprune
 from reprune.core.errors import BudgetError, StatisticsError
 from reprune.core.methods import METHODS
-from reprune.torch.labelled import loss_gradients, observe_classes
-from reprune.torch.trace import trace
+from reprune.torch.calibration.labelled import loss_gradients, observe_classes
+from reprune.torch.tracing.record import trace
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent_highway import RecurrentHighway

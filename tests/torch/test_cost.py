@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reprune.torch
 from reprune.core.cost import CostModel
-from reprune.torch.trace import call
+from reprune.torch.tracing.record import call
 
 from .oracle import random_plans
 from .zoo import CASES

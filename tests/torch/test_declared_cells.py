@@ -12,7 +12,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.torch import register_cell
-from reprune.torch.cells import _DECLARED
+from reprune.torch.tracing.cells import _DECLARED
 
 from .oracle import check_oracle, prepared, random_plans
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
 from reprune.core.errors import StatisticsError
-from reprune.torch.distill import apart
+from reprune.torch.training.distill import apart
 
 
 class Tagger(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from reprune.core.exporting import ExportError
 from reprune.runtimes import open_file
 from reprune.torch.export import export
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

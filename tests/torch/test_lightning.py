@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from reprune.recipes.quiet import quiet
+from reprune.recipes.run.quiet import quiet
 from reprune.torch import Pruner
 from reprune.torch.lightning import PruningCallback
 

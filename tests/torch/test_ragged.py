@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, unroll
-from reprune.torch.ragged_kernels import reversal
+from reprune.torch.ragged.kernels import reversal
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, unroll
 
 from .ragged_cases import (
     BATCH,

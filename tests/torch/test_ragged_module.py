@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from reprune.core.errors import PlanError, UnsupportedModelError
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, fold, unroll
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, fold, unroll
 
 from .ragged_cases import (
     BATCH,

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
-from reprune.torch.importance import output_importance
-from reprune.torch.observe import observe
-from reprune.torch.trace import trace
+from reprune.torch.calibration.importance import output_importance
+from reprune.torch.calibration.responses import observe
+from reprune.torch.tracing.record import trace
 
 
 class Tagger(nn.Module):

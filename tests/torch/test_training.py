@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reprune.core.errors import BudgetError, PlanError, RecipeError, RepruneError, UnsupportedModelError
 from reprune.torch import apply, mask, prune
-from reprune.torch.training import Pruner, silence
+from reprune.torch.training.pruner import Pruner, silence
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reprune.core.errors import RecipeError
 from reprune.core.statistics import Moments
 from reprune.torch import Pruner
-from reprune.torch.training_distributed import all_reduced
+from reprune.torch.training.distributed import all_reduced
 from tests.processes import in_two_processes, meet
 
 STEPS = 8

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
 from reprune.torch import Pruner, mask, trace
-from reprune.torch.training_gates import (
+from reprune.torch.training.neuron_selection import (
     BETA,
     GAMMA,
     SLACK,

@@ -15,7 +15,7 @@ from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
 from reprune.core.shrink import shrunk
 from reprune.torch import Pruner, RaggedLSTM, apply, mask, trace
-from reprune.torch.training_shrink import shrink
+from reprune.torch.training.shrink import shrink
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from reprune.core.budget import Budget
 from reprune.core.layers import Structure
 from reprune.torch import Pruner, trace
-from reprune.torch.apply import named_tensors
-from reprune.torch.training_group_lasso import DEAD, FADE, GroupLasso, IssLengths
+from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.training.group_lasso import DEAD, FADE, GroupLasso, IssLengths
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent_highway import RecurrentHighway

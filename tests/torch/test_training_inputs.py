@@ -18,9 +18,9 @@ from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.report import render_table
 from reprune.torch import Pruner, Result, mask, trace
-from reprune.torch.trace import record
-from reprune.torch.training_gates import NeuronSelection, settled
-from reprune.torch.verify import rehearse
+from reprune.torch.surgery.verify import rehearse
+from reprune.torch.tracing.record import record
+from reprune.torch.training.neuron_selection import NeuronSelection, settled
 from tests.torch.oracle import check_oracle, converted, prepared, random_plans
 from tests.torch.zoo import CASES
 from tests.torch.zoo.case import Case

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from reprune.core import methods as core
 from reprune.core.methods import TRAINING_METHODS
 from reprune.torch import Pruner, mask
-from reprune.torch.expand import expand
-from reprune.torch.trace import call
-from reprune.torch.tracer import tensors_in
+from reprune.torch.surgery.expand import expand
+from reprune.torch.tracing.record import call
+from reprune.torch.tracing.recording import tensors_in
 
 from .oracle import assert_close, converted, outputs, prepared
 from .zoo import CASES

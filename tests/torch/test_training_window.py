@@ -13,7 +13,7 @@ from reprune.core.layers import Structure
 from reprune.core.readings import SplitMoments
 from reprune.core.shrink import shrunk
 from reprune.torch import trace
-from reprune.torch.training_window import PENDING, ROWS, Window
+from reprune.torch.training.window import PENDING, ROWS, Window
 
 
 class Net(nn.Module):

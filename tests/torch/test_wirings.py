@@ -13,7 +13,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from reprune.torch.copies import duplicate
+from reprune.torch.tracing.copies import duplicate
 
 from .oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
 from .zoo import CASES

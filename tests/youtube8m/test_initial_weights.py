@@ -30,7 +30,7 @@ def test_as_tensorflow_starts_them() -> None:
 
 def test_as_keras_starts_its_own() -> None:
     keras = pytest.importorskip("keras")
-    from reprune.keras.graph import array
+    from reprune.keras.tracing.graph import array
     from reprune.youtube8m.keras_model import video_classifier
 
     keras.utils.set_random_seed(0)

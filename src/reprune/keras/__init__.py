@@ -20,19 +20,19 @@ from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
-from reprune.keras.apply import apply, mask
-from reprune.keras.calibration import Calibration, calibrate, is_tensor
-from reprune.keras.distill import distill
-from reprune.keras.graph import check_keras
-from reprune.keras.labelled import Labels, Loss
+from reprune.keras.calibration.calibrate import Calibration, calibrate, is_tensor
+from reprune.keras.calibration.labelled import Labels, Loss
+from reprune.keras.calibration.responses import observe
 from reprune.keras.latency import measure_latency
 from reprune.keras.legacy import load_model
-from reprune.keras.observe import observe
-from reprune.keras.ragged import RaggedBidirectional
 from reprune.keras.result import Result, load
-from reprune.keras.trace import Forward, record, trace
-from reprune.keras.training import PruningCallback
-from reprune.keras.verify import rehearse
+from reprune.keras.surgery.apply import apply, mask
+from reprune.keras.surgery.ragged import RaggedBidirectional
+from reprune.keras.surgery.verify import rehearse
+from reprune.keras.tracing.graph import check_keras
+from reprune.keras.tracing.record import Forward, record, trace
+from reprune.keras.training.callback import PruningCallback
+from reprune.keras.training.distill import distill
 from reprune.report import Inspection
 
 __all__ = [

@@ -11,11 +11,11 @@ import numpy as np
 from reprune.core.cost import tensor_extents
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Extent, Structure
-from reprune.keras.apply import apply
-from reprune.keras.cloning import named_cells
-from reprune.keras.export import export
-from reprune.keras.graph import graph_of
-from reprune.keras.trace import trace
+from reprune.keras.export.formats import export
+from reprune.keras.surgery.apply import apply
+from reprune.keras.surgery.cloning import named_cells
+from reprune.keras.tracing.graph import graph_of
+from reprune.keras.tracing.record import trace
 from reprune.runtimes.timing import ONNX_RUNTIMES, Seen, check_covered, check_runtime, small_plan, tabulate_onnx
 
 _KINDS: dict[type, str] = {

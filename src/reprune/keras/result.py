@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from reprune.core.plan import Plan
 from reprune.core.saving import REPORT, check_tensors, check_values, read_folder, unreadable, write_folder
-from reprune.keras.apply import apply
-from reprune.keras.graph import array, graph_of
+from reprune.keras.surgery.apply import apply
+from reprune.keras.tracing.graph import array, graph_of
 from reprune.report import render_table, write_report
 
 

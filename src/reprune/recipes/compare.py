@@ -17,7 +17,7 @@ from reprune.core.errors import RecipeError
 from reprune.core.layers import Structure
 from reprune.core.methods import get_method
 from reprune.core.statistics import to_numpy
-from reprune.recipes.folder import check_writable, read_json, replacing
+from reprune.recipes.run.folder import check_writable, read_json, replacing
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown
 

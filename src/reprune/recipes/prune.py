@@ -15,7 +15,7 @@ from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
 from reprune.core.latency import LatencyTable
 from reprune.core.passes import first_batch
-from reprune.recipes.folder import replacing
+from reprune.recipes.run.folder import replacing
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _load_torch(model: Any, path: Path) -> None:
 def _load_keras(model: Any, path: Path) -> None:
     from safetensors.numpy import load_file
 
-    from reprune.keras.graph import graph_of
+    from reprune.keras.tracing.graph import graph_of
 
     if path.suffix != ".safetensors":
         model.load_weights(str(path))

@@ -16,19 +16,19 @@ from reprune.core.methods import Method
 from reprune.core.passes import first_batch
 from reprune.core.plan import Plan
 from reprune.report import Inspection
-from reprune.torch.apply import apply, mask
-from reprune.torch.calibration import Calibration, calibrate
-from reprune.torch.cells import register_cell
-from reprune.torch.distill import distill
-from reprune.torch.labelled import Labels, Loss
+from reprune.torch.calibration.calibrate import Calibration, calibrate
+from reprune.torch.calibration.labelled import Labels, Loss
+from reprune.torch.calibration.responses import gather, observe
 from reprune.torch.latency import measure_latency
-from reprune.torch.observe import gather, observe
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.result import Result, load
-from reprune.torch.trace import Forward, record, trace
-from reprune.torch.training import Pruner
-from reprune.torch.unwrap import unwrap
-from reprune.torch.verify import rehearse
+from reprune.torch.surgery.apply import apply, mask
+from reprune.torch.surgery.verify import rehearse
+from reprune.torch.tracing.cells import register_cell
+from reprune.torch.tracing.record import Forward, record, trace
+from reprune.torch.tracing.unwrap import unwrap
+from reprune.torch.training.distill import distill
+from reprune.torch.training.pruner import Pruner
 
 __all__ = [
     "Calibration",

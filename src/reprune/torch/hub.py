@@ -12,8 +12,8 @@ from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
 from reprune.core.saving import PLAN, WEIGHTS
 from reprune.runtimes import need
-from reprune.torch.apply import apply
 from reprune.torch.result import Result, load_weights
+from reprune.torch.surgery.apply import apply
 
 _hub: Any = need("huggingface_hub", "huggingface_hub", "reprune.torch.hub")
 

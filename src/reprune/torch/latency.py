@@ -28,13 +28,13 @@ from reprune.runtimes.timing import (
     tabulate,
     tabulate_onnx,
 )
-from reprune.torch.apply import apply
 from reprune.torch.export import export
 from reprune.torch.export.example import Example
 from reprune.torch.export.recurrent import recurrent_modules
-from reprune.torch.trace import Forward, call, trace
-from reprune.torch.tracer import tensors_in
-from reprune.torch.unwrap import unwrap
+from reprune.torch.surgery.apply import apply
+from reprune.torch.tracing.record import Forward, call, trace
+from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.unwrap import unwrap
 
 Axis = tuple[str, int]
 RUNTIMES = ("torch", *ONNX_RUNTIMES)

@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from reprune.torch.labelled import Labels
-from reprune.torch.training import Pruner
-from reprune.torch.training_distributed import everyone, rank
+from reprune.torch.calibration.labelled import Labels
+from reprune.torch.training.distributed import everyone, rank
+from reprune.torch.training.pruner import Pruner
 
 
 class PruningCallback(Callback):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reprune.core.plan import Plan
 from reprune.core.saving import REPORT, check_tensors, check_values, read_folder, unreadable, write_folder
 from reprune.report import render_table, write_report
-from reprune.torch.apply import apply
+from reprune.torch.surgery.apply import apply
 
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 

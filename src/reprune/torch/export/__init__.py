@@ -13,7 +13,7 @@ from torch import nn
 
 from reprune.core.exporting import ExportError, ExportReport
 from reprune.runtimes import Runner
-from reprune.torch.unwrap import unwrap
+from reprune.torch.tracing.unwrap import unwrap
 
 FORMATS = {
     ".onnx": ("onnx", "export_onnx"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from reprune.torch.export.packed import lengths_of
-from reprune.torch.ragged import RaggedGRU, RaggedLSTM, RaggedRNN
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
 
 _Maybe = Tensor | None
 RAGGED = (RaggedLSTM, RaggedGRU, RaggedRNN)

@@ -1,0 +1,358 @@
+"""The `reprune` command line. Commands import frameworks when they run, so that `reprune --help` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reprune.cli.compare import compare_app
+from reprune.cli.deploy import deploy_app
+from reprune.cli.options import ModelOption, Of, Seed
+from reprune.cli.references import build, value
+from reprune.core.errors import RepruneError
+from reprune.core.methods import METHODS, TRAINING_METHODS
+from reprune.core.schedule import SCHEDULES
+
+# What an extra installs that commands import.
+_EXTRAS = {
+    "torch": "train",
+    "keras": "keras",
+    "lightning": "train",
+    "torchmetrics": "train",
+    "google_crc32c": "youtube8m",
+    "google": "youtube8m",
+    "safetensors": "torch",
+    "jinja2": "report",
+}
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected errors end in one message and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except RepruneError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+        except ModuleNotFoundError as error:
+            package = str(error.name).split(".")[0]
+            if package not in _EXTRAS:
+                raise
+            typer.echo(f"Error: this needs {package}: pip install 'reprune[{_EXTRAS[package]}]'", err=True)
+            raise typer.Exit(1) from None
+
+
+_SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown", "add_completion": False}
+app = typer.Typer(
+    cls=_Commands,
+    pretty_exceptions_enable=False,
+    help="Make recurrent networks smaller: remove redundant hidden units, get an ordinary dense model back.",
+    **_SETTINGS,
+)
+train_app = typer.Typer(help="Train, prune, fine-tune and evaluate on a known kind of data.", **_SETTINGS)
+evaluate_app = typer.Typer(help="Evaluate what a run left in its folder.", **_SETTINGS)
+app.add_typer(train_app, name="train")
+app.add_typer(compare_app)
+app.add_typer(deploy_app)
+app.add_typer(evaluate_app, name="evaluate")
+
+Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
+PruneOf = Annotated[str, typer.Option(metavar="units|parameters|macs|latency", help="What the fraction is of.")]
+MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
+TrainMethodOption = Annotated[
+    str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join([*METHODS, *TRAINING_METHODS])}.")
+]
+Features = Annotated[str, typer.Option(metavar="NAME:SIZE,…", help="Feature lists and their bytes per frame.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if there is one.")]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SCHEDULES),
+        help="Prune after training, or every S steps of it: silence all, ever more of, or cut out ever more units.",
+    ),
+]
+CalibrationBatches = Annotated[int, typer.Option(help="Batches on which responses are observed (after).")]
+RunFolderOption = Annotated[
+    Path, typer.Option("--checkpoint", exists=True, file_okay=False, help="The --out folder of a training run.")
+]
+Precision = Annotated[str, typer.Option(help="Lightning's precision, such as 16-mixed.")]
+Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, a list, auto.")]
+NumNodes = Annotated[int, typer.Option(help="Machines taking part.")]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy for several devices.")]
+Dense = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="Take the dense model of that run in place of training; methods that act on training start from it.",
+    ),
+]
+CheckpointSteps = Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ….")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the models and the report; new or empty.")],
+    seed: Seed = 0,
+    progress: Progress = False,
+) -> None:
+    """Run the whole job on generated videos: train, prune to half, fine-tune, evaluate. Takes a minute or two.
+
+    Example: `reprune demo --out demo`
+    """
+    from reprune.recipes.video.demo import run_demo
+
+    run_demo(out, seed=seed, progress=progress, say=typer.echo)
+
+
+@app.command()
+def inspect(
+    model: ModelOption,
+    example: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Batches, or a function that returns some; the first is used.")
+    ],
+) -> None:
+    """Show which recurrent layers can be pruned, what reads them, and why a layer has to stay.
+
+    Example: `reprune inspect --model shop.models:build --example shop.data:batches`
+    """
+    import reprune
+
+    typer.echo(str(reprune.inspect(build(model), value(example))))
+
+
+@app.command()
+def prune(
+    model: ModelOption,
+    batches: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Trained weights, unless the model has them: .safetensors, or what Keras wrote (.weights.h5, .keras).",
+        ),
+    ] = None,
+    ratio: Ratio = 0.5,
+    of: PruneOf = "units",
+    target_ms: Annotated[
+        float | None, typer.Option(help="With --of latency: milliseconds that one call may take, in place of --ratio.")
+    ] = None,
+    method: MethodOption = "reconstruct",
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
+    min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N|auto", help="Units kept are a multiple of this; auto: the one that kernels like.")
+    ] = "1",
+    example: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="Input whose latency counts; else the first batch."),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="torch|onnxruntime|onnxruntime-int8", help="Where latency is measured.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads that it is measured with.")] = 1,
+    latency_table: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Measured times: read if the file exists, else written there.")
+    ] = None,
+    distill_steps: Annotated[
+        int, typer.Option(min=0, help="Batches to learn the dense model's answers from afterwards, without labels.")
+    ] = 0,
+) -> None:
+    """Prune a trained model of PyTorch or Keras.
+
+    Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
+    --ratio 0.5 --method iss-gm --distill-steps 400 --out small`
+
+    To 20 ms in ONNX Runtime: `reprune prune --model shop.models:trained --batches shop.data:batches --of latency
+    --target-ms 20 --round-to auto --runtime onnxruntime --example shop.data:example --out small`
+    """
+    from reprune.recipes.prune import Timing, prune_to
+
+    timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
+    options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
+    options |= {"round_to": _rounding(round_to), "target_ms": target_ms}
+    text = prune_to(
+        out, build(model), value(batches), weights=weights, timing=timing, distill_steps=distill_steps, **options
+    )
+    typer.echo(text)
+
+
+def _rounding(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise RepruneError(f"--round-to {text}: give a whole number, or auto.") from None
+
+
+@train_app.command("youtube8m")
+def train_youtube8m(
+    train: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to train on; quoted, repeatable.")],
+    validate: Annotated[list[str], typer.Option(metavar="GLOB", help="Records measured after every epoch.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs, models and the report.")],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Records of the final measurement, if not those of --validate."),
+    ] = None,
+    resume: Resume = False,
+    features: Features = "rgb:1024,audio:128",
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 3862,
+    hidden: Annotated[int, typer.Option(help="Units of the second LSTM; the first has half per direction.")] = 1024,
+    normalize: Annotated[bool, typer.Option(help="Scale every frame to length 1.")] = True,
+    max_frames: Annotated[int, typer.Option(help="Longest window of a video that is used.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Passes over the data before pruning is final.")] = 20,
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Passes after the model was shrunk; half of --epochs if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Videos per step.")] = 160,
+    learning_rate: Annotated[float, typer.Option(help="Adam's step size at the start.")] = 2e-4,
+    decay: Annotated[float, typer.Option(help="Factor on it after every --decay-examples.")] = 0.95,
+    decay_examples: Annotated[int, typer.Option(help="See --decay.")] = 4_000_000,
+    output_decay: Annotated[float, typer.Option(help="L2 penalty on the output layer.")] = 0.005,
+    clip_gradients: Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0 for no limit.")] = 1.0,
+    ratio: Ratio = 0.5,
+    of: Of = "units",
+    method: TrainMethodOption = "iss-gm",
+    schedule: Schedule = "after",
+    dense: Dense = "",
+    calibration_batches: CalibrationBatches = 100,
+    seed: Seed = 0,
+    on_error: Annotated[str, typer.Option(metavar="raise|skip", help="What to do about a damaged record.")] = "raise",
+    precision: Precision = "32-true",
+    accelerator: Accelerator = "auto",
+    devices: Devices = "1",
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that read records.")] = 0,
+    framework: Annotated[str, typer.Option(metavar="torch|keras", help="What trains and runs the model.")] = "torch",
+    checkpoint_steps: CheckpointSteps = 500,
+    progress: Progress = True,
+) -> None:
+    """Train the ISS-GM paper's video classifier, prune it, fine-tune it, and evaluate both models.
+
+    Defaults are the paper's. Interrupted at any moment, the same command with --resume goes on where it was.
+
+    Example: `reprune train youtube8m --train 'yt8m/train*.tfrecord' --validate 'yt8m/validate*.tfrecord' --ratio 0.5
+    --out run`
+    """
+    given = dict(locals())
+    for name in ("out", "resume"):
+        del given[name]
+    for name in ("train", "validate", "test"):
+        given[name] = tuple(given[name] or ())
+    from reprune.recipes.run.options import Options, parse_features
+
+    given["features"] = parse_features(features)
+    options = Options(**given)
+    from reprune.recipes.video.recipe import run, table
+
+    summary = run(options, out, resume=resume, say=typer.echo)
+    typer.echo(table(summary))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+@train_app.command("language-model")
+def train_language_model(
+    train: Annotated[str, typer.Option(metavar="FILE", help="Text to train on: plain or .gz, UTF-8.")],
+    valid: Annotated[str, typer.Option(metavar="FILE", help="Text measured after every epoch.")],
+    test: Annotated[str, typer.Option(metavar="FILE", help="Text of the final measurement.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs, models and the report.")],
+    resume: Resume = False,
+    preset: Annotated[
+        str, typer.Option(metavar="small|medium|large", help="Settings of Zaremba et al. 2014 for what is not given.")
+    ] = "large",
+    vocabulary: Annotated[int, typer.Option(help="Most frequent words of --train to know, all others are <unk>.")] = (
+        10_000
+    ),
+    layers: Annotated[int, typer.Option(help="LSTM layers.")] = 2,
+    hidden: Annotated[int | None, typer.Option(help="Units of each layer, and of the embedding.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Fraction dropped between layers.")] = None,
+    init: Annotated[float | None, typer.Option(help="Weights start between minus this and this.")] = None,
+    unroll: Annotated[int | None, typer.Option(help="Words through which a gradient flows back.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text before pruning is final.")] = None,
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Passes after the model was shrunk; half of --epochs if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Streams that the text is cut into.")] = 20,
+    learning_rate: Annotated[float, typer.Option(help="Step size of gradient descent at the start.")] = 1.0,
+    decay: Annotated[float | None, typer.Option(help="Factor on it after every epoch from --decay-after on.")] = None,
+    decay_after: Annotated[int | None, typer.Option(help="Epochs with the first step size.")] = None,
+    clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of a step's gradient; 0: none.")] = None,
+    ratio: Ratio = 0.5,
+    of: Of = "units",
+    method: TrainMethodOption = "reconstruct",
+    inputs: Annotated[
+        bool, typer.Option(help="neuron-selection: remove columns of the embedding, too, as units.")
+    ] = False,
+    schedule: Schedule = "after",
+    dense: Dense = "",
+    calibration_batches: CalibrationBatches = 100,
+    seed: Seed = 0,
+    precision: Precision = "32-true",
+    accelerator: Accelerator = "auto",
+    devices: Devices = "1",
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
+    checkpoint_steps: CheckpointSteps = 500,
+    progress: Progress = True,
+) -> None:
+    """Train a word-level language model, prune it, fine-tune it, and measure the perplexity of both models.
+
+    Interrupted at any moment, the same command with --resume goes on where it was.
+
+    Example: `reprune train language-model --train ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt --layers 2
+    --hidden 1500 --epochs 55 --ratio 0.5 --out run`
+    """
+    given = dict(locals())
+    for name in ("out", "resume", "preset"):
+        del given[name]
+    from reprune.recipes.language.options import with_preset
+
+    options = with_preset(preset, given)
+    from reprune.recipes.language.recipe import run, table
+
+    typer.echo(table(run(options, out, resume=resume, say=typer.echo)))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+@evaluate_app.command("youtube8m")
+def evaluate_youtube8m(
+    checkpoint: RunFolderOption,
+    data: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to measure on; quoted, repeatable.")],
+    batch_size: Annotated[int | None, typer.Option(help="Videos at a time; that of training if not given.")] = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Measure the dense and the pruned model of a run: GAP, mAP, Hit@1, PERR.
+
+    Example: `reprune evaluate youtube8m --checkpoint run --data 'yt8m/test*.tfrecord'`
+    """
+    from reprune.recipes.video.recipe import evaluate_folder, table
+
+    typer.echo(table(evaluate_folder(checkpoint, tuple(data), batch_size=batch_size, accelerator=accelerator)))
+
+
+@evaluate_app.command("language-model")
+def evaluate_language_model(
+    checkpoint: RunFolderOption,
+    data: Annotated[str, typer.Option(metavar="FILE", help="Text to measure on: plain or .gz.")],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Streams it is cut into; 1 reads it in one go. As in training if not given.")
+    ] = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Measure the perplexity of the dense and the pruned model of a run.
+
+    Example: `reprune evaluate language-model --checkpoint run --data ptb.test.txt --batch-size 1`
+    """
+    from reprune.recipes.language.recipe import evaluate_folder, table
+
+    typer.echo(table(evaluate_folder(checkpoint, data, batch_size=batch_size, accelerator=accelerator)))

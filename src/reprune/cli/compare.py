@@ -1,0 +1,93 @@
+"""The command `reprune compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from reprune.cli.options import ModelOption, Of, Seed
+from reprune.cli.references import build, find, value
+from reprune.core.cost import Measure
+from reprune.core.errors import RepruneError
+
+compare_app = typer.Typer(rich_markup_mode="markdown")
+
+
+@compare_app.command("compare")
+def compare_command(
+    model: ModelOption,
+    data: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns some.")
+    ],
+    evaluate: Annotated[str, typer.Option(metavar="MODULE:NAME", help="A function of a model that returns a number.")],
+    out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")] = Path("comparison"),
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
+    ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
+    of: Of = "units",
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A function of a model and a number of steps; if not given, the dense model is distilled into it.",
+        ),
+    ] = None,
+    finetune_steps: Annotated[
+        str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")
+    ] = "0",
+    labels: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a batch: its classes, for fsdp.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch, for taylor.")
+    ] = None,
+    forward: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch instead of model(batch).")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure methods over a grid of ratios; the same command goes on where it was interrupted.
+
+    Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
+    """
+    from reprune.recipes.compare import compare
+    from reprune.recipes.run.interrupts import InterruptedRunError
+    from reprune.report.compare_table import markdown
+
+    try:
+        cells = compare(
+            build(model),
+            value(data),
+            find(evaluate),
+            out,
+            methods=[name.strip() for name in methods.split(",")],
+            ratios=_fractions(ratios),
+            of=cast(Measure, of),
+            seed=seed,
+            finetune=find(finetune) if finetune else None,
+            finetune_steps=_steps(finetune_steps),
+            labels=find(labels) if labels else None,
+            loss=find(loss) if loss else None,
+            forward=find(forward) if forward else None,
+            say=typer.echo,
+        )
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Stopped: the same command goes on with what is missing.") from None
+    typer.echo(markdown(cells))
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RepruneError(
+            f"--finetune-steps {text}: give whole numbers separated by commas, such as 100,400."
+        ) from None
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RepruneError(f"--ratios {text}: give numbers separated by commas, such as 0.25,0.5.") from None

@@ -1,0 +1,360 @@
+"""Responses of every recurrent layer on calibration batches, gathered into mean and covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from reprune.core.errors import StatisticsError
+from reprune.core.layers import Consumer, Structure
+from reprune.core.readings import Axis, FeedBack, SplitMoments
+from reprune.core.statistics import Moments
+from reprune.keras.surgery.cloning import named_cells
+from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
+from reprune.keras.tracing.record import Forward, captured, states_kept
+from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
+
+Array = Any
+Key = str | Axis
+
+
+class Response(NamedTuple):
+    """What one layer responds to one batch, or what one consumer reads of it.
+
+    Attributes:
+        key: The layer's name, or the consumer's tensor and axis.
+        rows: One row for each valid time step of each sequence (rows × units).
+        sequences: Which sequence of the batch each row belongs to (rows).
+        batch: Number of sequences.
+        ends: For the weight through which a layer reads its own units, the states before the first steps, which it
+            reads, and those after the last, which it does not (sequences × units each).
+    """
+
+    key: Key
+    rows: Array
+    sequences: Array
+    batch: int
+    ends: tuple[Array, Array] | None = None
+
+
+class Seen(NamedTuple):
+    """Sequences that came by while a graph ran.
+
+    Attributes:
+        key: As of a `Response`.
+        sequence: The sequences (sequences × time × … × units).
+        mask: Valid steps, or None for all (sequences × time).
+        start: State before the first steps, or None for zeros (sequences × … × units).
+        backwards: Whether the last step is the first one in time; None where nothing is known of the ends.
+    """
+
+    key: Key
+    sequence: Any
+    mask: Any = None
+    start: Any = None
+    backwards: bool | None = None
+
+
+class Statistics(dict[str, Moments]):
+    """Moments of every layer's responses by name.
+
+    Attributes:
+        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+        fed: What recurrent weights read from the responses instead of the last ones, likewise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings: dict[Axis, SplitMoments] = {}
+        self.fed: dict[Axis, FeedBack] = {}
+
+
+def observe(
+    model: Any,
+    structure: Structure,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    *,
+    readings: bool = False,
+) -> Statistics:
+    """Mean and covariance of the responses of every layer; padding never counts.
+
+    Args:
+        model: The model; it is left as it was.
+        structure: What `trace` found.
+        batches: Inputs as the model takes them, one held at a time.
+        forward: Replaces `model(batch)`.
+        readings: Gather what consumers read, too.
+    """
+    examples = (captured(model, batch, forward) for batch in batches)
+    first = next(examples, None)
+    if first is None:
+        raise StatisticsError("batches is empty: give at least one input.")
+    probe = Probe(graph_of(model, first), structure.consumers if readings else ())
+    return gather(probe, structure, chain([first], examples))
+
+
+def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Statistics:
+    """Mean and covariance of what a probe yields on examples, as the graph takes them."""
+    statistics = Statistics()
+    for name, layer in structure.layers.items():
+        statistics[name] = Moments(name, layer.units)
+    for example in examples:
+        for key, rows, _, _, ends in probe.responses(example):
+            if isinstance(key, tuple):
+                statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
+                if ends is not None:
+                    statistics.fed.setdefault(key, FeedBack(key[0], rows.shape[1])).update(*ends)
+            elif key in structure.layers:
+                statistics[key].update(rows)
+    return statistics
+
+
+class Probe:
+    """Runs a model's graph and yields what its recurrent layers respond at every valid time step.
+
+    Args:
+        graph: The graph; its layers are run as they are, without being changed.
+        consumers: Weights whose inputs are yielded, too, where they can be had.
+    """
+
+    def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer] = ()) -> None:
+        self._graph = graph
+        self._names = {id(cell): name for cell, name in named_cells(graph)}
+        consumers = tuple(consumers)
+        self._readers = _readers(graph, consumers)
+        self._own = _own_readers(graph, consumers, self._names)
+        self._recurrent = {*self._names.values(), *_recurrent_kernels(graph)}
+        self._siblings: dict[int, Any] = {}
+        self._runner = _Runner(self)
+        self._seen: list[Seen] = []
+        self._order: list[tuple[Key, bool, bool, bool | None]] = []
+
+    def responses(self, batch: Any) -> Iterator[Response]:
+        """Responses of every layer to one batch; a layer that runs twice comes twice.
+
+        Inputs of consumers come under their tensor and axis.
+        """
+        inputs = [value for value in flat_inputs(self._graph.root, batch) if value is not None]
+        with states_kept(self._graph):
+            flat = keras.tree.flatten(self._runner.predict_on_batch(inputs))
+        parts = iter(flat)
+        for key, masked, started, backwards in self._order:
+            sequence = np.asarray(next(parts))
+            valid = np.asarray(next(parts)).astype(bool) if masked else None
+            start = np.asarray(next(parts)) if started else None
+            found = _rows(key, sequence, valid, time_first=key in self._recurrent)
+            yield found
+            if key in self._own:
+                ends = None if backwards is None else _ends(sequence, valid, start, backwards=backwards)
+                yield found._replace(key=self._own[key], ends=ends)
+
+    def walk(self, inputs: list[Any]) -> list[Any]:
+        """Sequences, each followed by its mask and its start if it has them, in the order in which they were seen."""
+        self._seen = []
+        run(self._graph.root, inputs, self._call)
+        seen, self._seen = self._seen, []
+        self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards) for s in seen]
+        return [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(operation) in self._graph.inner:
+            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(leaf)]
+            return run(self._graph.inner[id(operation)], tensors, self._call)
+        self._note_inputs(operation, args, kwargs)
+        if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
+            return self._folded(operation, args[0])
+        output = operation(*args, **kwargs)
+        if cell_kind(operation) is not None or isinstance(operation, keras.layers.StackedRNNCells):
+            self._cells(operation, output, args)
+        elif isinstance(operation, (keras.layers.RNN, keras.layers.Bidirectional)):
+            self._record(operation, args, kwargs, output)
+        return output
+
+    def _within(self, layer: Any) -> bool:
+        return id(layer) in self._graph.inner or isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+
+    def _folded(self, operation: Any, x: Any) -> Any:
+        """A layer under TimeDistributed, with time folded into the batch, mask included."""
+        steps = keras.ops.shape(x)[:2]
+        flat = keras.ops.reshape(x, (-1, *x.shape[2:]))
+        mask = getattr(x, "_keras_mask", None)
+        if mask is not None and len(mask.shape) > 2:
+            flat._keras_mask = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
+        outputs = self._call(operation.layer, flat)
+        return keras.tree.map_structure(lambda part: keras.ops.reshape(part, (*steps, *part.shape[1:])), outputs)
+
+    def _record(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        sequences = args[0] if args else kwargs["sequences"]
+        mask = kwargs.get("mask", getattr(sequences, "_keras_mask", None))
+        cells = cells_of(layer)
+        if not any(id(cell) in self._names and cell_kind(cell) for _, cell in cells):
+            return
+        if isinstance(layer, keras.layers.Bidirectional):
+            self._directions(layer, sequences, mask, args, kwargs, output)
+            return
+        states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
+        if layer.return_sequences and len(cells) == 1:
+            whole = keras.tree.flatten(output)[0]
+            end = None if layer.stateful else False
+            self._note(cells[0][1], whole, _turned(mask, layer.go_backwards), states, backwards=end)
+            return
+        self._run_cells(layer, sequences, mask, states)
+
+    def _directions(
+        self, layer: Any, sequences: Any, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        parts = (layer.forward_layer, layer.backward_layer)
+        given = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
+        given = None if given is None else list(given)
+        starts = (None, None) if given is None else (given[: len(given) // 2], given[len(given) // 2 :])
+        plain = layer.return_sequences and layer.merge_mode == "concat" and all(len(cells_of(p)) == 1 for p in parts)
+        if plain and all(getattr(part, "data_format", None) != "channels_first" for part in parts):
+            whole = keras.tree.flatten(output)[0]
+            (_, forward), (_, backward) = (cells_of(part)[0] for part in parts)
+            middle = width(forward)
+            # The second half comes turned back, so the same mask fits both.
+            turned = _turned(mask, layer.forward_layer.go_backwards)
+            for cell, own, states, last in (
+                (forward, whole[..., :middle], starts[0], False),
+                (backward, whole[..., middle:], starts[1], True),
+            ):
+                self._note(cell, own, turned, states, backwards=None if layer.stateful else last)
+            return
+        for part, states in zip(parts, starts, strict=True):
+            self._run_cells(part, sequences, mask, states)
+
+    def _run_cells(self, layer: Any, sequences: Any, mask: Any, states: Any) -> None:
+        """Run a layer once more, cell by cell, with all its time steps."""
+        cells = cells_of(layer)
+        given = [states] if keras.ops.is_tensor(states) else states
+        for index, (_, cell) in enumerate(cells):
+            state = None
+            if given is not None:
+                state = given[index] if len(cells) > 1 else given
+            sibling = self._sibling(layer, cell, backwards=layer.go_backwards and index == 0)
+            sequences = sibling(sequences, initial_state=state, mask=_turned(mask, layer.go_backwards and index > 0))
+            self._note(cell, sequences, _turned(mask, layer.go_backwards), state, backwards=False)
+
+    def _sibling(self, layer: Any, cell: Any, backwards: bool) -> Any:
+        """A layer around the same cell that returns all time steps."""
+        if id(cell) not in self._siblings:
+            options = {"return_sequences": True, "go_backwards": backwards, "unroll": layer.unroll}
+            options["dtype"] = layer.dtype_policy
+            self._siblings[id(cell)] = keras.layers.RNN(cell, **options)
+        return self._siblings[id(cell)]
+
+    def _cells(self, operation: Any, output: Any, args: tuple[Any, ...]) -> None:
+        cells = cells_of(operation)
+        if len(cells) == 1:
+            self._note(cells[0][1], keras.tree.flatten(output)[0])
+            return
+        for (_, cell), state in zip(cells, output[1], strict=True):
+            self._note(cell, keras.tree.flatten(state)[0])
+
+    def _note_inputs(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
+        for key, place in self._readers.get(id(target), ()):
+            given = [
+                *args,
+                *(kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs),
+            ]
+            tensor = given[min(place, len(given) - 1)]
+            mask = getattr(tensor, "_keras_mask", None)
+            fits = mask is not None and len(mask.shape) < len(tensor.shape)
+            self._seen.append(Seen(key, tensor, mask if fits else None))
+
+    def _note(
+        self, cell: Any, sequence: Any, mask: Any = None, states: Any = None, *, backwards: bool | None = None
+    ) -> None:
+        if id(cell) in self._names and cell_kind(cell) is not None:
+            start = next((state for state in keras.tree.flatten(states) if state is not None), None)
+            if getattr(cell, "data_format", None) == "channels_first":
+                sequence = keras.ops.moveaxis(sequence, 2, -1)
+                start = start if start is None else keras.ops.moveaxis(start, 1, -1)
+            self._seen.append(Seen(self._names[id(cell)], sequence, mask, start, backwards))
+
+
+class _Runner(keras.Model):  # type: ignore[misc]
+    """Gives a walk over a graph the compiled `predict_on_batch` of whichever backend runs."""
+
+    def __init__(self, probe: Probe) -> None:
+        # What the model is given in double precision must arrive so.
+        super().__init__(name="probe", autocast=False)
+        self._walk = probe.walk
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """All that the walk saw."""
+        return self._walk(list(inputs))
+
+
+def _rows(key: Key, sequence: Array, valid: Array | None, *, time_first: bool) -> Response:
+    """The valid steps of sequences (sequences × time × … × units) one below the other."""
+    count = len(sequence)
+    owners = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (sequence.ndim - 2)), sequence.shape[:-1])
+    if valid is not None:
+        valid = np.broadcast_to(valid.reshape(*valid.shape, *[1] * (owners.ndim - valid.ndim)), owners.shape)
+    if time_first and sequence.ndim > 2:
+        # As in `reprune.torch`: what is fitted on one half of the rows is judged on the other.
+        sequence, owners = np.swapaxes(sequence, 0, 1), np.swapaxes(owners, 0, 1)
+        valid = valid if valid is None else np.swapaxes(valid, 0, 1)
+    rows, owners = sequence.reshape(-1, sequence.shape[-1]), owners.reshape(-1)
+    if valid is not None:
+        rows, owners = rows[valid.reshape(-1)], owners[valid.reshape(-1)]
+    return Response(key, rows, owners, count)
+
+
+def _ends(sequence: Array, valid: Array | None, start: Array | None, *, backwards: bool) -> tuple[Array, Array]:
+    """States before the first and after the last valid step of each sequence that has one (… × units each)."""
+    valid = np.ones(sequence.shape[:2], dtype=bool) if valid is None else valid
+    place = valid.argmax(1) if backwards else valid.shape[1] - 1 - valid[:, ::-1].argmax(1)
+    some = valid.any(1)
+    last = sequence[np.arange(len(sequence)), place][some]
+    first = np.zeros_like(last) if start is None else start[some]
+    return first.reshape(-1, last.shape[-1]), last.reshape(-1, last.shape[-1])
+
+
+def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list[tuple[Axis, int]]]:
+    """Which argument of which layer each consumer reads, by the layer's id; others are not watched."""
+    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers}
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    found: dict[int, list[tuple[Axis, int]]] = {}
+    for _, layer in graph.layers():
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            two = isinstance(layer, keras.layers.Bidirectional)
+            parts = (layer.forward_layer, layer.backward_layer) if two else (layer,)
+            weights = [(getattr(cells_of(part)[0][1], "kernel", None), 0) for part in parts]
+        elif isinstance(layer, keras.layers.MultiHeadAttention):
+            weights = [
+                (part.kernel, i) for i, part in enumerate((layer.query_dense, layer.value_dense, layer.key_dense))
+            ]
+        else:
+            weights = [(getattr(layer, "kernel", None), 0)]
+        last = getattr(layer, "data_format", "channels_last") != "channels_first"
+        pairs = [(wanted.get(named.get(id(weight), "")), place) for weight, place in weights if last]
+        found[id(layer)] = [(key, place) for key, place in pairs if key is not None]
+    return found
+
+
+def _own_readers(graph: ModelGraph, consumers: Iterable[Consumer], names: Mapping[int, str]) -> dict[Key, Axis]:
+    """The recurrent kernel of each layer, as the consumer that reads the layer's own responses."""
+    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers if consumer.axis == 0}
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    kernels = {name: getattr(cell, "recurrent_kernel", None) for cell, name in named_cells(graph) if id(cell) in names}
+    found = {name: wanted.get(named.get(id(kernel), "")) for name, kernel in kernels.items()}
+    return {name: key for name, key in found.items() if key is not None}
+
+
+def _recurrent_kernels(graph: ModelGraph) -> list[Axis]:
+    """The weights through which recurrent layers read their input."""
+    named = {id(weight): name for name, weight in graph.weights().items()}
+    kernels = [getattr(cell, "kernel", None) for cell, _ in named_cells(graph)]
+    return [(named[id(kernel)], 0) for kernel in kernels if id(kernel) in named]
+
+
+def _turned(mask: Any, backwards: bool) -> Any:
+    return keras.ops.flip(mask, axis=1) if mask is not None and backwards else mask

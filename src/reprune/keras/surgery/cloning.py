@@ -1,0 +1,172 @@
+"""Copies of a model's layers, smaller where units go, and the graph rebuilt from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.plan import Plan
+from reprune.keras.surgery.configuration import made_with
+from reprune.keras.surgery.ragged import RaggedBidirectional
+from reprune.keras.tracing.graph import ModelGraph
+from reprune.keras.tracing.positional import ManyArguments
+from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
+
+
+class Cloner:
+    """Clones every operation of a graph once.
+
+    Args:
+        graph: The graph.
+        plan: Which units stay.
+        sizes: Units of every recurrent layer in the copy, by name.
+    """
+
+    def __init__(self, graph: ModelGraph, plan: Plan, sizes: Mapping[str, int]) -> None:
+        self._graph = graph
+        self._sizes = sizes
+        self._attributes: dict[str, list[tuple[tuple[str | int, ...], int]]] = {}
+        for attribute in plan.structure.sizes:
+            value = attribute.extent(sizes) * attribute.times // attribute.divisor
+            self._attributes.setdefault(attribute.owner, []).append((attribute.path, value))
+        self._cells = {id(cell): name for cell, name in named_cells(graph)}
+        self._clones: dict[int, Any] = {}
+        self._opened: set[int] = set()
+
+    def model(self, model: Any) -> Any:
+        """The whole model, rebuilt, not compiled, its weights those of a new model."""
+        if isinstance(model, keras.Sequential):
+            return self._sequential(model)
+        rebuilt = self._graph_copy(self._graph.root)
+        if isinstance(self._graph.root, ManyArguments):
+            return ManyArguments(inputs=rebuilt.input, outputs=rebuilt.output, name=model.name)
+        if isinstance(model, type(rebuilt)) and type(model) is not type(rebuilt):
+            # A class of the user's own around a functional graph: kept when it is made the usual way.
+            try:
+                rebuilt = type(model)(inputs=rebuilt.input, outputs=rebuilt.output, name=model.name)
+            except TypeError:
+                return rebuilt
+        return rebuilt
+
+    def of(self, layer: Any) -> Any:
+        """The clone of a layer."""
+        return self._clones[id(layer)]
+
+    def clone(self, operation: Any) -> Any:
+        """The clone of an operation, made on first use."""
+        if id(operation) not in self._clones:
+            self._clones[id(operation)] = self._make(operation)
+        return self._clones[id(operation)]
+
+    def _make(self, operation: Any) -> Any:
+        if isinstance(operation, keras.Sequential):
+            return self._sequential(operation)
+        if id(operation) in self._graph.inner:
+            copy = self._graph_copy(self._graph.inner[id(operation)], operation)
+            if id(operation) in self._graph.opened:
+                self._opened.add(id(copy))
+            return copy
+        if isinstance(operation, keras.layers.TimeDistributed):
+            config = made_with(operation, "layer")
+            return type(operation)(self.clone(operation.layer), **config)
+        if isinstance(operation, keras.layers.Bidirectional):
+            return self._bidirectional(operation)
+        if isinstance(operation, keras.layers.StackedRNNCells):
+            return type(operation)([self.clone(cell) for cell in operation.cells], **made_with(operation, "cells"))
+        if type(operation) is keras.layers.RNN:
+            return keras.layers.RNN(self.clone(operation.cell), **made_with(operation, "cell"))
+        return self._leaf(operation)
+
+    def _leaf(self, operation: Any) -> Any:
+        if isinstance(operation, keras.layers.Lambda):
+            config = {**made_with(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
+            shape = getattr(operation, "_output_shape", None)
+            return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
+        config = made_with(operation)
+        cell = getattr(operation, "cell", operation)
+        size = self._sizes.get(self._cells.get(id(cell), ""), width(cell))
+        if cell_kind(cell) is not None and size != width(cell):
+            config["units" if "units" in config else "filters"] = size
+        if isinstance(operation, keras.layers.MultiHeadAttention) and config.get("output_shape") is None:
+            # Left out, it is the width of the query, which may shrink.
+            config["output_shape"] = (int(operation.output_dense.kernel.shape[-1]),)
+        for (attribute, *place), value in self._sizes_in(operation):
+            key = str(attribute)
+            if key in config:
+                config[key] = _written(config[key], [int(axis) for axis in place], value)
+        try:
+            clone = type(operation).from_config(config)
+        except TypeError as error:
+            raise UnsupportedModelError(
+                f"{type(operation).__name__} {operation.name!r} cannot be copied from its get_config(): {error}"
+            ) from error
+        if hasattr(operation, "use_cudnn"):
+            clone.use_cudnn = operation.use_cudnn
+        return clone
+
+    def _sizes_in(self, operation: Any) -> list[tuple[tuple[str | int, ...], int]]:
+        return self._attributes.get(self._graph.paths.get(id(operation), ""), [])
+
+    def _bidirectional(self, layer: Any) -> Any:
+        config = made_with(layer, "layer", "backward_layer")
+        forward, backward = self.clone(layer.forward_layer), self.clone(layer.backward_layer)
+        ends = [width(cells_of(part)[-1][1]) for part in (forward, backward)]
+        same = ends[0] == ends[1] or isinstance(layer, RaggedBidirectional)
+        kind = type(layer) if same else RaggedBidirectional
+        return kind(forward, backward_layer=backward, **config)
+
+    def _sequential(self, model: Any) -> Any:
+        entry = self._entries(model.inputs, model)[0]
+        layers = [self.clone(layer) for layer in model.layers]
+        return keras.Sequential([entry, *layers], name=model.name)
+
+    def _graph_copy(self, graph: Any, owner: Any = None) -> Any:
+        # A model that was never compiled: clone_model would otherwise copy the training set-up its own way.
+        bare = keras.Model(graph.input, graph.output, name=graph.name)
+        entries = keras.tree.pack_sequence_as(graph.input, self._entries(graph.inputs, owner))
+        return keras.models.clone_model(
+            bare, input_tensors=entries, clone_function=self.clone, call_function=self._call
+        )
+
+    def _entries(self, inputs: Any, owner: Any) -> list[Any]:
+        """Inputs of a graph; those of an inner one may be narrower."""
+        shapes = [list(tensor.shape) for tensor in inputs]
+        for (attribute, *place), value in [] if owner is None else self._sizes_in(owner):
+            if attribute == "inputs":
+                index, axis = (int(part) for part in place)
+                shapes[index][axis] = value
+        layers = [tensor._keras_history.operation for tensor in inputs]
+        return [
+            keras.layers.InputLayer.from_config({**layer.get_config(), "batch_shape": tuple(shape)}).output
+            for shape, layer in zip(shapes, layers, strict=True)
+        ]
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(operation) in self._opened:
+            # The graph of an opened layer takes the tensors alone: the rest of its arguments is built in.
+            tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+            return operation(tensors)
+        return operation(*args, **kwargs)
+
+
+def named_cells(graph: ModelGraph) -> list[tuple[Any, str]]:
+    """The cells of a graph with the names of their layers; a shared one once."""
+    found: dict[int, tuple[Any, str]] = {}
+    for path, layer in graph.layers():
+        recurrent = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.StackedRNNCells))
+        if recurrent or cell_kind(layer) is not None:
+            for suffix, cell in cells_of(layer):
+                found.setdefault(id(cell), (cell, path + suffix))
+    return list(found.values())
+
+
+def _written(value: Any, place: list[int], size: int) -> Any:
+    """A number of a layer's configuration, or one of a tuple of them, replaced."""
+    if not place:
+        return size
+    numbers = [value] if isinstance(value, int) else list(value)
+    numbers[place[0]] = size
+    return tuple(numbers)

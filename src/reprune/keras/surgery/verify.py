@@ -1,0 +1,209 @@
+"""Never a wrong model: the trace is checked on the user's own example, whatever it missed.
+
+Two checks, both on a plan of random units. *Leak*: with the removed units' columns zero in every consumer found, noise
+in the units' own incoming weights must not move the output; if it does, something still reads them. *Rehearsal*: the
+pruned model must compute what the masked one does; a size written into the model shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from reprune.core.decide import excluded, free_blocks
+from reprune.core.errors import VerificationError
+from reprune.core.layers import Pin, Site, Structure
+from reprune.core.plan import Plan
+from reprune.keras.surgery.apply import apply, mask
+from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.tracing.positional import ManyArguments
+from reprune.keras.tracing.record import Trace, states_kept
+
+Array = Any
+Blocks = Sequence[Sequence[str]]
+_TOLERANCE = {"float64": 1e-8, "float32": 1e-3}
+
+
+def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure:
+    """The structure, with layers pinned without which the model cannot be rebuilt.
+
+    Raises:
+        VerificationError: When something reads units that the trace did not see.
+    """
+    structure = found.structure()
+    pins = held(structure, exclude)
+    structure = found.structure(pins)
+    trial = _Trial(found, model)
+    trial.check_rebuilt(structure)
+    blocks = _blocks(structure)
+    trial.check_leaks(structure, blocks)
+    if trial.problem(structure, blocks) is None:
+        return structure
+    for block in blocks:
+        pin = trial.problem(structure, [block])
+        if pin is not None:
+            pins.update(dict.fromkeys(block, pin))
+    structure = found.structure(pins)
+    joint = trial.problem(structure, _blocks(structure))
+    if joint is not None:
+        pins.update({name: joint for block in _blocks(structure) for name in block})
+    return found.structure(pins)
+
+
+def held(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
+    """The layers that must stay: those that are pinned, and those that match one of the globs."""
+    pins = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    return {**pins, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
+
+
+def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
+    """Check a pruned model against the masked one on the traced example.
+
+    Raises:
+        VerificationError: When they differ by more than rounding.
+    """
+    trial = _Trial(found, model)
+    if not _inexact(plan) and trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)):
+        raise VerificationError(
+            f"The pruned model does not compute what the masked one does on the first batch: the layers are "
+            f"{', '.join(name for name, gone in plan.removed().items() if gone)}. It is not returned. Exclude layers "
+            "(exclude=[…]) to find the one, and report it with the model's code."
+        )
+
+
+def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
+    """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
+    rng = np.random.default_rng(seed)
+    kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
+    for block in blocks:
+        units = structure.layers[block[0]].units
+        if units < 2:
+            continue
+        count = int(np.clip(round(units * rng.uniform(0.35, 0.65)), 1, units - 1))
+        for group in structure.index_coupled:
+            if group[0] in block:
+                stay = sorted(rng.choice(units, size=count, replace=False).tolist())
+                kept.update({name: list(stay) for name in group})
+    return Plan(structure, kept)
+
+
+def _blocks(structure: Structure) -> list[list[str]]:
+    """Names of layers that lose units together."""
+    return [[name for group in entry for name in group] for entry in free_blocks(structure)]
+
+
+class _Trial:
+    def __init__(self, found: Trace, model: Any) -> None:
+        self._inputs = found.inputs
+        self._model = model
+        # A model that is random even when it infers cannot be compared, only rebuilt.
+        self._comparable = not self.differs(self.outputs(model), self.outputs(model))
+
+    def outputs(self, model: Any) -> list[Array]:
+        """Output tensors on the example, from the model's own present state."""
+        graph = graph_of(model)
+        with states_kept(graph):
+            return [array(value) for value in keras.tree.flatten(graph.root(self._inputs_of(graph)))]
+
+    def _inputs_of(self, graph: Any) -> Any:
+        return keras.tree.pack_sequence_as(graph.root.input, self._inputs)
+
+    def differs(self, first: Sequence[Array], second: Sequence[Array]) -> bool:
+        """Whether two lists of outputs differ by more than rounding."""
+        return len(first) != len(second) or any(_differs(a, b) for a, b in zip(first, second, strict=True))
+
+    def check_rebuilt(self, structure: Structure) -> None:
+        """Raise if the model computes something else than itself when it is rebuilt with all its units."""
+        whole = Plan(structure, {name: list(range(layer.units)) for name, layer in structure.layers.items()})
+        try:
+            rebuilt = self.outputs(apply(self._model, whole))
+        except Exception:
+            # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
+            return
+        graph = graph_of(self._model)
+        given = self._inputs_of(graph)
+        with states_kept(graph):
+            found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
+            values = [array(value) for value in keras.tree.flatten(found)]
+        if self._comparable and self.differs(values, rebuilt):
+            raise VerificationError(
+                f"{self._model.name!r} computes something else when it is rebuilt from its layers, with all of its "
+                "units: a `call` looks at values, at the types of tensors or at something random, or the get_config() "
+                "of a layer leaves out what it was made with. Mend that first."
+            )
+
+    def check_leaks(self, structure: Structure, blocks: Blocks) -> None:
+        """Raise if units are read by something that the trace did not find."""
+        if not blocks or not self._comparable or not self._leaks(structure, blocks):
+            return
+        guilty = [name for block in blocks if self._leaks(structure, [block]) for name in block]
+        raise VerificationError(
+            f"Something in {self._model.name!r} reads the units of {', '.join(guilty) or 'its layers'} in a way that "
+            "was not seen: with every weight that is known to read them set to zero, the output still depends on them. "
+            f"Leave them alone with exclude={guilty!r}, or rewrite that part with layers and operations of Keras."
+        )
+
+    def _leaks(self, structure: Structure, blocks: Blocks) -> bool:
+        exact = [
+            block
+            for block in blocks
+            if not any(structure.layers[name].direct or structure.layers[name].approximate for name in block)
+        ]
+        if not exact:
+            return False
+        plan = random_plan(structure, exact)
+        masked = mask(self._model, plan)
+        before = self.outputs(masked)
+        _add_noise(masked, plan)
+        return self.differs(before, self.outputs(masked))
+
+    def problem(self, structure: Structure, blocks: Blocks) -> Pin | None:
+        """Why these layers cannot lose units, or None."""
+        if not blocks:
+            return None
+        plan = random_plan(structure, blocks)
+        try:
+            outputs = self.outputs(apply(self._model, plan))
+        except Exception as error:
+            # Rebuilding calls the user's layers, which may raise anything when a size does not fit.
+            text = str(error).strip().split("\n")[0]
+            return Pin(Site(type(error).__name__, ""), f"the model cannot be rebuilt with fewer units: {text}")
+        if not self._comparable or _inexact(plan):
+            return None
+        if not self.differs(self.outputs(mask(self._model, plan)), outputs):
+            return None
+        return Pin(Site("rebuild", ""), "with fewer units the model computes something else: a size is written into it")
+
+
+def _add_noise(model: Any, plan: Plan) -> None:
+    weights = list(graph_of(model).weights().values())
+    named = dict(zip(plan.structure.shapes, weights, strict=True))
+    removed = plan.removed()
+    rng = np.random.default_rng(1)
+    for slot in plan.structure.slots:
+        gone = slot.positions(removed)
+        if slot.role == "own" and len(gone):
+            value = array(named[slot.tensor])
+            part = np.moveaxis(value, slot.axis, 0)
+            part[gone] += rng.standard_normal(part[gone].shape).astype(value.dtype)
+            named[slot.tensor].assign(value)
+
+
+def _inexact(plan: Plan) -> bool:
+    removed = plan.removed()
+    return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
+
+
+def _differs(a: Array, b: Array) -> bool:
+    if a.shape != b.shape:
+        return True
+    if not np.issubdtype(a.dtype, np.floating):
+        return not np.array_equal(a, b)
+    if a.size == 0:
+        return False
+    limit = _TOLERANCE.get(str(a.dtype), 5e-2)
+    a, b = np.nan_to_num(a).astype("float64"), np.nan_to_num(b).astype("float64")
+    return bool(np.abs(a - b).max() > limit * (1e-3 + np.abs(a).max()))

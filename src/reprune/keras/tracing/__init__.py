@@ -1,0 +1,1 @@
+"""The graph of a Keras model, walked with labels: which units reach which weights."""

@@ -1,0 +1,259 @@
+"""From a model and an example to its structure: labels resolved into layers, slots and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.layers import Consumer, Contraction, Extent, Layer, Pin, Site, SizeAttribute, Slot, Structure
+from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
+from reprune.keras.tracing.labels import NONE, Ids, extent_of, spans_of
+from reprune.keras.tracing.positional import arguments_of, called_with
+from reprune.keras.tracing.rules import rule_of
+from reprune.keras.tracing.tracer import Tracer
+
+Forward = Callable[[Any, Any], Any]
+Unit = tuple[str, int]
+
+
+class Trace:
+    """A model's graph, and what flowing labels found in it.
+
+    Attributes:
+        graph: The model's graph.
+        inputs: The example, as the graph takes it.
+    """
+
+    def __init__(self, graph: ModelGraph, inputs: list[Any], tracer: Tracer, uniform: bool) -> None:
+        self.graph = graph
+        self.inputs = inputs
+        self._tracer = tracer
+        self._uniform = uniform
+
+    def structure(self, pins: Mapping[str, Pin] | None = None) -> Structure:
+        """Layers, slots, groups and pins.
+
+        Args:
+            pins: Further layers to pin.
+
+        Raises:
+            UnsupportedModelError: When there is no recurrent layer.
+        """
+        return _Resolver(self._tracer, self._uniform).structure(pins or {})
+
+
+def record(model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False) -> Trace:
+    """Run a model on an example with labels beside every tensor.
+
+    Args:
+        model: The model; it is left as it was.
+        example: A batch, as the model takes it.
+        forward: Replaces `model(batch)`.
+        uniform: Keep equal sizes in both directions of every `Bidirectional`.
+    """
+    example = captured(model, example, forward)
+    graph = graph_of(model, example)
+    inputs = _few(graph, flat_inputs(graph.root, example))
+    tracer = Tracer(graph, rule_of)
+    with states_kept(graph):
+        tracer.run(inputs)
+    return Trace(graph, inputs, tracer, uniform)
+
+
+def trace(model: Any, example: Any, forward: Forward | None = None) -> Structure:
+    """What can be pruned in a model: its layers, who reads them, what ties them, what pins them.
+
+    Args:
+        model: The model; it is left as it was.
+        example: A batch, as the model takes it.
+        forward: Replaces `model(batch)`.
+    """
+    return record(model, example, forward).structure()
+
+
+def captured(model: Any, batch: Any, forward: Forward | None) -> Any:
+    """What `model` is called with when a batch is given to `forward`."""
+    if forward is None:
+        return called_with(model, batch)
+    calls: list[Any] = []
+
+    def spy(*inputs: Any, **options: Any) -> Any:
+        calls.append(arguments_of(model, *inputs, **options))
+        return model(*inputs, **options)
+
+    forward(spy, batch)
+    if not calls:
+        raise UnsupportedModelError("forward=… never called the model: write lambda model, batch: model(batch[0]).")
+    return calls[0]
+
+
+def _few(graph: ModelGraph, inputs: list[Any]) -> list[Any]:
+    """Two sequences of an example are enough, unless the batch size is fixed."""
+    if any(spec.shape[0] is not None for spec in graph.root.inputs):
+        return inputs
+    return [value[:2] if value is not None and len(value.shape) else value for value in inputs]
+
+
+@contextmanager
+def states_kept(graph: ModelGraph) -> Any:
+    """Put the states of stateful layers back afterwards."""
+    held = [(variable, array(variable)) for variable in graph.states()]
+    try:
+        yield
+    finally:
+        for variable, value in held:
+            variable.assign(value)
+
+
+class _Resolver:
+    """Labels resolved into units of layers."""
+
+    def __init__(self, tracer: Tracer, uniform: bool) -> None:
+        self._tracer = tracer
+        self._uniform = uniform
+        self._records = tracer.records
+        self._sizes = {cell.name: cell.units for cell in tracer.cells.values()}
+        self._classes = tracer.couplings.classes()
+        self._groups, self._crossed = _group(self._classes, [cell.name for cell in tracer.cells.values()])
+
+    def structure(self, pins: Mapping[str, Pin]) -> Structure:
+        layers = self._layers(pins)
+        if not layers:
+            raise UnsupportedModelError(
+                "The model has no recurrent layer. Looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional, ConvLSTM and "
+                "their cells, also inside nested models and layers."
+            )
+        slots = self._slots()
+        weights = self._tracer.graph.weights()
+        read = {(slot.tensor, slot.axis) for slot in slots if slot.role == "reads"}
+        return Structure(
+            layers=layers,
+            slots=tuple(slots),
+            # All weights, so that a plan fits a model of the same weights whose layers have other names.
+            shapes={name: tuple(int(size) for size in weight.shape) for name, weight in weights.items()},
+            index_coupled=tuple(self._groups) + tuple((name,) for name in self._tracer.refused if self._alone(name)),
+            count_coupled=self._pairs(layers),
+            consumers=tuple(Consumer(*key, bias) for key, bias in self._records.consumers.items() if key in read),
+            contractions=tuple(
+                Contraction(product.rows, tuple(self._extent(axis) for axis in product.axes))
+                for product in self._records.products
+            ),
+            buffers=tuple(name for name, weight in weights.items() if _is_buffer(weight)),
+            steps=self._records.steps or 1.0,
+            sizes=tuple(
+                SizeAttribute(owner, path, extent_of(units, self._sizes))
+                for (owner, path), labels in self._records.sizes.items()
+                if any(units := self._units(labels))
+            ),
+        )
+
+    def _alone(self, name: str) -> bool:
+        return all(name not in group for group in self._groups)
+
+    def _pairs(self, layers: Mapping[str, Layer]) -> tuple[tuple[str, ...], ...]:
+        """Directions that must stay equally large, where that is asked for."""
+        if not self._uniform:
+            return ()
+        names = [name for name in layers if ":forward" in name]
+        pairs = [(name, name.replace(":forward", ":backward")) for name in names]
+        coupled = [pair for pair in pairs if not any(set(pair) <= set(group) for group in self._groups)]
+        return tuple(pair for pair in coupled if layers[pair[0]].units == layers[pair[1]].units)
+
+    def _layers(self, given: Mapping[str, Pin]) -> dict[str, Layer]:
+        pins = {**self._pins(), **given}
+        for group in self._groups:
+            first = next((pins[name] for name in group if name in pins), None)
+            if first is not None:
+                for name in group:
+                    pins.setdefault(name, replace(first, reason=f"coupled to {group[0]!r}: {first.reason}"))
+        approximate = self._sites(self._records.approximate)
+        direct = self._sites(self._records.direct)
+        layers = {}
+        for cell in self._tracer.cells.values():
+            layers[cell.name] = Layer(
+                cell.name,
+                cell.kind,
+                cell.units,
+                pins.get(cell.name),
+                approximate.get(cell.name),
+                cell.name in direct,
+            )
+        for name, (kind, units, pin) in self._tracer.refused.items():
+            layers[name] = Layer(name, kind, max(units, 1), given.get(name, pin))
+        return layers
+
+    def _pins(self) -> dict[str, Pin]:
+        pins: dict[str, Pin] = {}
+        for name, mates in self._crossed.items():
+            others = " and ".join(sorted(mates - {name})) or "its own layer"
+            reason = f"its units are coupled to units at other positions of {others}"
+            pins[name] = Pin(self._met_at(name), reason)
+        for labels, pin in self._records.pins:
+            for name in self._names(labels):
+                pins.setdefault(name, pin)
+        return pins
+
+    def _met_at(self, name: str) -> Site:
+        """The first operation in which units of a layer meet other ones."""
+        (own,) = (cell.labels for cell in self._tracer.cells.values() if cell.name == name)
+        return next((site for labels, site in self._records.ties if np.isin(own, labels).any()), Site("the model", ""))
+
+    def _sites(self, entries: Sequence[tuple[Ids, Site]]) -> dict[str, Site]:
+        return {name: site for labels, site in reversed(entries) for name in self._names(labels)}
+
+    def _names(self, labels: Ids) -> set[str]:
+        """Layers that have a unit in the class of any of these labels."""
+        roots = set(self._tracer.couplings.roots(labels).tolist())
+        return {name for root in roots for name, _ in self._classes.get(root, ())}
+
+    def _units(self, labels: Ids) -> list[Unit | None]:
+        roots = self._tracer.couplings.roots(labels)
+        units: list[Unit | None] = []
+        for label, root in zip(labels.tolist(), roots.tolist(), strict=True):
+            own = self._tracer.couplings.member(label)
+            members = self._classes.get(root, [])
+            units.append(own if own is not None else members[0] if members and root != NONE else None)
+        return units
+
+    def _extent(self, axis: int | Ids) -> Extent:
+        return Extent(axis) if isinstance(axis, int) else extent_of(self._units(axis), self._sizes)
+
+    def _slots(self) -> list[Slot]:
+        slots = []
+        for found in self._records.slots.values():
+            units = self._units(found.labels)
+            if any(unit is not None for unit in units):
+                slots.append(Slot(found.tensor, found.axis, len(units), found.role, spans_of(units)))
+        return slots
+
+
+def _is_buffer(weight: Any) -> bool:
+    """Whether training never changes a weight by gradients, frozen or not: a running mean."""
+    return bool(weight.name.startswith(("moving_", "count")))
+
+
+def _group(
+    classes: Mapping[int, Sequence[Unit]], names: Sequence[str]
+) -> tuple[list[tuple[str, ...]], dict[str, set[str]]]:
+    """Groups of layers coupled index by index, and the layers whose coupling is not of that kind, with their mates."""
+    mates: dict[str, set[str]] = {name: {name} for name in names}
+    crossed: set[str] = set()
+    for members in classes.values():
+        together = set().union(*(mates[name] for name, _ in members))
+        for name in together:
+            mates[name] = together
+    for members in classes.values():
+        own = [name for name, _ in members]
+        if len({unit for _, unit in members}) > 1 or len(own) != len(set(own)) or set(own) != mates[own[0]]:
+            crossed |= mates[own[0]]
+    groups: list[tuple[str, ...]] = []
+    for name in names:
+        group = (name,) if name in crossed else tuple(other for other in names if other in mates[name])
+        if group not in groups:
+            groups.append(group)
+    return groups, {name: mates[name] for name in names if name in crossed}

@@ -1,0 +1,200 @@
+"""Attention: two activations contracted with each other, and weighted sums over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+
+from reprune.keras.tracing.labels import NONE, Ids
+from reprune.keras.tracing.tracer import Call, Traced, shadow
+
+UNLIKE = "it is multiplied with values that cannot be made narrower"
+
+
+def dot_attention(call: Call) -> Any:
+    """Attention: scores are products of query and key (or sums of tanh), the context is a mean of values."""
+    query, value, key = _query_value_key(call)
+    read = contract(call, query, query.along(-1), key, key.along(-1))
+    if not read:
+        return call.pinned("their scores read units that cannot be silenced")
+    return _context(call, query, value, key)
+
+
+def additive_attention(call: Call) -> Any:
+    """AdditiveAttention: scores are sums of tanh(query + key), times a scale per unit if there is one."""
+    query, value, key = _query_value_key(call)
+    layer = call.operation
+    if layer.use_scale:
+        labels = np.maximum(query.along(-1), key.along(-1))
+        call.tracer.tie(query.along(-1), key.along(-1), call.site, UNLIKE)
+        call.tracer.slot(layer.scale, 0, labels, "reads", call.site)
+    elif not contract(call, query, query.along(-1), key, key.along(-1), both=True):
+        return call.pinned("their scores read units that cannot be silenced")
+    return _context(call, query, value, key)
+
+
+def multi_head(call: Call) -> Any:
+    """MultiHeadAttention: four products, each head by itself; what it returns may follow units it is added to."""
+    layer = call.operation
+    given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
+    query, value = given["query"], given["value"]
+    key = given.get("key")
+    key = value if key is None else key
+    if getattr(layer, "_use_gate", False) or getattr(layer, "_quantization_mode", None):
+        return call.pinned("gated or quantised attention is not known")
+    outputs = call.values()
+    for tensor, part in ((query, layer.query_dense), (key, layer.key_dense), (value, layer.value_dense)):
+        if tensor.shadow is not None and tensor.shadow.axis != len(tensor.shape) - 1:
+            call.tracer.pin(tensor, call.site, "attention runs over its units as over time")
+        labels = tensor.along(-1)
+        call.tracer.slot(part.kernel, 0, labels, "reads", call.site)
+        if (labels > NONE).any():
+            bias = call.tracer.name(part.bias) if part.bias is not None else None
+            call.tracer.records.consumers[call.tracer.name(part.kernel), 0] = bias
+        inner = prod(part.kernel.shape[1:])
+        call.tracer.product(prod(tensor.shape[:-1]), labels if labels.any() else len(labels), inner)
+    projection = layer.output_dense
+    made: Ids = np.zeros(outputs_width(outputs), dtype=np.int64)
+    rank = len(projection.kernel.shape)
+    if rank == 3:
+        made = call.tracer.followers(projection.kernel, int(projection.kernel.shape[-1]))
+        call.tracer.size(call, ("output_shape", 0), made)
+        call.tracer.slot(projection.kernel, 2, made, "follows", call.site)
+        if projection.bias is not None:
+            call.tracer.slot(projection.bias, 0, made, "follows", call.site)
+        call.tracer.product(prod(query.shape[:-1]), prod(projection.kernel.shape[:-1]), made)
+    flat = keras.tree.flatten(outputs)
+    traced = [Traced(flat[0], shadow(len(flat[0].shape) - 1, made)), *map(Traced, flat[1:])]
+    return keras.tree.pack_sequence_as(outputs, traced)
+
+
+def outputs_width(outputs: Any) -> int:
+    """Width of the first output."""
+    return int(keras.tree.flatten(outputs)[0].shape[-1])
+
+
+def matmul(call: Call) -> Any:
+    """A product of two activations: the axis between them is read directly, the others pass through."""
+    tensors = call.tensors
+    if len(tensors) != 2 or len(call.args) > 2:
+        return call.pinned("it is multiplied with a constant or a weight outside any layer")
+    ranks = [len(tensor.shape) for tensor in tensors]
+    if min(ranks) < 2:
+        return call.pinned("it is multiplied with a vector")
+    common = [f"batch {index}" for index in range(max(ranks) - 2)]
+    first, second = ([*common[len(common) - rank + 2 :]] for rank in ranks)
+    return contracted(call, [*first, "row", "inner"], [*second, "inner", "column"], [*common, "row", "column"])
+
+
+def dot(call: Call) -> Any:
+    """The layer Dot, a product over given axes of each sequence, and the operation, over the last one and the last but
+    one of all."""
+    if len(call.tensors) != 2:
+        return call.pinned("it is multiplied with a constant or a weight outside any layer")
+    ranks = [len(tensor.shape) for tensor in call.tensors]
+    layer = isinstance(call.operation, keras.layers.Layer)
+    axes = call.operation.axes if layer else (-1, -2)
+    one, other = (axes, axes) if isinstance(axes, int) else axes
+    if min(ranks) < 2:
+        return call.pinned("it is multiplied with a vector")
+    loud = any(tensor.shadow is not None and not tensor.shadow.silent for tensor in call.tensors)
+    if layer and call.operation.normalize and loud:
+        return call.pinned("their length reads units that cannot be silenced")
+    letters = []
+    for name, rank, axis in (("first", ranks[0], one), ("second", ranks[1], other)):
+        own = [f"{name} {index}" for index in range(rank)]
+        own[axis] = "inner"
+        if layer:
+            own[0] = "sequence"
+        letters.append(own)
+    first, second = letters
+    return contracted(call, first, second, [x for x in dict.fromkeys([*first, *second]) if x != "inner"])
+
+
+def einsum(call: Call) -> Any:
+    """Sums of products named by letters."""
+    found = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if hasattr(leaf, "shape")]
+    if len(found) != len(call.tensors) or len(found) > 2:
+        return call.pinned("it is multiplied with a constant, or with several tensors")
+    text = str(call.operation.subscripts).replace(" ", "")
+    read, arrow, made = text.partition("->")
+    parts = read.split(",")
+    if "." in text or not arrow or any(len(set(part)) < len(part) for part in [*parts, made]):
+        return call.pinned(f"{text!r} is not followed: write all letters out, each once, and the result after '->'")
+    return contracted(call, list(parts[0]), list(parts[-1]) if len(parts) > 1 else None, list(made))
+
+
+def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, out: Sequence[str]) -> Any:
+    """A sum of products of one or two tensors whose axes are named; axes that are not in `out` are summed over.
+
+    Units on an axis that stays pass through, with those of the other tensor if it has the axis, too.
+    """
+    value = call.values()
+    tensors = call.tensors
+    axes = [first] if second is None else [first, second]
+    passed: list[tuple[int, Ids, bool]] = []
+    held = [own[t.shadow.axis] for t, own in zip(tensors, axes, strict=True) if t.shadow is not None]
+    for letter in dict.fromkeys(held):
+        factors = [(t, t.along(own.index(letter))) for t, own in zip(tensors, axes, strict=True) if letter in own]
+        # An axis of length one is broadcast along the other's.
+        length = max(len(labels) for _, labels in factors)
+        factors = [(tensor, labels) for tensor, labels in factors if len(labels) == length]
+        labels = np.maximum(factors[0][1], factors[-1][1])
+        call.tracer.tie(factors[0][1], factors[-1][1], call.site, UNLIKE)
+        silent = any(t.shadow is not None and t.shadow.silent for t, own in factors if (own > NONE).any())
+        if letter in out:
+            passed.append((out.index(letter), labels, silent))
+        elif silent:
+            call.tracer.records.direct.append((labels, call.site))
+        else:
+            return call.pinned("they are multiplied with each other and cannot be silenced")
+    if len(passed) > 1:
+        # A tensor is followed along one axis; outputs of a weight that follow no units can give way.
+        passed.sort(key=lambda place: not call.tracer.names_units(place[1]))
+        call.tracer.pin_labels(passed.pop()[1], call.site, "its units meet others on two axes of a product")
+    return Traced(value, shadow(*passed[0]) if passed else None)
+
+
+def contract(call: Call, first: Traced, one: Ids, second: Traced, other: Ids, both: bool = False) -> bool:
+    """Couple the labels of a contracted axis and record that they are read directly; False if that cannot be silenced.
+
+    Args:
+        call: The call.
+        first: A factor.
+        one: Its labels along the contracted axis.
+        second: The other factor.
+        other: Its labels.
+        both: Whether both must be silent, as in a sum, not just one, as in a product.
+    """
+    if not (one > NONE).any() and not (other > NONE).any():
+        return True
+    call.tracer.tie(one, other, call.site, UNLIKE)
+    silent = [tensor.shadow is not None and tensor.shadow.silent for tensor in (first, second)]
+    call.tracer.records.direct.append((np.maximum(one, other), call.site))
+    return all(silent) if both else any(silent)
+
+
+def _query_value_key(call: Call) -> tuple[Traced, Traced, Traced]:
+    given = call.args[0] if call.args else call.kwargs["inputs"]
+    query, value = given[0], given[1]
+    return query, value, given[2] if len(given) > 2 else value
+
+
+def _context(call: Call, query: Traced, value: Traced, key: Traced) -> Any:
+    for tensor in (query, value, key):
+        if tensor.shadow is not None and tensor.shadow.axis != len(tensor.shape) - 1:
+            call.tracer.pin(tensor, call.site, "attention runs over its units as over time")
+    outputs = call.values()
+    pairs = query.shape[0] * query.shape[1] * value.shape[1]
+    for tensor in (key, value):
+        labels = tensor.along(-1)
+        call.tracer.product(pairs, labels if labels.any() else len(labels))
+    flat = keras.tree.flatten(outputs)
+    labels = value.along(-1)
+    silent = value.shadow is not None and value.shadow.silent
+    traced = [Traced(flat[0], shadow(len(flat[0].shape) - 1, labels, silent)), *map(Traced, flat[1:])]
+    return keras.tree.pack_sequence_as(outputs, traced)

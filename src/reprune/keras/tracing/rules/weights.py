@@ -1,0 +1,203 @@
+"""Layers with weights: consumers of units, and makers of values that may have to follow units they are added to."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+
+from reprune.keras.tracing.labels import NONE, Ids
+from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
+from reprune.keras.tracing.tracer import Call, Traced, shadow
+
+# What a layer calls the number of its outputs.
+_WIDTHS = ("units", "filters", "output_dim")
+ALTERED = "the layer is quantised or holds a low-rank update: undo that first"
+
+
+def dense(call: Call) -> Any:
+    """Dense: reads the last axis."""
+    layer, x = call.operation, call.x
+    if _altered(layer):
+        return call.pinned(ALTERED)
+    value = call.values()
+    rank = len(x.shape)
+    free = x.shadow is not None and x.shadow.axis != rank - 1
+    read = x.along(-1)
+    _reads(call, layer, layer.kernel, 0, read)
+    rows = prod(x.shape[:-1])
+    made = _made(call, layer, layer.kernel, 1)
+    if free:
+        # Units on another axis pass through, along with the layer's own outputs: only those are followed.
+        assert x.shadow is not None
+        call.tracer.product(rows / x.shape[x.shadow.axis], x.shadow.labels, x.shape[-1], layer.kernel.shape[1])
+        zero = x.shadow.silent and not layer.use_bias and keeps_zero(layer.activation)
+        if not is_elementwise(layer.activation) and rank - 1 != x.shadow.axis:
+            zero = False
+        return Traced(value, shadow(x.shadow.axis, x.shadow.labels, zero))
+    call.tracer.product(rows, _axis(read), _axis(made))
+    return Traced(value, shadow(rank - 1, made, keeps_zero(layer.activation)))
+
+
+def convolution(call: Call) -> Any:
+    """Conv1D, Conv2D, …: reads the channels."""
+    layer, x = call.operation, call.x
+    if _altered(layer) or layer.groups > 1:
+        return call.pinned(ALTERED if layer.groups == 1 else "a grouped convolution reads its units")
+    return _windows(call, layer, x, layer.kernel, -2, -1, rows_of_input=False)
+
+
+def transposed(call: Call) -> Any:
+    """Conv1DTranspose, …: reads the channels."""
+    layer = call.operation
+    return _windows(call, layer, call.x, layer.kernel, -1, -2, rows_of_input=True)
+
+
+def depthwise(call: Call) -> Any:
+    """DepthwiseConv1D, …: every channel by itself."""
+    layer, x = call.operation, call.x
+    value = call.values()
+    channel = _channel(layer, len(x.shape))
+    if not is_elementwise(layer.activation) or (x.shadow is not None and x.shadow.axis != channel):
+        return call.pinned("the convolution mixes its units")
+    labels = x.along(channel)
+    call.tracer.slot(layer.kernel, -2, labels, "follows", call.site)
+    made = np.repeat(labels, layer.depth_multiplier)
+    if layer.use_bias:
+        call.tracer.slot(layer.bias, 0, made, "follows", call.site)
+    rows = prod(value.shape) / value.shape[channel] * prod(layer.kernel.shape[:-2])
+    call.tracer.product(rows, _axis(labels), layer.depth_multiplier)
+    return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
+
+
+def separable(call: Call) -> Any:
+    """SeparableConv1D, …: every channel by itself, then a product."""
+    layer, x = call.operation, call.x
+    value = call.values()
+    channel = _channel(layer, len(x.shape))
+    if x.shadow is not None and x.shadow.axis != channel:
+        return call.pinned("the convolution mixes its units")
+    labels = x.along(channel)
+    call.tracer.slot(layer.depthwise_kernel, -2, labels, "follows", call.site)
+    between = np.repeat(labels, layer.depth_multiplier)
+    _reads(call, layer, layer.pointwise_kernel, -2, between)
+    made = _made(call, layer, layer.pointwise_kernel, -1)
+    rows = prod(value.shape) / value.shape[channel]
+    call.tracer.product(rows * prod(layer.depthwise_kernel.shape[:-2]), _axis(labels), layer.depth_multiplier)
+    call.tracer.product(rows, _axis(between), _axis(made))
+    return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
+
+
+def embedding(call: Call) -> Any:
+    """Embedding: makes values, reads none."""
+    layer = call.operation
+    if any(tensor.shadow is not None for tensor in call.tensors):
+        return call.pinned("its units are used as indices")
+    value = call.values()
+    if _altered(layer):
+        return Traced(value)
+    weight = layer.embeddings
+    return Traced(value, shadow(len(value.shape) - 1, _made(call, layer, weight, 1)))
+
+
+def batch_normalization(call: Call) -> Any:
+    """BatchNormalization: four numbers per unit."""
+    layer, x = call.operation, call.x
+    if x.shadow is None:
+        return call.plain()
+    labels = x.along(layer.axis)
+    weights = [layer.gamma if layer.scale else None, layer.beta if layer.center else None]
+    for weight in (*weights, layer.moving_mean, layer.moving_variance):
+        call.tracer.slot(weight, 0, labels, "follows", call.site)
+    return call.labelled(x.shadow.axis, x.shadow.labels, silent=bool(layer.scale and (labels > NONE).any()))
+
+
+def layer_normalization(call: Call) -> Any:
+    """LayerNormalization, RMSNormalization: mix the units, so that removing some is not exact."""
+    layer, x = call.operation, call.x
+    if x.shadow is None:
+        return call.plain()
+    axes = [axis % len(x.shape) for axis in keras.tree.flatten(layer.axis)]
+    gain = getattr(layer, "gamma", None) if hasattr(layer, "gamma") else getattr(layer, "scale", None)
+    shift = getattr(layer, "beta", None)
+    if x.shadow.axis in axes:
+        place = axes.index(x.shadow.axis)
+        for weight in (gain, shift):
+            if weight is not None:
+                call.tracer.slot(weight, place, x.shadow.labels, "follows", call.site)
+        call.tracer.records.approximate.append((x.shadow.labels, call.site))
+        return call.labelled(x.shadow.axis, x.shadow.labels, silent=gain is not None)
+    return call.labelled(x.shadow.axis, x.shadow.labels, silent=x.shadow.silent and shift is None)
+
+
+def unit_normalization(call: Call) -> Any:
+    """UnitNormalization, normalize: divide by a length that reads the units directly; exact once they are zero."""
+    x = call.x
+    if x.shadow is None:
+        return call.plain()
+    axes = [axis % len(x.shape) for axis in keras.tree.flatten(call.operation.axis)]
+    if x.shadow.axis in axes:
+        if not x.shadow.silent:
+            return call.pinned("their length reads units that cannot be silenced")
+        call.tracer.records.direct.append((x.shadow.labels, call.site))
+    return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
+
+
+def prelu(call: Call) -> Any:
+    """PReLU: a slope per position."""
+    layer, x = call.operation, call.x
+    if x.shadow is None:
+        return call.plain()
+    axis = x.shadow.axis - 1
+    if layer.alpha.shape[axis] > 1:
+        call.tracer.slot(layer.alpha, axis, x.shadow.labels, "follows", call.site)
+    return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
+
+
+def _windows(call: Call, layer: Any, x: Traced, kernel: Any, read: int, make: int, rows_of_input: bool) -> Any:
+    channel = _channel(layer, len(x.shape))
+    if x.shadow is not None and x.shadow.axis != channel:
+        return call.pinned("a convolution runs over its units as over time or space")
+    value = call.values()
+    labels = x.along(channel)
+    _reads(call, layer, kernel, read, labels)
+    made = _made(call, layer, kernel, make)
+    shape = x.shape if rows_of_input else tuple(value.shape)
+    rows = prod(shape) / shape[channel] * prod(kernel.shape[:-2])
+    call.tracer.product(rows, _axis(labels), _axis(made))
+    return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
+
+
+def _reads(call: Call, layer: Any, weight: Any, axis: int, labels: Ids) -> None:
+    """Record a consumer; unlabelled inputs too, for another call of the layer may bring units."""
+    call.tracer.slot(weight, axis, labels, "reads", call.site)
+    if (labels > NONE).any():
+        bias = call.tracer.name(layer.bias) if layer.use_bias else None
+        call.tracer.records.consumers[call.tracer.name(weight), axis % len(weight.shape)] = bias
+
+
+def _made(call: Call, layer: Any, weight: Any, axis: int) -> Ids:
+    """Labels of what a layer makes: they follow units that they are added to. None when its activation mixes them."""
+    width = int(weight.shape[axis])
+    if not is_elementwise(getattr(layer, "activation", None)):
+        return np.zeros(width, dtype=np.int64)
+    made = call.tracer.followers(weight, width)
+    call.tracer.size(call, (next(name for name in _WIDTHS if hasattr(layer, name)),), made)
+    call.tracer.slot(weight, axis, made, "follows", call.site)
+    if getattr(layer, "use_bias", False):
+        call.tracer.slot(layer.bias, 0, made, "follows", call.site)
+    return made
+
+
+def _axis(labels: Ids) -> int | Ids:
+    return labels if (labels > NONE).any() else len(labels)
+
+
+def _channel(layer: Any, rank: int) -> int:
+    return 1 if layer.data_format == "channels_first" else rank - 1
+
+
+def _altered(layer: Any) -> bool:
+    return bool(getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None))

@@ -1,0 +1,279 @@
+"""What a trace gathers while labels flow through a model: slots, couplings, pins, matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from reprune.core.layers import Pin, Role, Site
+from reprune.keras.tracing.graph import ModelGraph, array, named_weights, run
+from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
+
+
+@dataclass(eq=False)
+class Traced:
+    """A tensor of the traced example with the labels of its positions."""
+
+    value: Any
+    shadow: Shadow | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.value.shape)
+
+    def along(self, axis: int) -> Ids:
+        """Labels along an axis; zeros where the tensor is labelled along another one or not at all."""
+        axis %= len(self.shape)
+        if self.shadow is not None and self.shadow.axis == axis:
+            return self.shadow.labels
+        return np.zeros(self.shape[axis], dtype=np.int64)
+
+
+@dataclass
+class Found:
+    """One axis of a weight, as the trace met it."""
+
+    tensor: str
+    axis: int
+    role: Role
+    labels: Ids
+    site: Site
+
+
+@dataclass
+class Product:
+    """A matrix product: `rows` vectors through axes of fixed length or with labelled positions."""
+
+    rows: float
+    axes: tuple[int | Ids, ...]
+
+
+@dataclass
+class Cell:
+    """A recurrent cell, or a direction of a recurrent layer, whose units can be named."""
+
+    name: str
+    kind: str
+    units: int
+    labels: Ids
+    zero_at_zero: bool = True
+
+
+@dataclass
+class Records:
+    """Everything gathered."""
+
+    slots: dict[tuple[str, int], Found] = field(default_factory=dict)
+    pins: list[tuple[Ids, Pin]] = field(default_factory=list)
+    ties: list[tuple[Ids, Site]] = field(default_factory=list)
+    direct: list[tuple[Ids, Site]] = field(default_factory=list)
+    approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    consumers: dict[tuple[str, int], str | None] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    sizes: dict[tuple[str, tuple[str | int, ...]], Ids] = field(default_factory=dict)
+    steps: float = 0.0
+
+
+class Tracer:
+    """Runs a model's graph on an example, with labels beside every tensor."""
+
+    def __init__(self, graph: ModelGraph, rule_of: Callable[[Any], Callable[[Call], Any]]) -> None:
+        self.graph = graph
+        self._rule_of = rule_of
+        self.couplings = Couplings()
+        self.records = Records()
+        self.cells: dict[int, Cell] = {}
+        self.refused: dict[str, tuple[str, int, Pin]] = {}
+        self._names: dict[int, str] = {}
+        self._followers: dict[int, Ids] = {}
+        for path, layer in graph.layers():
+            for name, variable in named_weights(layer, path):
+                self._names.setdefault(id(variable), name)
+
+    def run(self, inputs: Sequence[Any]) -> None:
+        """Trace the root graph on example tensors; what reaches the outputs is pinned."""
+        outputs = run(self.graph.root, [Traced(value) for value in inputs], self.call)
+        for name, output in zip(self.graph.root.output_names, keras.tree.flatten(outputs), strict=False):
+            self.pin(output, Site(f"output {name!r}", ""), "its units are an output of the model")
+
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run one operation on traced arguments."""
+        if id(operation) in self.graph.inner:
+            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Traced)]
+            self._enter(Call(self, operation, args, kwargs))
+            return run(self.graph.inner[id(operation)], tensors, self.call)
+        call = Call(self, operation, args, kwargs)
+        for mask in keras.tree.flatten(kwargs.get("mask")):
+            if isinstance(mask, Traced):
+                self.pin(mask, call.site, "a mask holds its units")
+        return self._rule_of(operation)(call)
+
+    def _enter(self, call: Call) -> None:
+        """Note which sizes in the inputs that an inner graph was declared with count units."""
+        for index, tensor in enumerate(call.tensors):
+            if tensor.shadow is not None:
+                self.size(call, ("inputs", index, tensor.shadow.axis), tensor.shadow.labels)
+
+    def size(self, call: Call, path: tuple[str | int, ...], labels: Ids) -> None:
+        """Record that a number which the operation was made with counts labels."""
+        known = self.records.sizes.setdefault((call.path, path), labels)
+        if known is not labels:
+            self.tie(known, labels, call.site, "a size that is used at several places counts units in only one")
+
+    def names_units(self, labels: Ids) -> bool:
+        """Whether any label is a unit, or is coupled to one by now."""
+        classes = self.couplings.classes()
+        return any(root in classes for root in self.couplings.roots(labels).tolist())
+
+    def name(self, variable: Any) -> str:
+        """Name of a weight."""
+        return self._names[id(variable)]
+
+    def followers(self, variable: Any, count: int) -> Ids:
+        """Labels of the outputs of a weight: the same at each of its calls."""
+        if id(variable) not in self._followers:
+            self._followers[id(variable)] = self.couplings.new(count)
+        return self._followers[id(variable)]
+
+    def slot(self, variable: Any, axis: int, labels: Ids, role: Role, site: Site) -> None:
+        """Record that positions of an axis of a weight belong to labels."""
+        if variable is None:
+            return
+        axis %= len(variable.shape)
+        key = (self.name(variable), axis)
+        known = self.records.slots.setdefault(key, Found(*key, role, labels, site))
+        if known.labels is not labels:
+            self.tie(known.labels, labels, site, "a weight that is used at several places meets them in only one")
+            known.labels = np.where(known.labels > NONE, known.labels, labels)
+            known.role = min(known.role, role, key=("own", "reads", "follows").index)
+
+    def tie(self, first: Ids, second: Ids, site: Site, reason: str) -> None:
+        """Couple labels position by position; a position named on one side alone is pinned for `reason`."""
+        self.couplings.union(first, second)
+        self.records.ties.append((np.concatenate([first, second]), site))
+        for one, other in ((first, second), (second, first)):
+            lonely = one[(one > NONE) & (other == NONE)]
+            self.pin_labels(lonely, site, reason)
+
+    def pin(self, tensor: Traced, site: Site, reason: str) -> None:
+        """Pin whatever a tensor holds."""
+        if tensor.shadow is not None:
+            self.pin_labels(tensor.shadow.labels, site, reason)
+
+    def pin_labels(self, labels: Ids, site: Site, reason: str) -> None:
+        """Pin labels."""
+        labels = labels[labels > NONE]
+        if len(labels):
+            self.records.pins.append((labels, Pin(site, reason)))
+
+    def product(self, rows: float, *axes: int | Ids) -> None:
+        """Record a matrix product."""
+        self.records.products.append(Product(float(rows), axes))
+
+
+@dataclass
+class Call:
+    """One call of an operation during a trace."""
+
+    tracer: Tracer
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """Path of the operation."""
+        return self.tracer.graph.paths[id(self.operation)]
+
+    @property
+    def site(self) -> Site:
+        """Where the operation is, for messages."""
+        return Site(f"{type(self.operation).__name__} {self.path!r}", "")
+
+    @property
+    def tensors(self) -> list[Traced]:
+        """All traced arguments, in order."""
+        return [leaf for leaf in keras.tree.flatten((self.args, self.kwargs)) if isinstance(leaf, Traced)]
+
+    @property
+    def x(self) -> Traced:
+        """The first traced argument."""
+        return self.tensors[0]
+
+    def values(self) -> Any:
+        """The operation's real outputs."""
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: leaf.value if isinstance(leaf, Traced) else leaf, (self.args, self.kwargs)
+        )
+        return self.operation(*args, **kwargs)
+
+    def plain(self) -> Any:
+        """Outputs without labels."""
+        return keras.tree.map_structure(Traced, self.values())
+
+    def labelled(self, axis: int, labels: Ids, silent: bool = True) -> Traced:
+        """The one output, labelled along `axis`; labels without any name are left out."""
+        value = self.values()
+        return Traced(value, shadow(axis % len(value.shape), labels, silent))
+
+    def pinned(self, reason: str) -> Any:
+        """Outputs without labels, every argument's labels pinned."""
+        for tensor in self.tensors:
+            self.tracer.pin(tensor, self.site, reason)
+        return self.plain()
+
+
+def shadow(axis: int, labels: Ids, silent: bool = True) -> Shadow | None:
+    """A shadow, or None when nothing is named."""
+    return Shadow(axis, labels, silent) if bool((labels > NONE).any()) else None
+
+
+def moved(call: Call) -> Any:
+    """An operation that only moves values about: run on the labels themselves."""
+    outputs = call.values()
+    if all(tensor.shadow is None for tensor in call.tensors):
+        return keras.tree.map_structure(Traced, outputs)
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: _spread(leaf) if isinstance(leaf, Traced) else leaf, (call.args, call.kwargs)
+    )
+    labels = keras.tree.flatten(call.operation(*args, **kwargs))
+    flat = [
+        Traced(value, _gathered(call, array(grid).astype(np.int64) - 1))
+        for value, grid in zip(keras.tree.flatten(outputs), labels, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(outputs, flat)
+
+
+def _spread(tensor: Traced) -> Any:
+    """Labels of every element, plus one: what an operation pads with zeros is told from values that must stay."""
+    grid = np.ones(tensor.shape, dtype=np.int32)
+    if tensor.shadow is not None:
+        shape = [1] * grid.ndim
+        shape[tensor.shadow.axis] = -1
+        grid = np.broadcast_to(tensor.shadow.labels.reshape(shape) + 1, grid.shape).astype(np.int32)
+    return keras.ops.convert_to_tensor(np.ascontiguousarray(grid))
+
+
+def _gathered(call: Call, grid: Ids) -> Shadow | None:
+    """Labels of elements as labels along one axis: the one along which they vary most; others are coupled."""
+    if not (grid > NONE).any():
+        return None
+    anchor = tuple(np.argwhere(grid > NONE)[0])
+    variety = []
+    for axis in range(grid.ndim):
+        line = grid[(*anchor[:axis], slice(None), *anchor[axis + 1 :])]
+        variety.append(len(np.unique(line[line > NONE])))
+    # A line without variety (one unit, or a slice of one position) may lie along any axis of length one.
+    axis = int(np.argmax(variety)) if max(variety) > 1 else grid.ndim - 1
+    lines = np.unique(np.moveaxis(grid, axis, -1).reshape(-1, grid.shape[axis]), axis=0)
+    first = lines[0]
+    for line in lines[1:]:
+        call.tracer.tie(first, line, call.site, "its units meet values that cannot be made narrower")
+        first = np.where(first > NONE, first, np.where(line == NONE, NONE, np.maximum(first, line)))
+    silent = all(tensor.shadow is None or tensor.shadow.silent for tensor in call.tensors)
+    return shadow(axis, np.where(first == PADDING, NONE, first), silent)

@@ -1,0 +1,1 @@
+"""How fast models and files are: the command `bench`."""

@@ -1,0 +1,1 @@
+"""The language-model recipe: text, vocabulary, word model."""

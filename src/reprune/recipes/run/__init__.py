@@ -1,0 +1,1 @@
+"""What every recipe does: options, folders, checkpoints, processes, interruptions."""

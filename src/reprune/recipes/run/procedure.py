@@ -1,0 +1,287 @@
+"""What every recipe does with its model and its data: train → prune → fine-tune → evaluate. Imports no framework."""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from reprune.core.cost import CostModel
+from reprune.core.errors import RecipeError
+from reprune.core.plan import Plan
+from reprune.recipes.run.folder import RunFolder, read_json, replacing, write_json
+from reprune.recipes.run.options import RunOptions
+from reprune.recipes.run.quiet import quiet
+from reprune.report import write_report
+
+Say = Callable[[str], None]
+Summary = dict[str, Any]
+Model = Any
+T = TypeVar("T")
+
+
+class Recipe(ABC):
+    """What a recipe brings: a model, and how one framework trains, prunes, measures and keeps it.
+
+    Attributes:
+        options: What the user asked for.
+    """
+
+    options: RunOptions
+
+    @abstractmethod
+    def build(self) -> Model:
+        """The dense model, always with the same weights for the same seed."""
+
+    @abstractmethod
+    def train(self, model: Model, folder: RunFolder) -> tuple[Model, Plan | None]:
+        """Train the dense model, from the folder's checkpoint if there is one.
+
+        Returns:
+            The trained model at full size, and the plan, if pruning had a part in the training.
+        """
+
+    @abstractmethod
+    def finetune(self, model: Model, folder: RunFolder) -> None:
+        """Train the smaller model in place, on epochs that the dense one has not seen."""
+
+    @abstractmethod
+    def plan(self, model: Model) -> Plan:
+        """Decide which units of the trained model go."""
+
+    @abstractmethod
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """The smaller model."""
+
+    @abstractmethod
+    def measure(self, model: Model) -> dict[str, float]:
+        """Metrics of a model on the data of the final measurement."""
+
+    @abstractmethod
+    def parameters(self, model: Model) -> int:
+        """Number of parameters."""
+
+    @abstractmethod
+    def latencies(self, models: Mapping[str, Model]) -> dict[str, float]:
+        """Milliseconds of each model for one input of the measured data, on the CPU."""
+
+    @abstractmethod
+    def save(self, model: Model, path: Path) -> None:
+        """Write the weights."""
+
+    @abstractmethod
+    def load(self, model: Model, path: Path) -> Model:
+        """Read weights into a model of their shapes, and return it."""
+
+    @abstractmethod
+    def load_pruned(self, dense_model: Model, directory: Path) -> Model:
+        """The smaller model of a run's folder."""
+
+    def launch(self) -> AbstractContextManager[bool]:
+        """Work with the other processes of the run, if there are any; gives whether this is the first one."""
+        return nullcontext(True)
+
+    def once(self, act: Callable[[], T]) -> T:
+        """What `act` returns in the first process, in all of them."""
+        return act()
+
+    def files(self) -> Mapping[str, str]:
+        """Texts that the run's folder keeps beside the model, by file name: what one needs to use it."""
+        return {}
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _: None) -> Summary:
+    """Train, prune, fine-tune and evaluate; everything lands in a folder.
+
+    It holds, at the end, `summary.json`, `plan.json`, `model.safetensors` (the pruned model, see `reprune.load`),
+    `dense.safetensors`, `report.html`, logs and checkpoints. A run that was interrupted at any moment goes on with
+    `resume=True` and ends with the same weights as one that was not. Where several processes work on a run, the first
+    one writes for all, and the others leave the program at the end.
+
+    Args:
+        recipe: What to do.
+        out: The folder.
+        resume: Go on with the run that the folder holds, if there is one.
+        say: Told what is going on, a line at a time.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        RecipeError: The folder cannot be written, or holds another run; another process of the run failed.
+        InterruptedRunError: The user asked to stop.
+    """
+    with quiet(), _full_disk_reported(out), recipe.launch() as first:
+        folder = recipe.once(lambda: RunFolder(out, recipe.options, resume=resume))
+        folder.writes = first
+        say = say if first else lambda _: None
+        _train(folder, recipe, say)
+        _prune(folder, recipe, say)
+        _finetune(folder, recipe, say)
+        summary = _evaluate(folder, recipe, say)
+    if not first:
+        raise SystemExit(0)
+    return summary
+
+
+@contextmanager
+def _full_disk_reported(out: Path) -> Iterator[None]:
+    """Whatever was being written, logs included."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise RecipeError(f"{out} cannot be written: {error}. Make room, then add --resume to go on.") from error
+
+
+def evaluate_folder(folder: Path, recipe: Recipe) -> Summary:
+    """Measure both models of a finished run: a summary without sizes and times.
+
+    Args:
+        folder: The run's folder.
+        recipe: The run's recipe, on the data to measure on.
+
+    Raises:
+        PlanError: The run is not finished.
+    """
+    options = recipe.options
+    with quiet():
+        small = recipe.load_pruned(recipe.build(), folder)
+        dense = recipe.load(recipe.build(), folder / "dense.safetensors")
+        return {
+            "method": options.method,
+            "ratio": options.ratio,
+            "dense": recipe.measure(dense),
+            "pruned": recipe.measure(small),
+        }
+
+
+def table(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """A summary as a table for people; `labels` says what its numbers are called."""
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows.add_column("")
+    names = [name for name in ("baseline", "dense", "pruned") if name in summary]
+    for name in names:
+        rows.add_column(name, justify="right")
+    for key, value in summary["dense"].items():
+        texts = [_text(summary[name].get(key), isinstance(value, int)) for name in names]
+        rows.add_row(labels.get(key, key), *texts)
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(rows)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _text(value: float | None, whole: bool) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if whole else f"{value:.4f}"
+
+
+def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
+    if folder.done("train"):
+        return
+    options = recipe.options
+    with folder.part("train"):
+        dense, plan = recipe.build(), None
+        if options.dense:
+            say(f"Taking the dense model of {options.dense}")
+            dense = _taken(dense, Path(options.dense), recipe)
+        if options.prunes_while_training or not options.dense:
+            say(f"Training the dense model for {options.epochs} epochs")
+            dense, plan = recipe.train(dense, folder)
+        if plan is not None:
+            _save_plan(folder, recipe, plan)
+        for name, text in recipe.files().items():
+            recipe.once(partial(_save_text, folder.path / name, text))
+        recipe.save(dense, folder.path / "dense.safetensors")
+
+
+def _taken(model: Model, directory: Path, recipe: Recipe) -> Model:
+    """The dense model of another run, in `model`."""
+    if not (directory / "dense.safetensors").exists():
+        raise RecipeError(f"--dense {directory} holds no dense model: give the folder of a run that has trained one.")
+    for name, text in recipe.files().items():
+        file = directory / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            raise RecipeError(f"--dense {directory} was trained with another {name}: give the options that make it.")
+    try:
+        return recipe.load(model, directory / "dense.safetensors")
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RecipeError(f"--dense {directory} holds a model of other sizes: give its options. {error}") from None
+
+
+def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
+    if folder.done("prune"):
+        return
+    options = recipe.options
+    say(f"Pruning {options.ratio:.0%} of the {options.of} with {options.method}")
+    with folder.part("prune"):
+        dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
+        if not options.prunes_while_training:
+            # On all of the data, as in a run of one process.
+            _save_plan(folder, recipe, recipe.once(lambda: recipe.plan(dense)))
+        small = recipe.apply(dense, _read_plan(folder))
+        recipe.save(small, folder.path / "checkpoints" / "pruned.safetensors")
+
+
+def _finetune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
+    if folder.done("finetune"):
+        return
+    epochs = recipe.options.finetune_epochs or 0
+    say(f"Fine-tuning the smaller model for {epochs} epochs")
+    with folder.part("finetune"):
+        small = recipe.apply(recipe.build(), _read_plan(folder))
+        small = recipe.load(small, folder.path / "checkpoints" / "pruned.safetensors")
+        if epochs:
+            recipe.finetune(small, folder)
+        recipe.save(small, folder.path / "model.safetensors")
+
+
+def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
+    if folder.done("evaluate"):
+        say("This run is finished.")
+        summary: Summary = read_json(folder.path / "summary.json")
+        return summary
+    say("Evaluating both models")
+    with folder.part("evaluate"):
+        plan = _read_plan(folder)
+        dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
+        models = {"dense": dense, "pruned": recipe.load_pruned(recipe.build(), folder.path)}
+        times = recipe.once(lambda: recipe.latencies(models))
+        cost = CostModel(plan.structure)
+        units = {"dense": plan.structure.counts(), "pruned": plan.counts()}
+        summary = {"method": recipe.options.method, "ratio": recipe.options.ratio}
+        for name, model in models.items():
+            summary[name] = {
+                **recipe.measure(model),
+                "parameters": recipe.parameters(model),
+                "macs": round(cost("macs", units[name])),
+                "latency_ms": times[name],
+            }
+        summary["units"] = {layer: [units["dense"][layer], units["pruned"][layer]] for layer in units["dense"]}
+        recipe.once(lambda: write_json(folder.path / "summary.json", summary))
+    recipe.once(lambda: write_report(folder.path / "report.html", plan, {**summary, "seconds": folder.seconds}))
+    return summary
+
+
+def _save_plan(folder: RunFolder, recipe: Recipe, plan: Plan) -> None:
+    recipe.once(lambda: _save_text(folder.path / "plan.json", plan.to_json()))
+
+
+def _save_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _read_plan(folder: RunFolder) -> Plan:
+    return Plan.from_json((folder.path / "plan.json").read_bytes())

@@ -1,0 +1,1 @@
+"""The YouTube-8M recipe: video tagging from frame features."""

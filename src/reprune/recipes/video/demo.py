@@ -1,0 +1,117 @@
+"""The whole job on videos made up for the purpose, in a minute or two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reprune.core.plan import Plan
+from reprune.recipes.run.folder import RunFolder, read_json, write_json
+from reprune.recipes.run.interrupts import InterruptedRunError
+from reprune.recipes.run.options import Options
+from reprune.recipes.run.quiet import quiet
+from reprune.recipes.run.trainer import make_trainer
+from reprune.recipes.video.data import Videos
+from reprune.recipes.video.generated import CLASSES, FEATURES, SCENES, write_shards
+from reprune.recipes.video.recipe import run, table
+from reprune.recipes.video.tagger import Tagger
+from reprune.recipes.video.torch_recipe import YouTube8M
+from reprune.report import render_table
+from reprune.youtube8m.model import MeanPoolClassifier
+
+_PARTS = {
+    "generate": "generating videos",
+    "baseline": "training the baseline",
+    "train": "training the dense model",
+    "prune": "choosing units and removing them",
+    "finetune": "fine-tuning the smaller model",
+    "evaluate": "evaluating both",
+}
+
+
+def demo_options(out: Path, seed: int = 0) -> Options:
+    """What the demo trains and how it prunes it."""
+    data = out / "data"
+    return Options(
+        train=(str(data / "train*.tfrecord"),),
+        validate=(str(data / "validate*.tfrecord"),),
+        features=FEATURES,
+        classes=CLASSES,
+        hidden=64,
+        epochs=6,
+        finetune_epochs=3,
+        batch_size=32,
+        learning_rate=5e-3,
+        accelerator="cpu",
+        seed=seed,
+    )
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    options: Options | None = None,
+    videos: tuple[int, int] = (1600, 400),
+) -> dict[str, Any]:
+    """Generate videos, train a baseline and the recurrent model, prune it to half, fine-tune, evaluate, report.
+
+    In a folder that holds a demo already it goes on where that one was; a finished one is shown again.
+
+    Args:
+        out: The folder, as in `reprune.recipes.video.recipe.run`; the videos are in `data` below it.
+        seed: Seed of everything.
+        progress: Whether progress bars are shown.
+        say: Told what is going on and what came out.
+        options: Other options than `demo_options`, on the same files.
+        videos: How many videos to train on and to measure on.
+
+    Returns:
+        The run's summary, with the metrics of the baseline as `baseline`.
+    """
+    # Models this small only lose time when their work is shared out.
+    torch.set_num_threads(1)
+    options = Options.from_dict({**(options or demo_options(out, seed)).to_dict(), "progress": progress})
+    folder = RunFolder(out, options, resume=True)
+    if folder.done("evaluate"):
+        say(f"This demo has run already; here is what it left. Remove {out} to run it again.")
+    if not folder.done("generate"):
+        say(
+            f"Generating {sum(videos):,} videos of {SCENES} scenes each; their {CLASSES} classes are the scenes' orders"
+        )
+        with folder.part("generate"):
+            write_shards(out / "data", train=videos[0], validate=videos[1], seed=seed)
+    baseline = out / "baseline.json"
+    if not folder.done("baseline"):
+        say("Training a baseline that averages over time, so that it cannot see order")
+        with folder.part("baseline"), quiet():
+            write_json(baseline, train_baseline(options))
+    try:
+        summary = run(options, out, resume=True, say=say)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"{str(error).split(':')[0]}. Run the same command again to go on.") from None
+    summary = {**summary, "baseline": read_json(baseline)}
+    seconds = RunFolder(out, options, resume=True).seconds
+    say("\n" + render_table(Plan.from_json((out / "plan.json").read_bytes())))
+    say("\n" + table(summary))
+    say("\nTime of each part:")
+    for name, text in _PARTS.items():
+        say(f"  {seconds[name]:6.1f} s  {text}")
+    say(f"\nReport: {out / 'report.html'}")
+    return summary
+
+
+def train_baseline(options: Options) -> dict[str, float | int]:
+    """Metrics and number of parameters of a mean-pooling perceptron trained as the recurrent model is."""
+    recipe = YouTube8M(options)
+    recipe.build()  # Seeds.
+    model = MeanPoolClassifier(
+        sum(options.features.values()), options.classes, options.hidden, normalize=options.normalize
+    )
+    make_trainer(options, epochs=options.epochs).fit(Tagger(model, options), Videos(options))
+    return {**recipe.measure(model), "parameters": recipe.parameters(model)}

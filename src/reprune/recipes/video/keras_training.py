@@ -1,0 +1,228 @@
+"""How the recipe trains in Keras: the loss, the learning rate, measuring, and checkpoints from which a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import safetensors
+import safetensors.numpy
+
+from reprune.core.errors import RecipeError
+from reprune.keras.tracing.graph import array
+from reprune.recipes.run.folder import replacing
+from reprune.recipes.run.interrupts import InterruptedRunError, Interrupts
+from reprune.recipes.run.options import Options
+from reprune.youtube8m.keras_batches import RecordBatches
+
+Logs = dict[str, Any] | None
+
+
+def summed_cross_entropy(labels: Any, logits: Any) -> Any:
+    """Cross-entropy of each video (B), summed over the classes; Keras averages over the videos."""
+    return keras.ops.sum(keras.ops.binary_crossentropy(labels, logits, from_logits=True), axis=-1)
+
+
+def loop(
+    model: Any,
+    batches: RecordBatches,
+    callbacks: Sequence[Any],
+    start: tuple[int, int],
+    epochs: int,
+    *,
+    offset: int,
+    progress: bool,
+) -> None:
+    """What `fit` does, for epochs of which the first may begin in the middle.
+
+    `fit` is called for each epoch: it takes the number of batches in its first one for that of all.
+
+    Args:
+        model: The compiled model.
+        batches: Inputs and labels.
+        callbacks: Called as by `fit`.
+        start: The epoch to begin with, and how many of its batches are used up.
+        epochs: Where to end.
+        offset: Added to the epoch, so that two parts of a run do not see the same order and windows.
+        progress: Whether a progress bar is shown.
+    """
+    calls = keras.callbacks.CallbackList(callbacks, model=model)
+    calls.on_train_begin()
+    for epoch in range(start[0], epochs):
+        batches.start(offset + epoch, start[1] if epoch == start[0] else 0)
+        calls.on_epoch_begin(epoch)
+        with warnings.catch_warnings():
+            # How many there are is not known before they are read.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            history = model.fit(
+                batches.dataset(),
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                shuffle=False,  # The reader has.
+                callbacks=[_Steps(calls)],
+                verbose=int(progress),
+            )
+        calls.on_epoch_end(epoch, {name: values[-1] for name, values in history.history.items()})
+    calls.on_train_end()
+
+
+class _Steps(keras.callbacks.Callback):  # type: ignore[misc]
+    """Passes on what happens within an epoch."""
+
+    def __init__(self, calls: Any) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self._calls.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._calls.on_train_batch_end(batch, logs)
+
+
+class LearningRate(keras.callbacks.Callback):  # type: ignore[misc]
+    """The paper's staircase of learning rates.
+
+    Args:
+        optimizer: Whose rate is set before every step.
+        options: Learning rate and its decay.
+        anneal: Number of epochs n, to lower the rate from epoch to epoch in equal parts as well: to 1/n in the last.
+    """
+
+    def __init__(self, optimizer: Any, options: Options, anneal: int | None = None) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._options = options
+        self._anneal = anneal
+        self._left = 1.0
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Lower the rate."""
+        self._left = 1 - epoch / self._anneal if self._anneal else 1.0
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Set the rate of this step."""
+        factor = self._left * self._options.staircase(int(array(self._optimizer.iterations)))
+        self._optimizer.learning_rate = self._options.learning_rate * factor
+
+
+class Measurement(keras.callbacks.Callback):  # type: ignore[misc]
+    """Adds metrics to the logs of every epoch, and keeps them in a CSV file.
+
+    Args:
+        folder: Where `metrics.csv` goes; a run that goes on adds to it.
+        measure: Returns metrics by name.
+    """
+
+    def __init__(self, folder: Path, measure: Callable[[], dict[str, float]]) -> None:
+        super().__init__()
+        self._path = folder / "metrics.csv"
+        self._measure = measure
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Measure."""
+        logs = {} if logs is None else logs
+        logs.update(self._measure())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, ["epoch", *sorted(logs)])
+            if not file.tell():
+                rows.writeheader()
+            rows.writerow({"epoch": epoch, **logs})
+
+
+class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
+
+    It holds the model, its optimizer, the position in the data, and what the pruning callback counts; in safetensors,
+    so a file from elsewhere cannot run code. The last one stays until the next one is on disk.
+
+    Args:
+        path: The checkpoint file.
+        every: Steps from one checkpoint to the next.
+        model: The compiled model, its optimizer built.
+        pruning: The pruning callback, or None.
+    """
+
+    def __init__(self, path: Path, every: int, model: Any, pruning: Any = None) -> None:
+        super().__init__()
+        self._path = path
+        self._every = every
+        self._variables = {f"{i:04d}": v for i, v in enumerate([*model.weights, *model.optimizer.variables])}
+        self._pruning = pruning
+        self._interrupts = Interrupts()
+        self._epoch, self._done, self._steps = 0, 0, 0
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, Ctrl-C finishes the step, saves, and raises `InterruptedRunError`; a second one stops at once."""
+        self._interrupts.listen()
+        try:
+            yield
+        finally:
+            self._interrupts.restore()
+
+    def load(self) -> tuple[int, int]:
+        """Go on where the checkpoint was saved, if there is one; the epoch, and how many of its batches are used up.
+
+        Raises:
+            RecipeError: When it cannot be read.
+        """
+        if not self._path.exists():
+            self._save()
+            return 0, 0
+        try:
+            with safetensors.safe_open(str(self._path), framework="numpy") as file:
+                state = json.loads(file.metadata()["state"])
+                for name, variable in self._variables.items():
+                    variable.assign(file.get_tensor(name))
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise RecipeError(
+                f"The checkpoint {self._path} cannot be read: {error}. Start again in another folder."
+            ) from error
+        if self._pruning is not None:
+            self._pruning.load_state_dict(state["pruning"])
+        self._epoch, self._done, self._steps = state["epoch"], state["batches"], state["steps"]
+        return self._epoch, self._done
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Count batches from here; in the epoch that is gone on with, from where it was left."""
+        if epoch != self._epoch:
+            self._epoch, self._done = epoch, 0
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Save when it is time, or when the run is to stop."""
+        self._done += 1
+        self._steps += 1
+        if self._interrupts.asked or self._steps % self._every == 0:
+            self._save()
+        self._stop_if_asked(f"in epoch {self._epoch + 1}, after {self._steps} steps")
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Save after every epoch."""
+        self._epoch, self._done = epoch + 1, 0
+        self._save()
+        self._stop_if_asked(f"after epoch {epoch + 1}")
+
+    def _stop_if_asked(self, where: str) -> None:
+        if self._interrupts.asked:
+            raise InterruptedRunError(f"Stopped {where}: --resume goes on.")
+
+    def _save(self) -> None:
+        state = {"epoch": self._epoch, "batches": self._done, "steps": self._steps}
+        if self._pruning is not None:
+            state["pruning"] = self._pruning.state_dict()
+        tensors = {name: array(variable) for name, variable in self._variables.items()}
+        try:
+            with replacing(self._path) as part:
+                safetensors.numpy.save_file(tensors, str(part), metadata={"state": json.dumps(state)})
+        except (OSError, safetensors.SafetensorError) as error:
+            raise RecipeError(
+                f"The checkpoint {self._path} cannot be written: {error}. Make room, then add --resume to go on."
+            ) from error

@@ -1,0 +1,1 @@
+"""What layers answer, what consumers read, and how much that matters."""

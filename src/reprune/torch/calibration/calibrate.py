@@ -1,0 +1,206 @@
+"""One trace and one pass over the calibration batches, any number of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from reprune.core.budget import Request
+from reprune.core.cost import Measure
+from reprune.core.decide import decide, left_out
+from reprune.core.errors import StatisticsError
+from reprune.core.evidence import Evidence
+from reprune.core.latency import LatencyTable
+from reprune.core.layers import Structure
+from reprune.core.methods import Method, get_method
+from reprune.core.passes import several_passes, stretches
+from reprune.core.plan import Plan
+from reprune.core.readings import Axis, Importance, Reading, readings
+from reprune.torch.calibration.importance import output_importance
+from reprune.torch.calibration.labelled import Labels, Loss, loss_gradients, observe_classes
+from reprune.torch.calibration.responses import Statistics, observe
+from reprune.torch.latency import measure_latency
+from reprune.torch.result import Result
+from reprune.torch.surgery.apply import apply, named_tensors
+from reprune.torch.surgery.verify import held_back, rehearse, verify
+from reprune.torch.tracing.record import Forward, Trace, record
+from reprune.torch.tracing.unwrap import unwrap
+
+NEEDS = {"statistics": "calibration batches", "readings": "calibration batches", "labels": "labels=", "loss": "loss="}
+
+
+class Calibration:
+    """What planning needs to know of a model; made by `calibrate`.
+
+    The model must not change in between: plans are made from the weights and responses at the time of calibration.
+
+    Attributes:
+        structure: What can be pruned, what is pinned and why.
+        gathered: Which kinds of evidence there are: `statistics`, `readings`, `labels`, `loss`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Trace,
+        evidence: Evidence,
+        gathered: Iterable[str],
+        example: Any,
+        forward: Forward | None,
+        check: bool,
+    ) -> None:
+        self.structure: Structure = evidence.structure
+        self.gathered = frozenset(gathered)
+        self._model, self._found, self._evidence = model, found, evidence
+        self._example, self._forward, self._check = example, forward, check
+        self._table: LatencyTable | None = None
+
+    def plan(
+        self,
+        ratio: float | None = 0.5,
+        of: Measure = "units",
+        method: str | Method = "reconstruct",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        counts: Mapping[str, float] | None = None,
+        min_units: int = 1,
+        round_to: int | Literal["auto"] = 1,
+        target_ms: float | None = None,
+        latency: LatencyTable | None = None,
+        seed: int = 0,
+    ) -> Plan:
+        """Decide which units go. See `reprune.torch.plan` for the arguments.
+
+        Latency is measured by the first plan that needs it.
+
+        Raises:
+            StatisticsError: When the method needs what was not gathered.
+            BudgetError: When the budget cannot be met.
+        """
+        request = Request(ratio, of, min_units, round_to, target_ms)
+        missing = needs(get_method(method)) - self.gathered
+        if missing:
+            given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
+            raise StatisticsError(f"method={method!r} needs what this calibration lacks: calibrate with {given}.")
+        table = (latency or self._measured()) if request.needs_table else None
+        with torch.no_grad():
+            return decide(
+                self._evidence,
+                request.budget(table),
+                method,
+                exclude=left_out(self.structure, include, exclude),
+                counts=counts,
+                seed=seed,
+            )
+
+    def _measured(self) -> LatencyTable:
+        if self._table is None:
+            self._table = measure_latency(self._model, self._example, forward=self._forward, structure=self.structure)
+        return self._table
+
+    def prune(self, ratio: float | None = 0.5, **options: Any) -> Result:
+        """Decide which units go and return a smaller model. See `plan` for the options.
+
+        Raises:
+            VerificationError: When the smaller model does not compute what the masked one does.
+        """
+        decided = self.plan(ratio, **options)
+        small = apply(self._model, decided)
+        if self._check:
+            verify(decided, self._found, self._model, small, self._example, self._forward)
+        return Result(small, decided)
+
+
+def needs(method: Method) -> set[str]:
+    """Kinds of evidence that a method looks at."""
+    return {kind for kind in NEEDS if getattr(method, f"needs_{kind}")}
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    methods: Sequence[str | Method] | None = None,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    uniform: bool = False,
+    forward: Forward | None = None,
+    verify: bool = True,
+) -> Calibration:
+    """Trace the model and observe it on calibration batches once, for a whole grid of ratios and methods.
+
+    Args:
+        model: The model; it is left as it was.
+        batches: Calibration inputs as the model takes them. Iterated once, and once more for labels and for a loss.
+        methods: Gather only what these look at; everything by default.
+        labels: Classes of a batch's sequences, for methods that look at them: a function of a batch that returns class
+            numbers (sequences) or ones and zeros (sequences × classes).
+        loss: Mean loss, for methods that look at its gradient: a function of model and batch.
+        include: Globs of layers; all others are left alone.
+        exclude: Globs of layers to leave alone.
+        uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        forward: Replaces `model(batch)`: a function of model and batch.
+        verify: Check the trace on the first batch, and every pruned model.
+
+    Example:
+        >>> calibration = calibrate(model, batches)                                # doctest: +SKIP
+        >>> plans = [calibration.plan(ratio) for ratio in (0.25, 0.5, 0.75)]       # doctest: +SKIP
+
+    Raises:
+        UnsupportedModelError: When there is no recurrent layer.
+        VerificationError: When something reads units in a way that the trace did not see.
+    """
+    model = unwrap(model)
+    wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
+    wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
+    example, passes = several_passes(batches, torch.is_tensor, len(wanted - {"readings"}))
+    found = record(model, example, forward, uniform=uniform)
+    exclude = left_out(found.structure(), include, exclude)
+    if verify:
+        structure = rehearse(found, model, example, forward, exclude)
+    else:
+        structure = found.structure(held_back(found.structure(), exclude))
+    arrays = _arrays(model, structure)
+    statistics, read = None, list[Reading]()
+    if "readings" in wanted:
+        statistics, importance = _observe_readings(model, structure, next(passes), forward)
+        read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
+    elif "statistics" in wanted:
+        statistics = observe(model, structure, next(passes), forward)
+    classes = None
+    if "labels" in wanted and labels is not None:
+        classes = observe_classes(model, structure, next(passes), labels, forward)
+    gradients = None
+    if "loss" in wanted and loss is not None:
+        gradients = loss_gradients(model, structure, next(passes), loss)
+    evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
+    return Calibration(model, found, evidence, wanted, example, forward, verify)
+
+
+def _observe_readings(
+    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
+) -> tuple[Statistics, dict[Axis, torch.Tensor]]:
+    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
+    statistics, importance = Statistics(structure), Importance()
+    for stretch in stretches(batches):
+        found = output_importance(
+            model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
+        )
+        observe(model, structure, stretch, forward, readings=True, into=statistics)
+        importance.add(found, stretch.batches)
+    return statistics, importance.mean()
+
+
+def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
+    """The tensors that know units, in a precision that linear algebra accepts."""
+    tensors = named_tensors(model)
+    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+    return {
+        name: tensors[name].detach().to(wide.get(tensors[name].dtype, tensors[name].dtype)) for name in structure.shapes
+    }

@@ -1,0 +1,77 @@
+"""How much the model's output depends on what its consumers compute.
+
+An error e in the output y of a consumer moves the model's output by about J e, J being the Jacobian. For a random
+sign vector r, the gradient of r·output with respect to y has E[g gᵀ] = Jᵀ J (Hutchinson's estimator), so the mean
+square of g says how much an error in each component of y weighs. It is read off the gradient of the consumer's weight,
+the outer product of g and what the consumer read, so that recurrent kernels need not be taken apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.layers import Consumer
+from reprune.core.readings import Axis, random_signs
+from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.tracing.record import Forward, call, eval_mode
+from reprune.torch.tracing.recording import tensors_in
+
+
+def output_importance(
+    model: nn.Module,
+    consumers: Iterable[Consumer],
+    example: Any,
+    forward: Forward | None = None,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+) -> dict[Axis, torch.Tensor]:
+    """Sensitivity of the model's output to each consumer's outputs, on one batch.
+
+    Args:
+        model: The model; it is left as it was.
+        consumers: The weights that read units.
+        example: One batch, as the model takes it.
+        forward: Replaces `model(example)`.
+        draws: Random projections of the output that are averaged.
+        seed: Their seed.
+
+    Returns:
+        For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
+        Empty when the output has no gradient (a decoded string of indices, say).
+    """
+    tensors = named_tensors(model)
+    axes = {(c.tensor, c.axis): tensors[c.tensor] for c in consumers if isinstance(tensors[c.tensor], nn.Parameter)}
+    frozen = [weight for weight in axes.values() if not weight.requires_grad]
+    rng = np.random.default_rng(seed)
+    # cuDNN's recurrent kernels have no backward pass in eval mode.
+    with eval_mode(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        try:
+            for weight in frozen:
+                weight.requires_grad_(True)
+            outputs = [t for t in tensors_in(call(model, example, forward)) if t.requires_grad]
+            total = {key: torch.zeros((), dtype=torch.float64, device=weight.device) for key, weight in axes.items()}
+            for _ in range(draws if outputs else 0):
+                gradients = _project(outputs, list(axes.values()), rng)
+                for (key, _weight), gradient in zip(axes.items(), gradients, strict=True):
+                    if gradient is not None:
+                        total[key] = total[key] + gradient.double().square().sum(key[1]) / draws
+        except RuntimeError:
+            # In-place writes and inference mode inside the user's forward: it computes, but has no gradient.
+            return {}
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
+    return {key: value.detach() for key, value in total.items() if value.ndim}
+
+
+def _project(
+    outputs: list[torch.Tensor], weights: list[torch.Tensor], rng: np.random.Generator
+) -> tuple[torch.Tensor | None, ...]:
+    signs = [torch.from_numpy(random_signs(rng, tuple(out.shape))).to(out) for out in outputs]
+    return torch.autograd.grad(outputs, weights, grad_outputs=signs, retain_graph=True, allow_unused=True)

@@ -1,0 +1,1 @@
+"""LSTM, GRU and RNN with a size for each layer and direction."""

@@ -1,0 +1,314 @@
+"""Surgery: from a plan to a smaller model, or to the masked one that it must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.errors import PlanError
+from reprune.core.layers import Slot
+from reprune.core.plan import Plan
+from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, unroll
+from reprune.torch.surgery.attention import NarrowAttention
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.sizes import set_size
+
+RAGGED = (RaggedLSTM, RaggedGRU, RaggedRNN)
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """A full-size copy in which nothing reads the units that `plan` removes: their columns are zero.
+
+    This is the oracle: `apply(model, plan)` computes the same.
+
+    Args:
+        model: The model that was planned; it is left as it was.
+        plan: Which units stay.
+
+    Raises:
+        PlanError: When the plan does not belong to the model.
+    """
+    check(model, plan)
+    masked = duplicate(model)
+    tensors = named_tensors(masked)
+    _fold(tensors, plan)
+    removed = plan.removed()
+    # Units that are also read without a weight are silenced at their source.
+    direct = {name: units for name, units in removed.items() if plan.structure.layers[name].direct}
+    with torch.no_grad():
+        for slot in plan.structure.slots:
+            gone = slot.positions(removed if slot.role == "reads" else direct)
+            if len(gone) and tensors[slot.tensor].is_floating_point():
+                index = torch.from_numpy(gone).to(tensors[slot.tensor].device)
+                tensors[slot.tensor].data.index_fill_(slot.axis, index, 0)
+    return masked
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new, smaller model without the units that `plan` removes.
+
+    Device, dtype, training mode and `requires_grad` carry over. A recurrent module whose layers end with different
+    sizes becomes a `RaggedLSTM`, `RaggedGRU` or `RaggedRNN` of the same signature; all others keep their types.
+
+    Args:
+        model: The model that was planned; it is left as it was.
+        plan: Which units stay.
+
+    Raises:
+        PlanError: When the plan does not belong to the model.
+
+    Example:
+        >>> plan = reprune.plan(model, batches, ratio=0.5)      # doctest: +SKIP
+        >>> small = reprune.apply(model, plan)                  # doctest: +SKIP
+    """
+    check(model, plan)
+    small = duplicate(model)
+    tensors = named_tensors(small)
+    _fold(tensors, plan)
+    changed = _slice(small, tensors, plan)
+    _resize_modules(small, changed)
+    counts = plan.counts()
+    for size in plan.structure.sizes:
+        owner = small.get_submodule(size.owner)
+        if not isinstance(owner, (nn.RNNBase, nn.RNNCellBase, *RAGGED)):
+            set_size(owner, size.path, size.extent(counts) * size.times // size.divisor)
+    _select_states(small, plan)
+    return small
+
+
+def _fold(tensors: dict[str, torch.Tensor], plan: Plan) -> None:
+    """Add the plan's corrections to the consumers: `W_K += W_P A`, `bias += W_P b`."""
+    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
+    removed = plan.removed()
+    with torch.no_grad():
+        for fold in plan.folds:
+            gone = slots[fold.tensor, fold.axis].positions(removed)
+            stay = np.setdiff1d(np.arange(slots[fold.tensor, fold.axis].size), gone)
+            coefficients, offsets = (torch.tensor(part) for part in fold.arrays(len(gone), len(stay)))
+            weight = tensors[fold.tensor]
+            columns = weight.detach().movedim(fold.axis, -1)
+            lost = columns[..., torch.from_numpy(gone).to(weight.device)].double()
+            gain = (lost @ coefficients.to(weight.device)).to(weight.dtype)
+            columns[..., torch.from_numpy(stay).to(weight.device)] += gain
+            if fold.bias is not None:
+                taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
+                tensors[fold.bias].detach().add_((taps @ offsets.to(weight.device)).to(weight.dtype))
+
+
+def check(model: nn.Module, plan: Plan) -> None:
+    """Raise a `PlanError` unless every tensor that the plan names is in the model, with the shape it had."""
+    tensors = named_tensors(model)
+    for name, shape in plan.structure.shapes.items():
+        if name not in tensors:
+            raise PlanError(f"The plan belongs to another model: {type(model).__name__} has no tensor {name!r}.")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise PlanError(
+                f"The plan belongs to another model: {name!r} has shape {tuple(tensors[name].shape)}, "
+                f"the plan was made for {tuple(shape)}. Apply it to the dense model it was made from."
+            )
+    for fold in plan.folds:
+        if fold.bias is not None and fold.bias not in tensors:
+            raise PlanError(f"The plan belongs to another model: {type(model).__name__} has no tensor {fold.bias!r}.")
+    for size in plan.structure.sizes:
+        try:
+            model.get_submodule(size.owner)
+        except AttributeError:
+            raise PlanError(f"The plan belongs to another model: there is no module {size.owner!r}.") from None
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; a tensor that several modules share has its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> set[int]:
+    """Replace every tensor that loses positions; returns the ids of the modules that hold one."""
+    by_tensor: dict[str, list[Slot]] = {}
+    removed = plan.removed()
+    for slot in plan.structure.slots:
+        if len(slot.positions(removed)):
+            by_tensor.setdefault(slot.tensor, []).append(slot)
+    replaced = {id(tensors[name]): _sliced(tensors[name], slots, removed) for name, slots in by_tensor.items()}
+    changed = set()
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if id(parameter) in replaced:
+                # setattr, not the dictionary: recurrent modules keep a list of their weights beside it.
+                setattr(module, name, replaced[id(parameter)])
+                changed.add(id(module))
+        for name, buffer in list(module._buffers.items()):
+            if id(buffer) in replaced:
+                module._buffers[name] = replaced[id(buffer)]
+                changed.add(id(module))
+    return changed
+
+
+def _sliced(tensor: torch.Tensor, slots: Iterable[Slot], removed: dict[str, list[int]]) -> torch.Tensor:
+    small = tensor.detach()
+    for slot in slots:
+        stay = np.setdiff1d(np.arange(slot.size), slot.positions(removed))
+        small = small.index_select(slot.axis, torch.from_numpy(stay).to(small.device))
+    small = small.contiguous()
+    return nn.Parameter(small, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+
+
+# -- modules that know their sizes -----------------------------------------------------------------------------------
+
+
+def _resize_modules(model: nn.Module, changed: set[int]) -> None:
+    for module in list(model.modules()):
+        if id(module) in changed:
+            fitting = _fit(module)
+            if fitting is not module:
+                _replace(model, module, fitting)
+
+
+def _fit(module: nn.Module) -> nn.Module:
+    """The module with its sizes set to those of its sliced weights, or one of another type that fits them."""
+    for kind, resize in _RESIZE.items():
+        if isinstance(module, kind):
+            return resize(module) or module
+    return module
+
+
+def _linear(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _convolution(module: nn.modules.conv._ConvNd) -> None:
+    first, second = module.weight.shape[:2]
+    if module.groups > 1:
+        module.groups = module.in_channels = module.out_channels = first
+    elif module.transposed:
+        module.in_channels, module.out_channels = first, second
+    else:
+        module.out_channels, module.in_channels = first, second
+
+
+def _batch_norm(module: nn.modules.batchnorm._NormBase) -> None:
+    held = next(t for t in (module.weight, module.running_mean) if t is not None)
+    module.num_features = held.shape[0]
+
+
+def _layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> None:
+    module.normalized_shape = tuple(module.weight.shape)
+
+
+def _group_norm(module: nn.GroupNorm) -> None:
+    if module.num_groups == module.num_channels:
+        module.num_groups = module.weight.shape[0]
+    module.num_channels = module.weight.shape[0]
+
+
+def _bilinear(module: nn.Bilinear) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
+def _embedding(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+def _prelu(module: nn.PReLU) -> None:
+    module.num_parameters = module.weight.shape[0]
+
+
+def _cell(module: nn.RNNCellBase) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _attention(module: nn.MultiheadAttention) -> nn.Module | None:
+    return NarrowAttention(module) if type(module).forward is nn.MultiheadAttention.forward else None
+
+
+def _recurrent(module: nn.RNNBase) -> nn.Module:
+    # Not weight_hh: it may be computed from another parameter before each call, and be of the old size until then.
+    weights = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    hidden = {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("weight_ih")}
+    hidden = hidden or {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("bias")}
+    projected = {weight.shape[0] for name, weight in weights.items() if name.startswith("weight_hr")}
+    # PyTorch has no projection to as many components as there are units.
+    if len(hidden) > 1 or len(projected) > 1 or (projected and min(projected) >= max(hidden)):
+        return cast(nn.Module, unroll(cast(nn.LSTM, module)))
+    if "weight_ih_l0" in weights:
+        module.input_size = weights["weight_ih_l0"].shape[1]
+    module.hidden_size = hidden.pop() if hidden else module.hidden_size
+    module.proj_size = projected.pop() if projected else 0
+    module.flatten_parameters()
+    return module
+
+
+def _ragged(module: RaggedBase) -> None:
+    module.refit()
+
+
+_RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
+    nn.Linear: _linear,
+    nn.modules.conv._ConvNd: _convolution,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Bilinear: _bilinear,
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+    nn.RNNCellBase: _cell,
+    nn.MultiheadAttention: _attention,
+    nn.RNNBase: _recurrent,
+    RaggedBase: _ragged,
+}
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put one module in the place of another everywhere, plain lists and dictionaries of a module included."""
+    for parent in list(model.modules()):
+        holders = [parent._modules, *(value for value in vars(parent).values() if isinstance(value, (list, dict)))]
+        for holder in holders:
+            for key, child in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+                if child is old:
+                    holder[key] = new
+
+
+# -- initial states from outside -------------------------------------------------------------------------------------
+
+
+def _select_states(model: nn.Module, plan: Plan) -> None:
+    """Let modules whose states come from outside go on accepting states of the original width."""
+    structure = plan.structure
+    given = {
+        name.split(":")[0] for name in structure.outside_states if len(plan.kept[name]) < structure.layers[name].units
+    }
+    for path in given:
+        module = model.get_submodule(path)
+        names = [name for name in structure.layers if name.split(":")[0] == path]
+        cells = _ordered([name for name in names if not name.endswith(":projection")])
+        projections = _ordered([name for name in names if name.endswith(":projection")])
+        hidden = projections or cells
+
+        def sizes(of: list[str]) -> list[int]:
+            return [structure.layers[name].units for name in of]
+
+        def kept(of: list[str]) -> list[list[int]]:
+            return [plan.kept[name] for name in of]
+
+        cell_sizes, cell_kept = (sizes(cells), kept(cells)) if projections else (None, None)
+        selector = StateSelector(sizes(hidden), kept(hidden), cell_full_sizes=cell_sizes, cell_kept=cell_kept)
+        if isinstance(module, RAGGED):
+            module.state_selector = selector
+        else:
+            module.register_forward_pre_hook(selector, with_kwargs=True)
+
+
+def _ordered(names: list[str]) -> list[str]:
+    """Layers in the order of PyTorch's stacked states: by layer, then forward before reverse."""
+
+    def key(name: str) -> tuple[int, bool]:
+        suffix = name.split(":")[1]
+        return int(suffix.removesuffix("_reverse")[1:]), suffix.endswith("_reverse")
+
+    return sorted(names, key=key)

@@ -1,0 +1,243 @@
+"""Never a wrong model: the trace is checked on the user's own example, whatever it missed.
+
+Two checks, both on a plan of random units. *Leak*: with the removed units' columns zero in every consumer found, noise
+in the units' own incoming weights must not move the output; if it does, something still reads them. *Rehearsal*: the
+pruned model must compute what the masked one does; a size written into the user's code shows here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.decide import excluded, free_blocks
+from reprune.core.errors import RepruneError, VerificationError
+from reprune.core.layers import Pin, Site, Structure
+from reprune.core.plan import Plan
+from reprune.torch.surgery.apply import apply, mask, named_tensors
+from reprune.torch.tracing.location import of_error
+from reprune.torch.tracing.record import Forward, Trace, call, eval_mode
+from reprune.torch.tracing.recording import tensors_in
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def rehearse(
+    found: Trace, model: nn.Module, example: Any, forward: Forward | None = None, exclude: Sequence[str] = ()
+) -> Structure:
+    """The structure, with layers pinned whose removal the model's own code does not survive.
+
+    Raises:
+        VerificationError: When something reads units that the trace did not see.
+    """
+    pins = held_back(found.structure(), exclude)
+    structure = found.structure(pins)
+    trial = _Trial(found, model, example, forward)
+    if trial.problem(structure, _blocks(structure)) is None:
+        return structure
+    if found.tighten():
+        structure = found.structure(pins)
+        if trial.problem(structure, _blocks(structure)) is None:
+            return structure
+    for block in _blocks(structure):
+        pin = trial.problem(structure, [block])
+        if pin is not None:
+            pins.update(dict.fromkeys(block, pin))
+    structure = found.structure(pins)
+    left = _blocks(structure)
+    joint = trial.problem(structure, left)
+    if joint is not None:
+        pins.update({name: joint for block in left for name in block})
+    return found.structure(pins)
+
+
+def held_back(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
+    """Pins of the layers that must stay: those the trace found, and those that a glob of `exclude` matches."""
+    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    return {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
+
+
+def _blocks(structure: Structure) -> list[list[str]]:
+    """Names of layers that lose units together."""
+    return [[name for group in entry for name in group] for entry in free_blocks(structure)]
+
+
+def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example: Any, forward: Forward | None) -> None:
+    """Check a pruned model against the masked one on an example.
+
+    Raises:
+        VerificationError: When they differ by more than rounding.
+    """
+    trial = _Trial(found, model, example, forward)
+    if _inexact(plan):
+        return
+    masked = mask(model, plan)
+    expected = trial.outputs(masked)
+    if _differ(expected, trial.outputs(small)) and trial.repeats(masked, expected):
+        raise VerificationError(
+            "The pruned model does not compute what the masked one does on the first batch: it is not returned. "
+            "Exclude layers (exclude=[...]) to find the one, and report it with the model's forward."
+        )
+
+
+class _Trial:
+    """Runs pruned and masked models on the user's example."""
+
+    def __init__(self, found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> None:
+        self._found, self._model, self._example, self._forward = found, model, example, forward
+
+    def outputs(self, model: nn.Module) -> list[torch.Tensor]:
+        """Output tensors but for carried states, with the same random numbers each time."""
+        devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
+        with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+            torch.manual_seed(0)
+            output = call(model, copy.deepcopy(self._example), self._forward)
+        found = list(tensors_in(output))
+        return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
+
+    def repeats(self, model: nn.Module, before: Sequence[torch.Tensor]) -> bool:
+        """Whether a model computes again what it did; one that is random in spite of the seed cannot be compared."""
+        return not _differ(before, self.outputs(model))
+
+    def problem(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> Pin | None:
+        """Why these layers cannot lose units, or None.
+
+        Raises:
+            VerificationError: When something reads units that the trace did not see.
+        """
+        exact = [block for block in blocks if not any(structure.layers[name].approximate for name in block)]
+        trials = [exact] if exact else []
+        if len(exact) < len(blocks):
+            trials.append(list(blocks))  # What is not exact cannot be compared, but it must run.
+        for together in trials:
+            pin = self._problem(structure, together, compare=together is exact)
+            if pin is not None:
+                return pin
+        return None
+
+    def _problem(self, structure: Structure, blocks: Sequence[Sequence[str]], *, compare: bool) -> Pin | None:
+        plan = random_plan(structure, blocks)
+        try:
+            outputs = self.outputs(apply(self._model, plan))
+        except RepruneError:
+            raise
+        except Exception as error:
+            text = str(error).strip().split("\n")[0]
+            site = of_error(error, type(error).__name__)
+            return Pin(site, f"the model's code does not run with fewer units: {text}")
+        # One comparison passes both checks; what failed is only asked when it does not.
+        if not compare or not _differ(self._full_size(_noisy(self._model, plan)), outputs):
+            return None
+        masked = mask(self._model, plan)
+        expected = self.outputs(masked)
+        if not self.repeats(masked, expected):
+            return None
+        if _differ(self.outputs(_noisy(self._model, plan)), expected):
+            raise self._leak(structure, blocks)
+        names = [name for block in blocks for name in block]
+        site = self._found.suspect(names) or Site("forward", "")
+        if any(structure.layers[name].direct for name in names):
+            return Pin(
+                site, "its units are summed or multiplied without a weight and count there even when they are zero"
+            )
+        return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+
+    def _full_size(self, model: nn.Module) -> list[torch.Tensor]:
+        try:
+            return self.outputs(model)
+        except Exception as error:
+            where = of_error(error, type(error).__name__)
+            raise VerificationError(
+                f"{type(model).__name__} does not run ({error}; {where}) after its pruned copy did: its code keeps "
+                "tensors somewhere outside the model, such as in a global variable, and both copies read them. Keep "
+                "them in an attribute of the model."
+            ) from error
+
+    def _leak(self, structure: Structure, blocks: Sequence[Sequence[str]]) -> VerificationError:
+        guilty = [name for block in blocks if self._leaks(random_plan(structure, [block])) for name in block]
+        return VerificationError(
+            f"Something in {type(self._model).__name__} reads the units of {', '.join(guilty) or 'its layers'} in a "
+            "way that was not seen: with every weight that is known to read them set to zero, the output still depends "
+            "on them. Likely a detour around PyTorch's operations (NumPy, .data kept between calls, an extension, a "
+            f"hook). Leave the layer alone with exclude={guilty!r}, or rewrite that part with PyTorch operations."
+        )
+
+    def _leaks(self, plan: Plan) -> bool:
+        return _differ(self.outputs(mask(self._model, plan)), self.outputs(_noisy(self._model, plan)))
+
+
+def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
+    """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
+    rng = np.random.default_rng(seed)
+    taken: dict[int, set[int]] = {}
+    last: dict[int, int] = {}
+    kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
+    for block in blocks:
+        units = structure.layers[block[0]].units
+        if units < 2:
+            continue
+        wanted = units * rng.uniform(0.35, 0.65)
+        # Equal numbers by chance would hide code that only works with those. Where all are taken they go round again,
+        # but for the last one: neighbours differ.
+        free = set(range(1, units)) - taken.setdefault(units, set())
+        if not free:
+            taken[units] = {last[units]} if units > 2 else set()
+            free = set(range(1, units)) - taken[units]
+        count = last[units] = min(free, key=lambda number: abs(number - wanted))
+        taken[units].add(count)
+        for group in structure.index_coupled:
+            if group[0] in block:
+                stay = sorted(rng.choice(units, size=count, replace=False).tolist())
+                kept.update({name: list(stay) for name in group})
+    return Plan(structure, kept)
+
+
+def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
+    """The masked model, with noise in the removed units' own weights: nothing reads them, so nothing may change."""
+    masked = mask(model, plan)
+    tensors = named_tensors(masked)
+    # Units that are also read without a weight are zeroed at their source instead.
+    layers = plan.structure.layers
+    removed = {name: [] if layers[name].direct else units for name, units in plan.removed().items()}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for slot in plan.structure.slots:
+            gone = torch.from_numpy(slot.positions(removed))
+            tensor = tensors[slot.tensor]
+            if slot.role != "own" or not len(gone) or not tensor.is_floating_point():
+                continue
+            shape = list(tensor.shape)
+            shape[slot.axis] = len(gone)
+            noise = torch.randn(shape, generator=generator).to(tensor)
+            current = tensor.data.index_select(slot.axis, gone.to(tensor.device))
+            tensor.data.index_copy_(slot.axis, gone.to(tensor.device), current + noise)
+    return masked
+
+
+def _inexact(plan: Plan) -> bool:
+    removed = plan.removed()
+    return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
+
+
+def _differ(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    """Whether two lists of outputs differ by more than rounding."""
+    if len(first) != len(second):
+        return True
+    return any(_differs(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _differs(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape:
+        return True
+    if not (a.is_floating_point() or a.is_complex()):
+        return not torch.equal(a, b)
+    if a.numel() == 0:
+        return False
+    a, b = torch.nan_to_num(a), torch.nan_to_num(b)
+    limit = _TOLERANCE.get(a.dtype, 1e-3)
+    return bool((a - b).abs().max() > limit * (1e-3 + a.abs().max()))

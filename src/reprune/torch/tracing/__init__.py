@@ -1,0 +1,1 @@
+"""One forward pass with labels: which units reach which weights."""

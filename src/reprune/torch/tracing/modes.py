@@ -1,0 +1,68 @@
+"""Two modes watch the traced pass and hand every operation to its rule.
+
+The function mode sees what Python calls: recurrent kernels, and sizes taken from attributes. The dispatch mode sees
+every operation that follows, composite ones already taken apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reprune.torch.tracing.kernels import KERNELS
+from reprune.torch.tracing.location import here
+from reprune.torch.tracing.rules import apply_rule, record_sizes
+from reprune.torch.tracing.tracer import Tracer
+
+
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._tracer.pauses:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if self._tracer.takes_piece(name, args):
+            with self._tracer.untouched():
+                return func(*args, **kwargs)
+        if name in KERNELS and not isinstance(func, type(here)):
+            with self._tracer.paused():
+                out = func(*args, **kwargs)
+                KERNELS[name](self._tracer, args, out)
+            return out
+        out = func(*args, **kwargs)
+        if out is not NotImplemented:
+            with self._tracer.paused():
+                record_sizes(self._tracer, name, args, kwargs, out)
+        return out
+
+
+class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tracer = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self._tracer.pauses == 0:
+            with torch._C.DisableTorchFunction():
+                apply_rule(self._tracer, func, args, kwargs, out)
+        return out
+
+
+def run(tracer: Tracer, call: Callable[[], Any]) -> Any:
+    """Run `call` under the tracer's modes."""
+    with _DispatchMode(tracer), _FunctionMode(tracer):
+        return call()

@@ -1,0 +1,249 @@
+"""Trace a model: find its recurrent layers, everything that knows their units, and what must stay."""
+
+from __future__ import annotations
+
+import copy
+import inspect as python_inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.layers import Site, Structure
+from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.tracing.cells import traced_cells
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.labels import storage_id
+from reprune.torch.tracing.location import of_function
+from reprune.torch.tracing.modes import run
+from reprune.torch.tracing.recording import Recording, tensors_in
+from reprune.torch.tracing.sizes import tagged_sizes
+from reprune.torch.tracing.structure import Builder
+from reprune.torch.tracing.tracer import Tracer
+
+Forward = Callable[[nn.Module, Any], Any]
+_STATE_NAMES = re.compile(r"hidden|state|^h_?[0nx]?$|^hx$|^hc$|carry|memory|prev")
+
+
+def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """Run a model on one batch: `model(x)`, `model(*xs)` or `model(**named)`, unless `forward` says otherwise."""
+    if forward is not None:
+        return forward(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return model(*batch)
+    return model(batch)
+
+
+def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward | None]:
+    """The arguments of a pass as a batch, by name where some are, and the `forward` that it takes, if it takes one."""
+    if not kwargs:
+        return args, None
+    parameters = list(python_inspect.signature(model.forward).parameters.values())[: len(args)]
+    if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        return {**dict(zip([parameter.name for parameter in parameters], args, strict=True)), **kwargs}, None
+    return (args, kwargs), lambda module, batch: module(*batch[0], **batch[1])
+
+
+def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Structure:
+    """Run the model once on an example and find where its hidden units live.
+
+    Args:
+        model: The model; it is left as it was.
+        example: One batch, as the model takes it (see `call`).
+        forward: Replaces `model(example)`.
+
+    Raises:
+        UnsupportedModelError: When no recurrent layer ran.
+    """
+    return record(model, example, forward).structure()
+
+
+class Trace:
+    """One traced pass: what it recorded, as a structure, and where to look when a rehearsal fails.
+
+    Attributes:
+        state_outputs: Positions, among the tensors that the model returns, of final states that the caller carries.
+    """
+
+    def __init__(self, builder: Builder, state_outputs: frozenset[int], modules: Sequence[str]) -> None:
+        self._builder = builder
+        self._modules = list(modules)
+        self.state_outputs = state_outputs
+        self.structure = builder.structure
+
+    def tighten(self) -> bool:
+        """Keep the layers within each recurrent module equal from now on; returns whether that changes anything.
+
+        Unequal states are tuples, and code that asks a state for its size or type wants a tensor.
+        """
+        modules, self._modules = self._modules, []
+        held = self._builder.recording.count_coupled
+        before = len(held)
+        _bind_modules(modules, self._builder.recording)
+        return len(held) > before
+
+    def suspect(self, layers: Sequence[str]) -> Site | None:
+        """The last place at which units of these layers met a size that the trace could not see."""
+        for labels, site in reversed(self._builder.recording.suspects):
+            if set(self._builder.layers_of(labels)) & set(layers):
+                return site
+        return None
+
+
+def record(
+    model: nn.Module,
+    example: Any,
+    forward: Forward | None = None,
+    *,
+    uniform: bool = False,
+    embeddings: bool = False,
+) -> Trace:
+    """The trace itself; `trace` turns it into a structure.
+
+    Args:
+        model: As for `trace`.
+        example: As for `trace`.
+        forward: As for `trace`.
+        uniform: Keep the layers of one module at equal sizes.
+        embeddings: Take the columns of every `nn.Embedding` as the units of a layer `path:columns`, but for those that
+            are tied to units of a recurrent layer and go with them anyway.
+    """
+    # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
+    model = duplicate(model)
+    tracer = Tracer(model, embeddings=embeddings)
+    equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
+    example = copy.deepcopy(example)
+    tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(tagged_sizes(model))
+        stack.enter_context(_module_hooks(model, tracer))
+        stack.enter_context(traced_cells(model, tracer))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_without_fastpath())
+        output = run(tracer, lambda: call(model, example, forward))
+    states = _outputs(model, tracer, example, output, forward)
+    _bind_modules(equal, tracer.recording)
+    builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
+    if not builder.has_layers:
+        raise UnsupportedModelError(
+            f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
+            "nn.RNN, their cells, and weights that are applied again and again to what they produced."
+        )
+    return Trace(builder, frozenset(states), _uniform_modules(model, uniform=True))
+
+
+def _bind_modules(paths: Sequence[str], recording: Recording) -> None:
+    """Keep the layers of these modules at equal sizes."""
+    for path in paths:
+        for kind in (False, True):
+            names = [
+                layer.name
+                for layer in recording.layers.values()
+                if layer.module == path and (layer.cell == "projection") == kind
+            ]
+            if len(names) > 1:
+                recording.count_coupled.append(names)
+
+
+def _uniform_modules(model: nn.Module, uniform: bool) -> list[str]:
+    """Recurrent modules with code of their own, which no ragged one can replace; or all of them if `uniform`."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase) and (uniform or not _replaceable(module))
+    ]
+
+
+def _replaceable(module: nn.RNNBase) -> bool:
+    """Whether the module computes what its class does, from parameters of its own."""
+    plain = type(module).forward in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+    return plain and all(name in module._parameters for names in module._all_weights for name in names)
+
+
+def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any, forward: Forward | None) -> list[int]:
+    """Units that reach the model's output stay, but for final states that the caller hands back as initial ones.
+
+    Returns the positions of such states among the output's tensors.
+    """
+    states = []
+    site = Site("output", of_function(forward or type(model).forward))
+    for index, tensor in enumerate(tensors_in(output)):
+        state = tracer.states.get(storage_id(tensor))
+        recording = tracer.recording
+        if state is not None and (set(state.layers) <= recording.carried or _takes_states(model, example)):
+            recording.outside_states.update(state.layers)
+            tracer.touch(tensor)
+            states.append(index)
+            continue
+        tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
+    return states
+
+
+def _takes_states(model: nn.Module, example: Any) -> bool:
+    """Whether `forward` has an optional argument for a state, which this example leaves out."""
+    parameters = list(python_inspect.signature(model.forward).parameters.values())
+    if isinstance(example, Mapping):
+        left = [p for p in parameters if example.get(p.name) is None]
+    else:
+        given = list(example) if isinstance(example, (list, tuple)) else [example]
+        left = [p for index, p in enumerate(parameters) if index >= len(given) or given[index] is None]
+    return any(p.default is None and _STATE_NAMES.search(p.name) for p in left)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and back as each of them was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
+def _module_hooks(model: nn.Module, tracer: Tracer) -> Iterator[None]:
+    """Tell states that a recurrent module makes itself from states that it is given."""
+    handles = []
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[1] if len(args) > 1 else kwargs.get("hx")
+            (tracer.without_state.add if given is None else tracer.without_state.discard)(name)
+            tracer.inside_module += 1
+
+        return hook
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tracer.inside_module -= 1
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase, RaggedBase)):
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _without_fastpath() -> Iterator[None]:
+    """Multi-head attention's fused path is one opaque kernel; the ordinary one is made of operations with rules."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

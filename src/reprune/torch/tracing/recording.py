@@ -1,0 +1,85 @@
+"""What a traced pass leaves behind: layers, axes of parameters with their labels, couplings, pins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from reprune.core.layers import Role, Site
+from reprune.torch.tracing.labels import Couplings, Ids
+from reprune.torch.tracing.sizes import Expression
+
+Axis = tuple[str, int]
+
+
+@dataclass
+class Product:
+    """One matrix product: number of rows, and the label lines of the two axes of its matrix."""
+
+    rows: int
+    axes: tuple[Ids, ...]
+
+
+@dataclass
+class RecurrentLayer:
+    """One direction of one layer that a recurrent kernel ran, or the columns of an embedding."""
+
+    name: str
+    cell: str
+    module: str
+    labels: Ids
+
+    @property
+    def emitted(self) -> Ids:
+        """Labels of what it emits; a single unit cannot be removed, and its value travels like any other number."""
+        return self.labels if len(self.labels) > 1 else np.zeros(1, dtype=np.int64)
+
+
+class State(NamedTuple):
+    """A final state that a kernel returned: its layers, and its number of axes when they are stacked."""
+
+    layers: list[str]
+    ndim: int
+
+
+@dataclass
+class Recording:
+    """What one traced pass left behind."""
+
+    couplings: Couplings = field(default_factory=Couplings)
+    layers: dict[str, RecurrentLayer] = field(default_factory=dict)
+    axes: dict[Axis, Ids] = field(default_factory=dict)
+    roles: dict[Axis, set[Role]] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    biases: dict[Axis, str | None] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
+    approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    direct: list[Ids] = field(default_factory=list)
+    count_coupled: list[list[str]] = field(default_factory=list)
+    sizes: list[tuple[Expression, Ids, bool]] = field(default_factory=list)
+    suspects: list[tuple[Ids, Site]] = field(default_factory=list)
+    couplers: list[tuple[Ids, Site]] = field(default_factory=list)
+    outside_states: set[str] = field(default_factory=set)
+    carried: set[str] = field(default_factory=set)
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+def tensors_in(value: Any) -> Iterable[torch.Tensor]:
+    """All tensors in nested containers, dataclasses and packed sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name))

@@ -1,0 +1,104 @@
+"""Operations element by element: operands that share a position are coupled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from reprune.torch.tracing.labels import lines, varies
+from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.rules.op import Labels, Op
+
+
+def pointwise(op: Op) -> Labels:
+    """Operands that share a position are coupled; parameters follow the units they are combined with."""
+    tracer = op.tracer
+    shape = op.out.shape if isinstance(op.out, torch.Tensor) else next(iter(tensors_in(op.out))).shape
+    operands = [tensor for tensor in tensors_in((op.args, op.kwargs)) if tensor.ndim <= len(shape)]
+    base: Labels = None
+    weights, plain = [], []
+    for tensor in operands:
+        units = tracer.units(tensor)
+        if units is not None:
+            base = units.expand(shape) if base is None else tracer.couple(base, units)
+        elif tracer.is_weight(tensor):
+            weights.append(tensor)
+        elif tensor.numel() > 1:
+            plain.append(tensor)
+    if base is None:
+        return None if plain or not weights else _combine_weights(op, weights, shape)
+    for weight in weights:
+        follow(op, base, weight)
+    for tensor in plain:
+        offset = base.ndim - tensor.ndim
+        if any(tensor.size(d - offset) > 1 and varies(base, d) for d in range(offset, base.ndim)):
+            tracer.suspect(base, op.name)
+    return base
+
+
+def follow(op: Op, base: torch.Tensor, weight: torch.Tensor) -> None:
+    """Couple a parameter's axes with the units that vary along them."""
+    offset = base.ndim - weight.ndim
+    for dim in range(max(offset, 0), base.ndim):
+        if weight.size(dim - offset) < 2 or not (varies(base, dim)):
+            continue
+        found = op.tracer.weight_lines(weight, dim - offset, "follows")
+        if not found:
+            op.tracer.pin(base, op.name, "combined with a weight that is computed in a way that was not understood")
+        for _, line in found:
+            for units in lines(base, dim):
+                op.tracer.couple_lines(line, units)
+
+
+def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size) -> Labels:
+    """A weight computed from parameters keeps the identity of the largest; the others' axes follow its axes."""
+    main, *others = sorted(weights, key=lambda weight: -weight.numel())
+    if main.numel() < 2:
+        return None
+    for other in others:
+        offset = main.ndim - other.ndim
+        for dim in range(max(offset, 0), main.ndim):
+            if other.size(dim - offset) > 1:
+                for _, line in op.tracer.weight_lines(main, dim, "follows"):
+                    for _, other_line in op.tracer.weight_lines(other, dim - offset, "follows"):
+                        op.tracer.couple_lines(line, other_line)
+    found = op.tracer.labels(main)
+    return None if found is None else found.expand(shape)
+
+
+def copy(op: Op) -> Labels:
+    """`copy_(target, source)`: the labels of the source."""
+    found = op.tracer.labels(op.args[1])
+    if found is None:
+        return None
+    op.tracer.meet_tags(op.tracer.memory.get(op.args[0]), found)
+    return found.expand(op.out.shape)
+
+
+def like(op: Op) -> Labels:
+    """`zeros_like(x)`: filled anew, with a place for every unit of x."""
+    return op.tracer.units(op.args[0])
+
+
+def nothing(op: Op) -> None:
+    """A result without units."""
+
+
+def glu(op: Op) -> Labels:
+    """One half gates the other, position by position."""
+    found = op.tracer.units(op.args[0])
+    return None if found is None else op.tracer.couple(*found.chunk(2, op.arg(1, "dim", -1)))
+
+
+def unknown(op: Op) -> None:
+    """No rule: the units are left alone."""
+    op.pin(f"'{op.name}' is not an operation that reprune can follow")
+
+
+def real_and_complex(op: Op) -> Labels:
+    """Pairs of real numbers seen as complex ones, and back."""
+    units = op.tracer.units(op.args[0])
+    if units is None:
+        return None
+    return units.unsqueeze(-1).expand(op.out.shape) if op.name == "view_as_real" else units.amax(-1)

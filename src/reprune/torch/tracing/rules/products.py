@@ -1,0 +1,241 @@
+"""Contractions: matrix products, convolutions, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, varies
+from reprune.torch.tracing.recording import Product, RecurrentLayer
+from reprune.torch.tracing.rules.op import Labels, Op, Rule
+from reprune.torch.tracing.tracer import Tracer
+
+
+@dataclass
+class _Side:
+    """One operand of a matrix product: its lines along the contracted axis, and its free axis."""
+
+    tensor: torch.Tensor
+    weight: bool
+    contracted: list[Ids]
+    axes: list[tuple[str, int]]
+    free: Labels
+
+
+def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read: bool) -> _Side:
+    units = tracer.units(tensor)
+    if units is not None:
+        # A tensor that was only made in a size from an attribute has its units along the axis that a weight reads.
+        tagged = bool((compact(units) >= TAG).any())
+        if tagged and not read:
+            units = units.where(units < TAG, NONE)
+        over_units = varies(units, contracted) or (tensor.size(contracted) == 1 and not varies(units, free))
+        if over_units or (tagged and read):
+            return _Side(tensor, False, list(lines(units, contracted)), [], None)
+        over = compact(units).amax(contracted)
+        return _Side(tensor, False, [], [], over if bool((over > NONE).any()) else None)
+    if tracer.is_weight(tensor):
+        found = tracer.weight_lines(tensor, contracted, "reads")
+        return _Side(tensor, True, [line for _, line in found], [axis for axis, _ in found], None)
+    return _Side(tensor, False, [], [], None)
+
+
+def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
+    """out[…, i, j] = Σ_k a[…, i, k] · b[…, k, j]: whoever lies along k is coupled, a weight there is a consumer."""
+    tracer = op.tracer
+    left, right = _side(tracer, a, -1, -2, tracer.is_weight(b)), _side(tracer, b, -2, -1, tracer.is_weight(a))
+    for one in left.contracted:
+        for two in right.contracted:
+            tracer.couple_lines(one, two)
+    _record_reading(op, left, right)
+    _record_reading(op, right, left)
+    own = _record_consumer(op, right, -1, bias) if right.weight else _record_consumer(op, left, -2, bias)
+    shape = op.out.shape
+    result: Labels = None
+    if left.free is not None and right.free is not None:
+        left, right = _one_free(op, left, right)
+    if right.free is not None:
+        result = right.free.unsqueeze(-2).expand(shape)
+    elif left.free is not None:
+        result = left.free.unsqueeze(-1).expand(shape)
+    elif own is not None:
+        line = torch.from_numpy(own).to(op.out.device)
+        result = (line if right.weight else line.unsqueeze(-1)).expand(shape)
+    _record_product(op, left, right, result)
+    return result
+
+
+def _one_free(op: Op, left: _Side, right: _Side) -> tuple[_Side, _Side]:
+    """An outer product has units along both axes and an element only one label: those of the other side stay."""
+    held = [op.tracer.units_by_layer(side.free) if side.free is not None else {} for side in (left, right)]
+    reason = "an outer product of two sets of units"
+    if held[0] and not held[1]:
+        op.tracer.pin(right.free, op.name, reason)
+        return left, replace(right, free=None)
+    if held[0]:
+        op.tracer.pin(right.free, op.name, reason)
+    op.tracer.pin(left.free, op.name, reason)
+    return replace(left, free=None), right
+
+
+def _record_reading(op: Op, side: _Side, other: _Side) -> None:
+    """Units that are contracted with something that is no weight of the model."""
+    if side.weight or not side.contracted or (other.weight and other.contracted):
+        return
+    ids = np.unique(np.concatenate(side.contracted))
+    if other.weight:
+        op.tracer.pin(torch.from_numpy(ids), op.name, "multiplied by a weight that was computed in an unknown way")
+    op.tracer.recording.direct.append(ids[(ids > NONE) & (ids < TAG)])
+    if not other.contracted:
+        op.tracer.suspect(torch.from_numpy(ids), op.name)
+
+
+def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) -> Ids | None:
+    """Note a weight as consumer; returns the labels of what it produces."""
+    if not side.weight:
+        return None
+    tracer = op.tracer
+    produced = tracer.weight_lines(side.tensor, free, "own")
+    name = tracer.owner(bias) if bias is not None else None
+    for axis in side.axes:
+        weight = tracer.tensors[axis[0]]
+        # A part of a longer bias, as attention's queries have, cannot take offsets up by its name.
+        fits = name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel()
+        tracer.recording.biases.setdefault(axis, name if fits else None)
+        tracer.recording.uses[axis[0]] = tracer.recording.uses.get(axis[0], 0) + 1
+        rows = op.out.numel() // max(op.out.shape[free], 1)
+        tracer.recording.rows[axis[0]] = tracer.recording.rows.get(axis[0], 0) + rows
+    if not produced:
+        return None
+    own = produced[0][1].copy()
+    for _, line in produced[1:]:
+        own = np.where(own == NONE, line, own)
+    if bias is not None and bias.ndim == 1:
+        for _, line in tracer.weight_lines(bias, 0, "own"):
+            tracer.couple_lines(line, own)
+    return own
+
+
+def _record_product(op: Op, left: _Side, right: _Side, result: Labels) -> None:
+    rows, columns, inner = op.out.shape[-2], op.out.shape[-1], left.tensor.shape[-1]
+
+    def line(found: list[Ids] | Ids, size: int) -> Ids:
+        return found[0] if len(found) else np.zeros(size, dtype=np.int64)
+
+    # The weight's own line first: an activation of zeros knows its size only.
+    sides = (left, right) if left.weight else (right, left)
+    along = line([*sides[0].contracted, *sides[1].contracted], inner)
+    out_rows = out_columns = np.zeros((0, 0), dtype=np.int64)
+    if result is not None and varies(result, -1):
+        out_columns = lines(result, -1)
+    elif result is not None and varies(result, -2):
+        out_rows = lines(result, -2)
+    batch = op.out.numel() // max(rows * columns, 1)
+    axes = (line(out_rows, rows), line(out_columns, columns), along)
+    op.tracer.recording.products.append(Product(batch, axes))
+
+
+def matmul(at: int, bias_at: int | None = None) -> Rule:
+    """Rule of `mm`, `bmm` (operands at `at`) and `addmm`, `baddbmm` (with what is added at `bias_at`)."""
+
+    def rule(op: Op) -> Labels:
+        bias = op.args[bias_at] if bias_at is not None else None
+        result = contract(op, op.args[at], op.args[at + 1], bias)
+        units = op.tracer.units(bias) if bias is not None else None
+        if units is None:
+            return result
+        return units.expand(op.out.shape) if result is None else op.tracer.couple(result, units)
+
+    return rule
+
+
+def matvec(op: Op) -> Labels:
+    """`mv(a, v)` and `addmv`: a product with a matrix of one column."""
+    a, v = op.args[-2:]
+    wide = Op(op.tracer, op.name, op.func, op.args, op.kwargs, op.out.unsqueeze(-1))
+    found = contract(wide, a, v.unsqueeze(-1))
+    return None if found is None else found.squeeze(-1)
+
+
+def dot(op: Op) -> Labels:
+    """`dot(a, b)`: a product of one row with one column."""
+    a, b = op.args[:2]
+    wide = Op(op.tracer, op.name, op.func, op.args, op.kwargs, op.out.view(1, 1))
+    contract(wide, a.unsqueeze(0), b.unsqueeze(-1))
+    return None
+
+
+def convolution(op: Op) -> Labels:
+    """Convolutions contract channels; sliding over units mixes neighbours and pins them."""
+    data, weight, bias = op.args[:3]
+    transposed, groups = op.args[6], op.args[8]
+    tracer = op.tracer
+    units = tracer.units(data)
+    channels_in, channels_out = (0, 1) if transposed else (1, 0)
+    if units is not None and any(varies(units, dim) for dim in range(2, data.ndim)):
+        op.pin("a convolution slides over its units")
+        return None
+    depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
+    if groups > 1 and not depthwise:
+        op.pin("a convolution in groups")
+        return None
+    name = tracer.owner(weight)
+    if name is not None:
+        tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
+    reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
+    along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
+    for axis, line in reading:
+        for one in along:
+            tracer.couple_lines(line, one)
+        if not depthwise:
+            tracer.recording.biases.setdefault(axis, tracer.owner(bias) if bias is not None else None)
+    produced = reading if depthwise else tracer.weight_lines(weight, channels_out, "own")
+    if not produced:
+        return None
+    own = produced[0][1]
+    if bias is not None:
+        for _, line in tracer.weight_lines(bias, 0, "own"):
+            tracer.couple_lines(line, own)
+    taps = weight[0, 0].numel() * op.out.numel() // max(op.out.shape[1], 1)
+    inner = reading[0][1] if reading and not depthwise else np.zeros(1, dtype=np.int64)
+    tracer.recording.products.append(Product(taps, (own, inner)))
+    wide = torch.from_numpy(own).to(op.out.device)
+    return wide.view(1, -1, *[1] * (op.out.ndim - 2)).expand(op.out.shape)
+
+
+def bilinear(op: Op) -> Labels:
+    """`F.bilinear`: a weight with an axis for each of two inputs, and one for what comes out."""
+    tracer = op.tracer
+    weight = op.args[1]
+    for dim, data in ((1, op.args[0]), (2, op.args[2])):
+        units = tracer.units(data)
+        for _, line in tracer.weight_lines(weight, dim, "reads"):
+            for held in lines(units, -1) if units is not None else ():
+                tracer.couple_lines(line, held)
+    produced = tracer.weight_lines(weight, 0, "own")
+    return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape) if produced else None
+
+
+def embedding(op: Op) -> Labels:
+    """A table's columns are the features that come out."""
+    weight, indices = op.args[:2]
+    tracer = op.tracer
+    found = tracer.weight_lines(weight, 1, "own")
+    if not found:
+        return None
+    (name, axis), line = found[0]
+    path = tracer.embeddings.get(id(tracer.tensors[name]))
+    if path is not None and axis == 1 and len(line) > 1:
+        address, columns = f"{path}:columns", tracer.axis(name, axis, "own")
+        tracer.recording.layers[address] = RecurrentLayer(address, "embedding", path, columns)
+    return torch.from_numpy(line).to(indices.device).expand(op.out.shape)
+
+
+def embedding_renorm(op: Op) -> None:
+    """`max_norm`: a row is shortened by its length over all columns, whether anything reads them or not."""
+    name = op.tracer.owner(op.args[0])
+    if name is not None and id(op.tracer.tensors[name]) in op.tracer.embeddings:
+        columns = torch.from_numpy(op.tracer.axis(name, 1, "own"))
+        op.tracer.pin(columns, "embedding", "max_norm shortens rows by their length over all columns")

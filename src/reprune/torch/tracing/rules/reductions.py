@@ -1,0 +1,80 @@
+"""Operations along dimensions: sums, maxima, softmax, sorting, pooling."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from reprune.torch.tracing.labels import NONE, TAG, compact, lines, unit_ids, varies
+from reprune.torch.tracing.location import here
+from reprune.torch.tracing.rules.op import Labels, Op, Rule
+
+# With the reduced axis kept, these are the parts of a normalisation written out; like LayerNorm it is not exact.
+NORMALISING = {"mean", "var", "std", "var_mean", "std_mean"}
+
+
+def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> Rule:
+    """Rule of an operation along dimensions (`sum`, `softmax`, `max`, `cumsum`, `sort`…)."""
+
+    def rule(op: Op) -> Labels:
+        found = op.tracer.units(op.args[0])
+        if found is None:
+            return None
+        dims = _dims(op, dims_at, found.ndim)
+        for dim in dims:
+            if not varies(found, dim):
+                continue
+            if _couple_along(op, found, dim):
+                continue
+            if op.name in NORMALISING and op.out_tensor.ndim == found.ndim:
+                op.tracer.recording.approximate.append((unit_ids(found), here(op.name)))
+            elif not sums:
+                op.pin(f"'{op.name}' runs over its units")
+            else:
+                op.tracer.recording.direct.append(unit_ids(found))
+            return None
+        small = compact(found)
+        if not dims:
+            return found
+        return small.amax(dims, keepdim=not reduces or op.out_tensor.ndim == found.ndim)
+
+    return rule
+
+
+def _dims(op: Op, at: int, ndim: int) -> list[int]:
+    value = op.arg(at, "dim")
+    if isinstance(value, bool) or value is None or value == []:
+        return list(range(ndim))
+    if isinstance(value, torch.Tensor):
+        return list(range(ndim))
+    return sorted({dim % ndim for dim in ([value] if isinstance(value, int) else value)}) if ndim else []
+
+
+def _couple_along(op: Op, found: torch.Tensor, dim: int) -> bool:
+    """Couple the labels of each line if they belong to different layers (directions that are added, say)."""
+    couplings = op.tracer.recording.couplings
+    held = lines(found, dim)
+    for line in held:
+        names = line[(line != NONE) & (line < TAG)]
+        if len(np.unique(couplings.space(np.unique(names)))) < len(np.unique(names)):
+            return False
+    for line in held:
+        names = line[line != NONE]
+        couplings.union(np.full(len(names), names[0]), names)
+    return True
+
+
+def pooling(spatial: int) -> Rule:
+    """Rule of pooling over the last dimensions, which must not hold units."""
+
+    def rule(op: Op) -> Labels:
+        units = op.tracer.units(op.args[0])
+        if units is None:
+            return None
+        dims = list(range(units.ndim - spatial, units.ndim))
+        if any(varies(units, dim) for dim in dims):
+            op.pin(f"'{op.name}' runs over its units")
+            return None
+        return compact(units).amax(dims, keepdim=True).expand(op.out_tensor.shape)
+
+    return rule

@@ -1,0 +1,302 @@
+"""From what a trace recorded to a `Structure`: classes of labels become layers, slots, groups and costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import torch
+
+from reprune.core.layers import (
+    Consumer,
+    Contraction,
+    Extent,
+    Layer,
+    Pin,
+    Role,
+    Site,
+    SizeAttribute,
+    Slot,
+    Span,
+    Structure,
+)
+from reprune.torch.tracing.labels import NONE, TAG, Ids
+from reprune.torch.tracing.recording import Recording, RecurrentLayer
+
+
+class Builder:
+    """Turns one recording into a structure."""
+
+    def __init__(self, recording: Recording, tensors: dict[str, torch.Tensor], parameters: int) -> None:
+        self.recording = recording
+        self._tensors = tensors
+        self._parameters = parameters
+        self._couplings = recording.couplings
+        self._pins: dict[str, Pin] = {}
+        # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
+        self._layers = {name: layer for name, layer in recording.layers.items() if layer.cell != "embedding"}
+        self._layers.update(self._written_by_hand())
+        self._layers.update(self._embeddings())
+        self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
+        self._unit_of: dict[int, tuple[str, int]] = {}
+        for name, roots in self._roots.items():
+            for unit, root in enumerate(roots.tolist()):
+                self._unit_of.setdefault(root, (name, unit))
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether any recurrent layer was found."""
+        return any(layer.cell != "embedding" for layer in self._layers.values())
+
+    def structure(self, extra_pins: dict[str, Pin] | None = None) -> Structure:
+        """The structure; `extra_pins` are layers pinned for reasons found after the trace."""
+        self._pin_sites()
+        groups = self._groups()
+        sizes, bonds = self._sizes()
+        self._pins.update(extra_pins or {})
+        count_coupled = self._equal_bonds([*self._count_coupled(), *bonds])
+        slots = tuple(self._slots())
+        shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
+        named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
+        approximate = self._sites(self.recording.approximate)
+        direct = {name for ids in self.recording.direct for name in self.layers_of(ids)}
+        layers = {
+            name: Layer(
+                name, layer.cell, len(layer.labels), self._pins.get(name), approximate.get(name), name in direct
+            )
+            for name, layer in self._layers.items()
+        }
+        self._spread_pins(layers, groups)
+        buffers = tuple(name for name in shapes if not self._is_parameter(name))
+        return Structure(
+            layers=layers,
+            slots=slots,
+            shapes=shapes,
+            index_coupled=groups,
+            count_coupled=count_coupled,
+            consumers=tuple(self._consumers(shapes)),
+            contractions=tuple(self._contractions()),
+            steps=float(max(self.recording.steps.values(), default=1)),
+            other_parameters=self._parameters - named,
+            buffers=buffers,
+            sizes=sizes,
+            outside_states=tuple(name for name in layers if name in self.recording.outside_states),
+        )
+
+    def layers_of(self, labels: Ids) -> list[str]:
+        """Names of the layers that hold any of these classes."""
+        roots = set(self._couplings.roots(labels).tolist()) - {NONE}
+        return [name for name, held in self._roots.items() if roots & set(held.tolist())]
+
+    def _is_parameter(self, name: str) -> bool:
+        return isinstance(self._tensors[name], torch.nn.Parameter)
+
+    # -- layers and groups -------------------------------------------------------------------------------------------
+
+    def _written_by_hand(self) -> dict[str, RecurrentLayer]:
+        """Cells without a recurrent module: a weight that is used again and again on what it helped to produce."""
+        known = self._known()
+        found: dict[str, RecurrentLayer] = {}
+        for (name, axis), roles in self.recording.roles.items():
+            if "reads" not in roles or self.recording.uses.get(name, 0) < 2:
+                continue
+            labels = self.recording.axes[name, axis]
+            read = self._couplings.roots(labels)
+            made = {
+                root
+                for (other, _), kinds in self.recording.roles.items()
+                if other == name and "own" in kinds
+                for root in self._couplings.roots(self.recording.axes[other, _]).tolist()
+            }
+            state = np.array([root in made and root not in known for root in read.tolist()])
+            if state.any() and len(set(read[state].tolist())) == state.sum() > 1:
+                module = name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
+                address = next(f"{module}:l{k}" for k in range(len(found) + 1) if f"{module}:l{k}" not in found)
+                found[address] = RecurrentLayer(address, "custom", module, labels[state])
+                self.recording.steps.setdefault(address, self.recording.rows.get(name, 1))
+                known |= set(read[state].tolist())
+        return found
+
+    def _embeddings(self) -> dict[str, RecurrentLayer]:
+        """Embeddings, with those of their columns that are not units of the layers found so far anyway."""
+        known, found = self._known(), {}
+        for name, layer in self.recording.layers.items():
+            if layer.cell == "embedding":
+                free = [root not in known for root in self._couplings.roots(layer.labels).tolist()]
+                if any(free):
+                    found[name] = replace(layer, labels=layer.labels[free])
+        return found
+
+    def _known(self) -> set[int]:
+        """Classes that are units of the layers found so far."""
+        return {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
+
+    def _count_coupled(self) -> list[tuple[str, ...]]:
+        """Layers that the trace saw in step, but for embeddings that are no layers of their own."""
+        bonds = [tuple(name for name in names if name in self._layers) for names in self.recording.count_coupled]
+        return [bond for bond in bonds if len(bond) > 1]
+
+    def _groups(self) -> tuple[tuple[str, ...], ...]:
+        """Index-coupled groups; layers whose classes are shared out of order are pinned."""
+        groups: dict[str, list[str]] = {}
+        for name, roots in self._roots.items():
+            if len(set(roots.tolist())) < len(roots):
+                self._pin(name, self._coupled_at(name), "its own units are coupled with each other")
+            partners = list(dict.fromkeys(self._unit_of[root][0] for root in roots.tolist()))
+            first = partners[0]
+            if len(partners) > 1 or not np.array_equal(self._roots[first], roots):
+                others = [self._unit_of[root][0] for root in roots.tolist()]
+                reason = (
+                    f"its units are coupled with those of several layers ({', '.join(partners)})"
+                    if len(partners) > 1
+                    else f"its units are coupled with those of {others[0]} in a different order"
+                )
+                for other in (name, *partners):
+                    self._pin(other, self._coupled_at(other), reason)
+                groups[name] = [name]
+            else:
+                groups.setdefault(first, []).append(name)
+        return tuple(tuple(group) for group in groups.values())
+
+    def _pin(self, name: str, site: Site, reason: str) -> None:
+        self._pins.setdefault(name, Pin(site, reason))
+
+    def _equal_bonds(self, bonds: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+        """Layers that must keep equal numbers of units; those that must although they differ are pinned."""
+        kept = []
+        for bond in dict.fromkeys(bonds):
+            if len({len(self._layers[name].labels) for name in bond}) == 1:
+                kept.append(bond)
+                continue
+            for name in bond:
+                self._pin(
+                    name, self._coupled_at(name), f"must stay in step with layers of other sizes ({', '.join(bond)})"
+                )
+        return tuple(kept)
+
+    def _coupled_at(self, name: str) -> Site:
+        """The last place at which this layer's units were coupled with something."""
+        for labels, site in reversed(self.recording.couplers):
+            if name in self.layers_of(labels):
+                return site
+        return Site("coupling", "")
+
+    def _pin_sites(self) -> None:
+        for labels, site, reason in self.recording.pins:
+            for name in self.layers_of(labels):
+                self._pin(name, site, reason)
+
+    def _sites(self, found: Iterable[tuple[Ids, Site]]) -> dict[str, Site]:
+        return {name: site for labels, site in found for name in self.layers_of(labels)}
+
+    def _spread_pins(self, layers: dict[str, Layer], groups: Sequence[Sequence[str]]) -> None:
+        """A layer coupled with a pinned one is pinned for the same reason."""
+        bonds = [*groups, *self._count_coupled()]
+        while True:
+            spread = {
+                name: layers[held].pin
+                for bond in bonds
+                for held in [next((n for n in bond if layers[n].pin is not None), None)]
+                if held is not None
+                for name in bond
+                if layers[name].pin is None
+            }
+            if not spread:
+                return
+            for name, pin in spread.items():
+                assert pin is not None
+                layers[name] = replace(
+                    layers[name], pin=Pin(pin.site, f"coupled with a layer that stays: {pin.reason}")
+                )
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def _slots(self) -> Iterable[Slot]:
+        for (name, axis), labels in self.recording.axes.items():
+            spans = tuple(self._spans(labels))
+            if spans:
+                roles = self.recording.roles[name, axis]
+                role: Role = "reads" if "reads" in roles else "own" if "own" in roles else "follows"
+                yield Slot(name, axis, len(labels), role, spans)
+
+    def _spans(self, labels: Ids) -> Iterable[Span]:
+        """Runs of positions whose units count up, each unit repeated equally often."""
+        places = self._places(labels)
+        start = 0
+        while start < len(places):
+            here = places[start]
+            if here is None:
+                start += 1
+                continue
+            each = 1
+            while start + each < len(places) and places[start + each] == here:
+                each += 1
+            units = 1
+            while places[start + units * each : start + (units + 1) * each] == [(here[0], here[1] + units)] * each:
+                units += 1
+            yield Span(start, here[0], here[1], units, each)
+            start += units * each
+
+    def _places(self, labels: Ids) -> list[tuple[str, int] | None]:
+        """Layer and unit of each label: its own layer where it names one, else the first layer of its class."""
+        own: dict[int, tuple[str, int]] = {}
+        for name, layer in self._layers.items():
+            own.update({label: (name, unit) for unit, label in enumerate(layer.labels.tolist())})
+        roots = self._couplings.roots(labels)
+        return [
+            own.get(label) or self._unit_of.get(root) if root != NONE else None
+            for label, root in zip(labels.tolist(), roots.tolist(), strict=True)
+        ]
+
+    def extent(self, labels: Ids) -> Extent:
+        """Length of an axis with these labels, as a function of the units kept."""
+        held = Counter(place[0] for place in self._places(labels) if place is not None)
+        times = {name: count // len(self._layers[name].labels) for name, count in held.items()}
+        fixed = len(labels) - sum(times[name] * len(self._layers[name].labels) for name in times)
+        return Extent(fixed, tuple((name, factor) for name, factor in times.items() if factor))
+
+    # -- consumers, costs, sizes -------------------------------------------------------------------------------------
+
+    def _consumers(self, shapes: dict[str, tuple[int, ...]]) -> Iterable[Consumer]:
+        for (name, axis), bias in self.recording.biases.items():
+            if name in shapes and any(place is not None for place in self._places(self.recording.axes[name, axis])):
+                yield Consumer(name, axis, bias)
+
+    def _contractions(self) -> Iterable[Contraction]:
+        merged: Counter[tuple[Extent, ...]] = Counter()
+        known: dict[bytes, Extent] = {}
+        for product in self.recording.products:
+            extents = []
+            for axis in product.axes:
+                key = axis.tobytes()
+                if key not in known:
+                    known[key] = self.extent(axis)
+                extents.append(known[key])
+            merged[tuple(extents)] += product.rows
+        return (Contraction(float(rows), extents) for extents, rows in merged.items())
+
+    def _sizes(self) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
+        """Attributes to change, and the layers that must keep equal counts because they share one."""
+        attributes: dict[tuple[str, tuple[str | int, ...]], SizeAttribute] = {}
+        bonds: list[tuple[str, ...]] = []
+        hard = [(expression, labels) for expression, labels, firm in self.recording.sizes if firm]
+        users: dict[tuple[str, tuple[str | int, ...]], set[str]] = {}
+        for expression, labels in hard:
+            extent = self.extent(labels[labels < TAG])
+            if not extent.layers:
+                continue
+            key = (expression.owner, expression.path)
+            factor = abs(expression.factor)
+            attributes.setdefault(key, SizeAttribute(*key, extent, times=factor.denominator, divisor=factor.numerator))
+            users.setdefault(key, set()).update(name for name, _ in extent.layers)
+        for expression, labels, firm in self.recording.sizes:
+            key = (expression.owner, expression.path)
+            if not firm and key in users:
+                users[key].update(self.layers_of(labels))
+        for names in users.values():
+            if len(names) > 1:
+                bonds.append(tuple(sorted(names)))
+        return tuple(attributes.values()), bonds

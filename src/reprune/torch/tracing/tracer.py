@@ -1,0 +1,322 @@
+"""The tracer: labels travel with the activations of one real forward pass.
+
+Two modes watch the pass (`modes.py`). Labels live beside storages (`labels.py`), so views and in-place writes need no
+rules; every other operation has one in `rules/`, or pins what it touches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.layers import Role, Site
+from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, storage_id, unit_ids
+from reprune.torch.tracing.location import here
+from reprune.torch.tracing.recording import Axis, Recording, State
+from reprune.torch.tracing.sizes import Expression
+
+
+class Tracer:
+    """Rules' view of the trace: labels of tensors, labels of parameter axes, and what is to be recorded."""
+
+    def __init__(self, model: nn.Module, *, embeddings: bool = False) -> None:
+        self.memory = ShadowMemory()
+        self.recording = Recording()
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._by_storage: dict[int, list[str]] = {}
+        self._base: dict[str, int] = {}
+        self.tags: list[Expression] = []
+        self.states: dict[int, State] = {}
+        self.inputs: set[int] = set()
+        self.without_state: set[str] = set()
+        self.inside_module = 0
+        self.inside_piece = False
+        self.pauses = 0
+        # Modules whose columns count as units, by the identity of the weight: tied ones go by another name.
+        self.embeddings: dict[int, str] = {}
+        for path, module in model.named_modules() if embeddings else ():
+            if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter):
+                self.embeddings.setdefault(id(module.weight), path)
+        base = 1
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.numel() == 0:
+                continue
+            self.tensors[name] = tensor
+            self._by_storage.setdefault(storage_id(tensor), []).append(name)
+            self._base[name] = base
+            base += tensor.numel()
+        self._starts = np.array([*self._base.values(), base])
+        self._names = list(self._base)
+
+    # -- labels of tensors -------------------------------------------------------------------------------------------
+
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a view of a parameter or buffer."""
+        return storage_id(tensor) in self._by_storage
+
+    def labels(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the tensor's elements, or None when none of them has any."""
+        if self.is_parameter(tensor):
+            return self._element_ids(tensor)
+        found = self.memory.get(tensor)
+        return found if found is not None and bool((compact(found) != NONE).any()) else None
+
+    def units(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the units in an activation (0 or more), or None when it holds none."""
+        found = None if self.is_parameter(tensor) else self.memory.get(tensor)
+        if found is None:
+            return None
+        small = compact(found)
+        highest, lowest = int(small.max()), int(small.min())
+        if highest <= NONE:
+            return None
+        return found if lowest >= NONE else small.clamp(min=NONE).expand(found.shape)
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a parameter, a view of one, or computed from parameters alone."""
+        if self.is_parameter(tensor):
+            return True
+        found = self.memory.get(tensor)
+        return found is not None and bool((compact(found) < NONE).any()) and not bool((compact(found) > NONE).any())
+
+    def owner(self, tensor: torch.Tensor) -> str | None:
+        """Name of the parameter or buffer that the tensor is a view of, or None."""
+        for name in self._by_storage.get(storage_id(tensor), ()):
+            held = self.tensors[name]
+            start = held.storage_offset()
+            if start <= tensor.storage_offset() < start + held.numel():
+                return name
+        return None
+
+    def _element_ids(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        name = self.owner(tensor)
+        if name is None:
+            return None
+        held = self.tensors[name]
+        ids = -(self._base[name] + torch.arange(held.numel(), device=held.device)).view(held.shape)
+        flat = torch.zeros(held.storage_offset() + _span(held), dtype=torch.int64, device=held.device)
+        flat.as_strided(held.size(), held.stride(), held.storage_offset()).copy_(ids)
+        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    # -- labels of parameter axes ------------------------------------------------------------------------------------
+
+    def axis(self, name: str, axis: int, role: Role) -> Ids:
+        """Labels of the positions on one axis of a parameter, made on first use."""
+        key = (name, axis % self.tensors[name].ndim)
+        if key not in self.recording.axes:
+            size = self.tensors[name].shape[key[1]]
+            # The only position of an axis cannot be removed: it needs no name.
+            self.recording.axes[key] = self.recording.couplings.new(size) if size > 1 else np.zeros(1, dtype=np.int64)
+        self.recording.roles.setdefault(key, set()).add(role)
+        return self.recording.axes[key]
+
+    def set_axis(self, name: str, axis: int, labels: Ids, role: Role) -> None:
+        """Give the positions on one axis of a parameter these labels, coupling them with labels they already have."""
+        if (name, axis) in self.recording.axes:
+            self.recording.couplings.union(self.recording.axes[name, axis], labels)
+        self.recording.axes[name, axis] = labels
+        self.recording.roles.setdefault((name, axis), set()).add(role)
+
+    def weight_lines(self, weight: torch.Tensor, dim: int, role: Role) -> list[tuple[Axis, Ids]]:
+        """Parameter axes that lie along `dim` of a weight, each with the labels of the weight's positions on it.
+
+        A weight stacked from several parameters gives one entry each, 0 where a position belongs to another one.
+        """
+        dim %= weight.ndim
+        if weight.size(dim) < 2 and weight.numel() > 1 and not self.is_parameter(weight):
+            return []
+        rows = self._probe(weight, dim)
+        if rows is None:
+            return []
+        found: list[tuple[Axis, Ids]] = []
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        owners[rows == NONE] = -1
+        for owner in np.unique(owners[owners >= 0]):
+            name = self._names[owner]
+            shape = self.tensors[name].shape
+            mine = rows[(owners == owner).any(1)]
+            held = np.searchsorted(self._starts, mine, side="right") - 1 == owner
+            places = np.stack(np.unravel_index(np.where(held, mine - self._starts[owner], 0), shape))
+            axis = self._axis_along(places, held, shape, weight, dim)
+            if axis is not None:
+                labels = self.axis(name, axis, role)
+                row = int(np.argmax(held.sum(1)))
+                found.append(((name, axis), np.where(held[row], labels[places[axis, row]], NONE)))
+        return found
+
+    def _axis_along(self, places: Ids, held: Any, shape: torch.Size, weight: torch.Tensor, dim: int) -> int | None:
+        """The one parameter axis whose coordinate moves along `dim`, the same way on every line."""
+        moving = []
+        for axis in range(len(shape)):
+            coordinate = np.where(held, places[axis], -1)
+            lines_ = coordinate[:, coordinate.max(0) >= 0]
+            if lines_.shape[1] > 1 and (lines_[0] != lines_[0, 0]).any():
+                moving.append(axis)
+        if len(moving) == 1:
+            return moving[0]
+        if not moving and tuple(weight.shape) == tuple(shape):
+            return dim
+        if not moving and weight.ndim == 2 and tuple(weight.shape) == tuple(shape)[::-1]:
+            return 1 - dim
+        return None
+
+    def _probe(self, weight: torch.Tensor, dim: int) -> Ids | None:
+        """Element ids on lines along `dim`: the first and last one of a parameter's view, all distinct owners' else."""
+        name = self.owner(weight) if self.is_parameter(weight) else None
+        if name is not None:
+            held = self.tensors[name]
+            start = int(weight.storage_offset()) - int(held.storage_offset())
+            offsets = start + weight.stride(dim) * np.arange(weight.size(dim))
+            far = sum((weight.size(d) - 1) * weight.stride(d) for d in range(weight.ndim) if d != dim)
+            both = np.stack([offsets, offsets + far])
+            return _flat_index(both, held) + self._base[name]
+        found = self.memory.get(weight)
+        if found is None or not bool((found < NONE).any()):
+            return None
+        flat = found.movedim(dim, -1).reshape(-1, weight.size(dim))
+        flat = flat[(flat != NONE).any(1)]
+        return np.asarray(-flat.clamp(max=0).cpu().numpy())
+
+    def units_by_layer(self, labels: torch.Tensor) -> dict[str, Ids]:
+        """The distinct labels of each recurrent layer that occur in `labels`."""
+        found = unit_ids(labels)
+        spaces = self.recording.couplings.space(found)
+        held = {}
+        for name, layer in self.recording.layers.items():
+            mine = found[spaces == self.recording.couplings.space(layer.labels[:1])]
+            if len(mine):
+                held[name] = mine
+        return held
+
+    # -- what rules record -------------------------------------------------------------------------------------------
+
+    def couple(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Couple two tensors of unit labels element by element (they broadcast); returns the labels of the result."""
+        shape = torch.broadcast_tensors(first, second)[0].shape  # type: ignore[no-untyped-call]
+        first, second = compact(first).clamp(min=0), compact(second).clamp(min=0)
+        wide_first, wide_second = first + torch.zeros_like(second), second + torch.zeros_like(first)
+        differ = (wide_first != wide_second) & (wide_first != NONE) & (wide_second != NONE)
+        if bool(differ.any()):
+            pairs = torch.stack([wide_first[differ], wide_second[differ]], 1)
+            distinct = np.unique(pairs.cpu().numpy(), axis=0)
+            self._couple_pairs(distinct)
+            wide_second = _renamed(wide_second, distinct[:, ::-1])
+        prefer_second = (wide_first == NONE) | ((wide_first >= TAG) & (wide_second != NONE))
+        return torch.where(prefer_second, wide_second, wide_first).expand(shape)
+
+    def meet_tags(self, old: torch.Tensor | None, new: torch.Tensor) -> None:
+        """Units are written into a tensor whose length was taken from an attribute."""
+        if old is not None and bool((old >= TAG).any()):
+            self.couple(torch.where(old >= TAG, old, NONE), new)
+
+    def couple_lines(self, first: Ids, second: Ids) -> None:
+        """Couple two lines of labels of equal length."""
+        self._couple_pairs(np.stack([first, second], 1))
+
+    def _couple_pairs(self, pairs: Ids) -> None:
+        if self.recording.couplings.union(pairs[:, 0], pairs[:, 1]):
+            self.recording.couplers.append((pairs[:, 0], here("coupling")))
+        for tags, units in (pairs.T, pairs.T[::-1]):
+            for tag in np.unique(tags[tags >= TAG]):
+                self.constrain(self.tags[tag - TAG], np.unique(units[tags == tag]))
+
+    def constrain(self, expression: Expression, labels: Ids, hard: bool = True) -> None:
+        """Record that a size taken from an attribute is the number of these labels."""
+        labels = labels[labels < TAG]
+        if (labels > NONE).any():
+            self.recording.sizes.append((expression, labels, hard))
+
+    def tag(self, expression: Expression) -> int:
+        """The label of tensors whose length was taken from an attribute."""
+        self.tags.append(expression)
+        return TAG + len(self.tags) - 1
+
+    def pin(self, labels: torch.Tensor | None, operation: str, reason: str, site: Site | None = None) -> None:
+        """Record that the units in `labels` must stay; the site is where the user's code is now unless given."""
+        if labels is not None:
+            ids = unit_ids(labels)
+            if len(ids):
+                self.recording.pins.append((ids, site or here(operation), reason))
+
+    def suspect(self, labels: torch.Tensor, operation: str) -> None:
+        """Record a place that may hold a size the trace cannot see, for the message if the rehearsal fails."""
+        self.recording.suspects.append((unit_ids(labels), here(operation)))
+
+    def is_stacked_state(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a whole final state of all layers, rather than a piece of one."""
+        found = self.states.get(storage_id(tensor))
+        return found is not None and tensor.ndim >= found.ndim
+
+    def takes_piece(self, name: str, args: Sequence[Any]) -> bool:
+        """Whether an operation takes single layers out of a stacked state, as it would out of a tuple: `h_n[-1]`."""
+        if name == "__getitem__":
+            whole = type(args[1]) is int
+        else:
+            whole = name == "unbind" and len(args) == 2 and sys._getframe(2).f_code.co_name == "__iter__"
+        return whole and self.is_stacked_state(args[0])
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """In this context, what is done with a stacked state needs no equal numbers of units."""
+        self.inside_piece = True
+        try:
+            yield
+        finally:
+            self.inside_piece = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """In this context, operations are not looked at."""
+        self.pauses += 1
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+
+    def touch(self, tensor: torch.Tensor) -> None:
+        """A stacked final state is used: its layers must keep equal numbers of units."""
+        state = self.states.pop(storage_id(tensor), None)
+        if state is not None and len(state.layers) > 1:
+            self.recording.count_coupled.append(state.layers)
+
+
+def _renamed(labels: torch.Tensor, pairs: Ids) -> torch.Tensor:
+    """Labels with the first of each pair replaced by the second one.
+
+    Where one of two coupled operands has no units (padding), the other one's show; both must show under one name, or
+    the units would seem to vary over time.
+    """
+    old, where = np.unique(pairs[:, 0], return_index=True)
+    new = pairs[where, 1]
+    units = (old > NONE) & (old < TAG) & (new < TAG)
+    old, new = old[units], new[units]
+    if not len(old):
+        return labels
+    values = labels.cpu().numpy()
+    places = np.minimum(np.searchsorted(old, values), len(old) - 1)
+    return torch.from_numpy(np.where(old[places] == values, new[places], values)).to(labels.device)
+
+
+def _span(tensor: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
+
+
+def _flat_index(offsets: Ids, held: torch.Tensor) -> Ids:
+    """Index in row-major order of the elements at these storage offsets."""
+    if held.is_contiguous():
+        return offsets
+    index, rest = np.zeros_like(offsets), offsets.copy()
+    order = sorted(range(held.ndim), key=held.stride().__getitem__, reverse=True)
+    places = {}
+    for d in order:
+        places[d] = rest // max(held.stride(d), 1)
+        rest = rest % max(held.stride(d), 1)
+    for d in range(held.ndim):
+        index = index * held.size(d) + places[d]
+    return index

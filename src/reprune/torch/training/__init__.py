@@ -1,0 +1,1 @@
+"""Pruning while a PyTorch model trains, and teaching the pruned model by the dense one."""

@@ -23,8 +23,7 @@ import pytest
 import reprune
 from reprune.core.cost import CostModel
 from reprune.core.plan import Plan
-
-from .damage import DAMAGE, random_damages
+from tests.contract.damage import DAMAGE, random_damages
 
 Array = Any
 RELATIVE = 1e-5

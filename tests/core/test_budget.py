@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from reprune.core.budget import Block, Budget, allocate
 from reprune.core.cost import COUNTED, CostModel
 from reprune.core.errors import BudgetError
-
-from .builders import stack
+from tests.helpers.builders import stack
 
 
 def allowed_sizes(budget, units):

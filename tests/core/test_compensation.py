@@ -9,8 +9,7 @@ from reprune.core.compensation import COMPENSATIONS, RIDGES, held_out, predict
 from reprune.core.errors import CalibrationWarning
 from reprune.core.layers import Consumer, Slot, Span
 from reprune.core.readings import Reading, SecondMoments, SplitMoments, readings
-
-from .builders import stack
+from tests.helpers.builders import stack
 
 
 def reading_of(rows, *, bias, outputs=3):

@@ -12,8 +12,7 @@ from reprune.core.decide import decide, excluded, free_blocks, left_out
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
-
-from .builders import responses, stack
+from tests.helpers.builders import responses, stack
 
 SPECTRA = {"a": [8.0, 1.0, 0.5, 0.25, 0.2, 0.05], "b": [3.0, 2.5, 2.0, 1.5]}
 

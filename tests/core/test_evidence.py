@@ -7,8 +7,7 @@ import torch
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence, LayerEvidence
 from reprune.core.layers import Layer, Slot, Span, Structure
-
-from .builders import responses, stack
+from tests.helpers.builders import responses, stack
 
 
 def test_incoming_weights_are_the_gate_rows_of_each_unit():

@@ -17,8 +17,7 @@ from reprune.core.errors import BudgetError, PlanError
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Extent
 from reprune.core.plan import Plan
-
-from .builders import stack
+from tests.helpers.builders import stack
 
 
 def units(name: str) -> Extent:

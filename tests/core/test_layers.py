@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.core.layers import Extent, Pin, Site, Slot, Span
-
-from .builders import stack
+from tests.helpers.builders import stack
 
 SPAN = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 4), st.integers(1, 3))
 

@@ -14,8 +14,7 @@ from reprune.core.errors import PlanError
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Extent, SizeAttribute
 from reprune.core.plan import Diagnostics, Fold, Plan
-
-from .builders import stack
+from tests.helpers.builders import stack
 
 HUGE = 10**300
 

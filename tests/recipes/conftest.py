@@ -9,8 +9,7 @@ import torch
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.run.options import Options
 from reprune.recipes.video.generated import CLASSES, FEATURES, write_shards
-
-from .made_text import write_text
+from tests.helpers.made_text import write_text
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from reprune.core.errors import RepruneError
 from reprune.core.plan import Plan
 from reprune.recipes.run.options import Options
 from reprune.recipes.video import recipe as youtube8m
-from tests.recipes.test_resume import CrashError, assert_same, crash_after, raise_crash
+from tests.recipes.run.test_resume import CrashError, assert_same, crash_after, raise_crash
 
 
 @pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")

@@ -12,8 +12,7 @@ import pytest
 
 from reprune.core.plan import Plan
 from reprune.report import write_report
-
-from .conftest import energy_plan, stack
+from tests.report.conftest import energy_plan, stack
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

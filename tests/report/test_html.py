@@ -8,10 +8,9 @@ import pytest
 from reprune.core.plan import Diagnostics, Plan
 from reprune.report import figures, write_report
 from reprune.report.metrics import metric_rows
-
-from .conftest import energy_plan, spectrum, stack
-from .page import Element, read_page
-from .test_table import lstm_macs, lstm_parameters
+from tests.report.conftest import energy_plan, spectrum, stack
+from tests.report.page import Element, read_page
+from tests.report.test_table import lstm_macs, lstm_parameters
 
 
 def written(path: Path, plan: Plan, summary: dict[str, Any] | None = None, **options: str) -> Element:

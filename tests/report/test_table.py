@@ -5,8 +5,7 @@ from rich.cells import cell_len
 
 from reprune.core.plan import Plan
 from reprune.report import render_structure, render_table
-
-from .conftest import CLASSES, FEATURES, energy_plan, stack
+from tests.report.conftest import CLASSES, FEATURES, energy_plan, stack
 
 
 def lstm_parameters(width: int, units: int) -> int:

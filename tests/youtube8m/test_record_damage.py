@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from reprune.core.errors import RecordError
 from reprune.youtube8m.records import Record, read_records
-
-from . import tfrecord_reference as reference
-from .tfrecord_reference import FEATURES, assert_same, random_records, same
+from tests.youtube8m import tfrecord_reference as reference
+from tests.youtube8m.tfrecord_reference import FEATURES, assert_same, random_records, same
 
 RECORDS = random_records(6, longest=3)
 FRAMED = [reference.framed(reference.serialised(record)) for record in RECORDS]

@@ -17,8 +17,7 @@ from reprune.core.errors import RecordError
 from reprune.youtube8m.epochs import assign_files
 from reprune.youtube8m.records import Record, write_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader, collate, dequantize
-
-from .tfrecord_reference import FEATURES, random_records
+from tests.youtube8m.tfrecord_reference import FEATURES, random_records
 
 CLASSES = 16
 

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from reprune.core.errors import RecordError
 from reprune.youtube8m.metrics import VideoMetrics
 from reprune.youtube8m.records import Record, RecordWriter, count_records, find_files, read_records, write_records
-
-from . import tfrecord_reference as reference
-from .tfrecord_reference import FEATURES, assert_same, random_records
+from tests.youtube8m import tfrecord_reference as reference
+from tests.youtube8m.tfrecord_reference import FEATURES, assert_same, random_records
 
 SHARED = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2] / "../shared/data"))
 

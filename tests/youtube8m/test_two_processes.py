@@ -8,10 +8,9 @@ import torch
 from reprune.youtube8m.records import write_records
 from reprune.youtube8m.torch_loader import RecordDataset, RecordLoader
 from reprune.youtube8m.torch_metrics import video_metrics
-from tests.processes import in_two_processes, meet
-
-from .test_torch_video_metrics import CLASSES, expected, generated, values
-from .tfrecord_reference import FEATURES, random_records
+from tests.helpers.processes import in_two_processes, meet
+from tests.youtube8m.test_torch_video_metrics import CLASSES, expected, generated, values
+from tests.youtube8m.tfrecord_reference import FEATURES, random_records
 
 
 def _one_process(rank: int, folder: str) -> None:

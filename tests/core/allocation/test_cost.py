@@ -9,8 +9,7 @@ from reprune.core.cost import CostModel
 from reprune.core.criteria import Criterion, Ranking
 from reprune.core.decide import decide
 from reprune.core.methods import Method
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 class Given(Criterion):

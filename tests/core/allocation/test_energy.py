@@ -11,8 +11,7 @@ from reprune.core.cost import COUNTED, CostModel
 from reprune.core.criteria import Ranking
 from reprune.core.evidence import LayerEvidence
 from reprune.core.statistics import Moments
-
-from ..builders import responses, stack
+from tests.helpers.builders import responses, stack
 
 UNUSED = Ranking(np.arange(0), np.zeros(0))
 

@@ -11,8 +11,7 @@ from reprune.core.budget import Budget
 from reprune.core.decide import decide
 from reprune.core.errors import BudgetError
 from reprune.core.methods import Method
-
-from ..builders import responses, stack
+from tests.helpers.builders import responses, stack
 
 SPECTRA = {"a": [8.0, 1.0, 0.5, 0.25, 0.2, 0.05], "b": [3.0, 2.5, 2.0, 1.5]}
 

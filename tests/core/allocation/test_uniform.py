@@ -7,8 +7,7 @@ from reprune.core.allocation import Uniform
 from reprune.core.budget import Block, Budget, allocate
 from reprune.core.cost import CostModel
 from reprune.core.criteria import Ranking
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5, 0.77, 0.9])

@@ -10,8 +10,7 @@ from reprune.core.criteria.class_separability import interleave
 from reprune.core.criteria.geometric_median import distance_sums
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def labelled(units=5, rows=90, classes=3):

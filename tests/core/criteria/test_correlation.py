@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from reprune.core.criteria import Correlation
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def rows_of(units, seed):

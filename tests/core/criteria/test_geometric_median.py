@@ -9,8 +9,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.criteria import geometric_median
 from reprune.core.criteria.geometric_median import GeometricMedian, distance_sums
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 RNG = np.random.default_rng(0)
 

@@ -4,8 +4,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from reprune.core.criteria import IssMedian
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def test_scores_are_distances_between_whole_structures():

@@ -8,8 +8,7 @@ import torch
 
 from reprune.core.criteria import IssNorm
 from reprune.core.evidence import Evidence
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 @pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])

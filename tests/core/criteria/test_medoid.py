@@ -5,8 +5,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.criteria import Medoid
 from reprune.core.criteria.medoid import medoid_distances
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def test_scores_are_distances_to_the_most_central_unit():

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from reprune.core.criteria import Random
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def order(seed):

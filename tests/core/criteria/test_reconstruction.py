@@ -11,8 +11,7 @@ from reprune.core.decide import decide
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
 from reprune.core.readings import SplitMoments, readings
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def refitted_error(moments, weights, gone):

@@ -5,8 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from reprune.core.criteria import ResponseMedian
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 @pytest.mark.parametrize("means", [True, False])

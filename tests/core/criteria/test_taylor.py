@@ -6,8 +6,7 @@ import pytest
 from reprune.core.criteria import Taylor
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def test_scores_are_sums_over_all_that_a_unit_touches():

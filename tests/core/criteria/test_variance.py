@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from reprune.core.criteria import Variance
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 def test_scores_are_the_variances_of_the_rows():

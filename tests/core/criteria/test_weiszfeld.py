@@ -6,8 +6,7 @@ from scipy.optimize import minimize
 
 from reprune.core.criteria import Weiszfeld
 from reprune.core.criteria.weiszfeld import geometric_median_of
-
-from ..builders import stack
+from tests.helpers.builders import stack
 
 
 @pytest.mark.parametrize("seed", range(3))

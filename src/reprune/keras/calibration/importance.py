@@ -1,4 +1,4 @@
-"""How much the model's output depends on what its consumers compute; `reprune.torch.calibration.importance` says why and how."""
+"""How much the model's output depends on what its consumers compute, as in `reprune.torch.calibration.importance`."""
 
 from __future__ import annotations
 

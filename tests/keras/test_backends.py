@@ -1,0 +1,62 @@
+"""Where else the adapter runs: on another backend than TensorFlow, and where PyTorch is not installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reprune.recipes.video.generated import write_shards
+
+ROOT = Path(__file__).parents[2]
+SUBSET = [
+    "tests/keras/test_contract.py",
+    "tests/keras/calibration/test_labels.py",
+    "-k",
+    "reconstruct or verified or pinned or gradient or scatter",
+]
+WITHOUT_TORCH = """
+import sys
+# What an import of a package that is not installed meets.
+sys.modules.update(dict.fromkeys(("torch", "lightning", "torchmetrics")))
+"""
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+PYTEST = "import pytest; sys.exit(pytest.main(['-p', 'no:cacheprovider', *sys.argv[1:]]))"
+
+
+def test_on_the_backend_of_pytorch() -> None:
+    pytest.importorskip("torch")
+    assert "passed" in run(f"import sys; {PYTEST}", *SUBSET, KERAS_BACKEND="torch")
+
+
+def test_without_pytorch() -> None:
+    assert "passed" in run(WITHOUT_TORCH + PYTEST, *SUBSET)
+
+
+def test_the_papers_procedure_without_pytorch(tmp_path: Path) -> None:
+    write_shards(tmp_path, train=40, validate=16)
+    script = WITHOUT_TORCH + "from reprune.cli.app import app; app()"
+    options = "--features rgb:32,audio:16 --classes 6 --hidden 8 --epochs 1 --finetune-epochs 1 --batch-size 16"
+    records = ["--train", f"{tmp_path}/train*.tfrecord", "--validate", f"{tmp_path}/validate*.tfrecord"]
+    said = run(
+        script, "train", "youtube8m", "--framework", "keras", *records, *options.split(), "--out", f"{tmp_path}/run"
+    )
+    assert "GAP@20" in said
+    assert (tmp_path / "run" / "summary.json").exists()

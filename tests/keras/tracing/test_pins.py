@@ -1,0 +1,194 @@
+"""What cannot be pruned exactly is left alone, with a reason that says why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import reprune.keras
+from reprune.core.errors import PlanError, UnsupportedModelError
+from tests.helpers import keras_zoo as zoo
+from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
+
+L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
+
+
+class Scaled(keras.layers.Layer):
+    """A custom layer with a weight of its own and a recurrent layer inside."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rnn = L.LSTM(4, return_sequences=True)
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+        self.rnn.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.rnn(x) * self.scale
+
+
+class Gain(keras.layers.Layer):
+    """A layer without recurrent layers inside."""
+
+    def build(self, shape: Any) -> None:
+        self.gain = self.add_weight(shape=(shape[-1],), name="gain")
+
+    def call(self, x: Any) -> Any:
+        return x * self.gain
+
+
+class OwnCell(L.SimpleRNNCell):
+    """A cell that does something of its own."""
+
+    def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
+        output, new = super().call(inputs, states, training=training)
+        return output + K.mean(output, axis=-1, keepdims=True), new
+
+
+def _functional(build: Callable[..., Any], *shapes: Any) -> Callable[[], Any]:
+    return lambda: zoo.functional(build, *shapes)
+
+
+def _named(units: int = 6, **options: Any) -> Any:
+    return L.LSTM(units, return_sequences=True, name="pinned", **options)
+
+
+def _given_states(x: Any, h: Any, c: Any) -> Any:
+    return L.Dense(2)(_named(6)(x, initial_state=[h, c]))
+
+
+def _time_stacked(x: Any) -> Any:
+    both = L.Concatenate(axis=1)([_named(F)(x), x])
+    return L.Dense(2)(both)
+
+
+def _offset(x: Any) -> Any:
+    h = _named(6)(x)
+    return L.Dense(2)(K.add(h, K.flip(h, axis=-1)))
+
+
+def _crossed(x: Any) -> Any:
+    return L.Dense(2)(L.Add()([_named(6)(x), zoo.both(3)(x)]))
+
+
+def _chosen(x: Any) -> Any:
+    h = _named()(x)
+    return L.Dense(2)(K.take_along_axis(zoo.lstm(6)(x), K.cast(h > 0, "int32"), axis=1))
+
+
+def _outer(x: Any) -> Any:
+    first = K.transpose(L.GRU(4, return_sequences=True)(x), (0, 2, 1))
+    return L.Dense(2)(L.Flatten()(K.matmul(first, _named()(x))))
+
+
+def _sigmoids(x: Any) -> Any:
+    return L.Dense(2)(L.Attention()([_named(activation="sigmoid")(x), zoo.lstm(6, activation="sigmoid")(x)]))
+
+
+PINNED: dict[str, tuple[Callable[[], Any], str]] = {
+    "output": (_functional(lambda x: _named()(x)), "are an output of the model"),
+    "lambda": (_functional(lambda x: L.Dense(2)(L.Lambda(lambda h: h * 2.0)(_named()(x)))), "a Lambda may do anything"),
+    "unknown": (_functional(lambda x: L.Dense(2)(K.glu(_named()(x)))), "what Glu does .* is not known"),
+    "running-sum": (_functional(lambda x: L.Dense(2)(K.cumsum(_named()(x), axis=-1))), "runs over its units as over"),
+    "weighted-mean": (_functional(lambda x: L.Dense(2)(K.average(_named()(x), axis=-1))), "reduced over its units"),
+    "halves": (_functional(lambda x: L.Dense(2)(K.add(*K.split(_named()(x), 2, -1)))), "written into the code"),
+    "steps-by-units": (_functional(_chosen), "used as indices"),
+    "masked-by-units": (_functional(lambda x: L.Dense(2)(L.LSTM(3)(L.Masking(-1.0)(_named()(x))))), "a mask is made"),
+    "own-weights": (_functional(lambda x: L.Dense(2)(Gain()(_named()(x)))), r"weights of its own \(gain\).*Dense"),
+    "letters-left-out": (_functional(lambda x: L.Dense(2)(K.einsum("...d,...e->...d", _named()(x), x))), "letters out"),
+    "softmax": (_functional(lambda x: L.Dense(2)(L.Softmax()(_named()(x)))), "a softmax runs over its units"),
+    "mixing-activation": (
+        _functional(lambda x: L.Dense(2)(_named(activation="softmax")(x))),
+        "its activation softmax mixes the units",
+    ),
+    "input-added": (_functional(lambda x: L.Dense(2)(L.Add()([_named(F)(x), x]))), "cannot be made narrower"),
+    "input-stacked": (_functional(_time_stacked), "cannot be made narrower"),
+    "flipped": (_functional(_offset), "repeated or reordered"),
+    "time-as-features": (_functional(lambda x: L.Dense(2)(L.LSTM(4)(L.Permute((2, 1))(_named()(x))))), "as over time"),
+    "mean-over-units": (_functional(lambda x: L.Dense(2)(K.mean(_named()(x), axis=-1))), "reduced over its units"),
+    "half": (_functional(lambda x: L.Dense(2)(_named()(x)[..., :3])), "by a position that is written into the code"),
+    "outer-product": (_functional(_outer), "on two axes of a product"),
+    "states-from-outside": (_functional(_given_states, (T, F), (6,), (6,)), "its initial state comes from"),
+    "one-unit": (_functional(lambda x: L.Dense(2)(_named(1)(x))), "it has a single unit"),
+    "grouped": (_functional(lambda x: L.Dense(2)(L.Conv1D(4, 2, groups=2)(_named()(x)))), "grouped convolution"),
+    "group-norm": (_functional(lambda x: L.Dense(2)(L.GroupNormalization(2)(_named()(x)))), "is not known"),
+    "unequal-attention": (
+        _functional(lambda x: L.Dense(2)(L.Attention()([_named(F)(x), x]))),
+        "multiplied with values that cannot",
+    ),
+    "sigmoid-attention": (_functional(_sigmoids), "cannot be silenced"),
+    "crossed": (_functional(_crossed), r"other positions of bidirectional\S*:backward and bidirectional\S*:forward"),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pin_says_why(name: str) -> None:
+    build, reason = PINNED[name]
+    keras.utils.set_random_seed(0)
+    model = build()
+    structure = reprune.keras.trace(model, zoo.inputs_for(model))
+    pin = structure.layers["pinned"].pin
+    assert pin is not None
+    assert re.search(reason, pin.reason), pin
+    assert "pinned" not in structure.prunable
+    if structure.layers["pinned"].units > 1:
+        with pytest.raises(PlanError):
+            some_plan(structure).with_kept({"pinned": [0]})
+
+
+def test_other_layers_are_still_pruned() -> None:
+    model = zoo.functional(lambda x: L.Dense(2)(L.LSTM(5)(L.Lambda(lambda h: h * 2.0)(_named()(x)))))
+    inputs = zoo.inputs_for(model)
+    plan = some_plan(reprune.keras.trace(model, inputs))
+    small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    assert small.count_params() < model.count_params()
+    assert error(outputs(masked, inputs), outputs(small, inputs)) < RELATIVE
+
+
+@pytest.mark.parametrize("kind", ["scaled", "cell"])
+def test_custom_code_is_listed_and_left_alone(kind: str) -> None:
+    layer = Scaled(name="custom") if kind == "scaled" else L.RNN(OwnCell(4), return_sequences=True, name="custom")
+    model = zoo.functional(lambda x: L.Dense(2)(L.GRU(3)(layer(L.LSTM(5, return_sequences=True, name="before")(x)))))
+    structure = reprune.keras.trace(model, zoo.inputs_for(model))
+    pinned = {name: str(layer.pin) for name, layer in structure.layers.items() if layer.pin}
+    assert len(pinned) == 2
+    assert "custom" in pinned["before"]
+    assert all(name == "before" or name.startswith("custom") for name in pinned)
+    assert len(structure.prunable) == 1
+
+
+def test_layer_normalization_is_approximate() -> None:
+    model = zoo.sequential(zoo.lstm(6), L.LayerNormalization(), L.Dense(2))
+    inputs = zoo.inputs_for(model)
+    structure = reprune.keras.trace(model, inputs)
+    (layer,) = structure.layers.values()
+    assert layer.pin is None
+    assert "LayerNormalization" in str(layer.approximate)
+    plan = some_plan(structure)
+    small = reprune.keras.apply(model, plan)
+    # Sliced, and exactly what the definition says on the kept units.
+    kept = plan.kept[layer.name]
+    rnn = keras.Model(small.inputs[0], small.layers[0].output)
+    h = np.asarray(rnn(inputs), dtype="float64")
+    gamma, beta = (np.asarray(w.numpy())[kept] for w in model.layers[1].weights)
+    normed = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-3) * gamma + beta
+    kernel, bias = (np.asarray(w.numpy()) for w in model.layers[2].weights)
+    np.testing.assert_allclose(np.asarray(small(inputs)), normed @ kernel[kept] + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_strict_raises_instead_of_pinning() -> None:
+    model = zoo.functional(lambda x: L.Dense(2)(L.LSTM(5)(L.Lambda(lambda h: h * 2.0)(_named()(x)))))
+    with pytest.raises(UnsupportedModelError, match=r"pinned: a Lambda"):
+        reprune.keras.inspect(model, [zoo.inputs_for(model)], strict=True, verify=False)
+
+
+def test_nothing_recurrent() -> None:
+    model = zoo.sequential(L.Dense(4), L.Dense(2))
+    with pytest.raises(UnsupportedModelError, match="no recurrent layer"):
+        reprune.keras.inspect(model, [zoo.inputs_for(model)])

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.keras.surgery.configuration import sublayers
+from reprune.keras.tracing.configuration import sublayers
 
 _OPERATORS = {keras.layers.GRU: "GRU", keras.layers.SimpleRNN: "RNN"}
 _ACTIVATIONS = {keras.activations.tanh: "Tanh", keras.activations.relu: "Relu", keras.activations.sigmoid: "Sigmoid"}

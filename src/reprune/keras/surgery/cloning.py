@@ -9,8 +9,8 @@ import keras
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.plan import Plan
-from reprune.keras.surgery.configuration import made_with
 from reprune.keras.surgery.ragged import RaggedBidirectional
+from reprune.keras.tracing.configuration import made_with
 from reprune.keras.tracing.graph import ModelGraph
 from reprune.keras.tracing.positional import ManyArguments
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError, keras_2_error
-from reprune.keras.surgery.configuration import loose_weights, sublayers
+from reprune.keras.tracing.configuration import loose_weights, sublayers
 from reprune.keras.tracing.positional import Arguments
 from reprune.keras.tracing.symbolic import followed, symbolic
 

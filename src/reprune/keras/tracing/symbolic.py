@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from reprune.core.errors import UnsupportedModelError
-from reprune.keras.surgery.configuration import loose_weights, made_with
 from reprune.keras.tracing.batch_zeros import zeros_of
+from reprune.keras.tracing.configuration import loose_weights, made_with
 from reprune.keras.tracing.positional import Arguments, ManyArguments, wanted_arguments
 from reprune.keras.tracing.tensorflow_calls import translated
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from reprune.core.layers import Pin
-from reprune.keras.surgery.configuration import loose_weights, sublayers
+from reprune.keras.tracing.configuration import loose_weights, sublayers
 from reprune.keras.tracing.rules import attention, elementwise, movement, recurrent, weights
 from reprune.keras.tracing.tracer import Call, moved
 

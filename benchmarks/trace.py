@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from reprune.core.decide import free_blocks
+from reprune.core.rehearsal import random_plan
 from reprune.torch import apply, trace
-from reprune.torch.surgery.verify import random_plan, rehearse, verify
+from reprune.torch.surgery.verify import rehearse, verify
 from reprune.torch.tracing.record import record
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from reprune.core.decide import free_blocks
 from reprune.core.plan import Plan
+from reprune.core.rehearsal import random_plan
 from reprune.torch import apply, mask
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.surgery.verify import random_plan
 from reprune.torch.tracing.record import call
 from reprune.torch.tracing.recording import tensors_in
 

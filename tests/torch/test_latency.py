@@ -89,7 +89,7 @@ def test_what_is_timed() -> None:
 def test_measured_once_for_any_number_of_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = reprune.calibrate(Mixed().eval(), [torch.randn(2, 9, 5)], methods=["magnitude"])
     plans = [calibration.plan(ratio, of="latency", method="magnitude") for ratio in (0.0, 0.5)]
-    monkeypatch.setattr("reprune.torch.calibration.calibrate.measure_latency", None)
+    monkeypatch.setattr("reprune.torch.adapter.measure_latency", None)
     plans.append(calibration.plan(of="latency", method="magnitude", target_ms=900, round_to="auto"))
     assert len({id(plan.latency) for plan in plans}) == 1
     assert plans[0].counts() == plans[0].structure.counts()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reprune
 from reprune.core.errors import PlanError
-from reprune.torch.result import Result
+from reprune.verbs.result import Result
 
 
 class Tied(nn.Module):

@@ -8,6 +8,13 @@ from typing import Any
 
 from reprune.core.errors import StatisticsError
 
+Forward = Callable[[Any, Any], Any]
+"""Runs a model on a batch: a function of both, in place of `model(batch)`."""
+Labels = Callable[[Any], Any]
+"""Classes of a batch's sequences: numbers (sequences), or ones and zeros (sequences × classes)."""
+Loss = Callable[[Any, Any], Any]
+"""Mean loss of a model on a batch: a scalar, from which gradients flow."""
+
 
 def first_batch(batches: Iterable[Any], is_tensor: Callable[[Any], bool]) -> tuple[Any, Iterator[Any]]:
     """The first batch, and an iterator over all of them that holds no more than it.

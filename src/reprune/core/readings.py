@@ -53,6 +53,20 @@ class Importance:
         return {key: value / self.batches for key, value in self._total.items()}
 
 
+class Statistics(dict[str, Moments]):
+    """Moments of the responses, by layer.
+
+    Attributes:
+        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
+        fed: What recurrent weights read from the responses instead of the last ones, likewise.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
+        self.readings: dict[Axis, SplitMoments] = {}
+        self.fed: dict[Axis, FeedBack] = {}
+
+
 class SplitMoments:
     """Moments of the same features in two halves, so that what is fitted on one can be judged on the other."""
 

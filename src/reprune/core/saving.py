@@ -13,11 +13,11 @@ WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.html"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def write_folder(folder: Path, plan: Plan, write_weights: Callable[[str], object]) -> None:
+def write_folder(folder: Path, plan: Plan, write_weights: Callable[[Path], object]) -> None:
     """Write weights and plan; both are complete on disk before either takes its place."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, text = folder / f"{WEIGHTS}.partial", folder / f"{PLAN}.partial"
-    write_weights(str(weights))
+    write_weights(weights)
     text.write_text(plan.to_json(), encoding="utf-8")
     weights.replace(folder / WEIGHTS)
     text.replace(folder / PLAN)

@@ -15,7 +15,7 @@ from reprune.keras.export.formats import export
 from reprune.keras.surgery.apply import apply
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import graph_of
-from reprune.keras.tracing.record import trace
+from reprune.keras.tracing.record import Forward, captured, trace
 from reprune.runtimes.timing import ONNX_RUNTIMES, Seen, check_covered, check_runtime, small_plan, tabulate_onnx
 
 _KINDS: dict[type, str] = {
@@ -27,36 +27,15 @@ def measure_latency(
     model: Any,
     example: Any,
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     threads: int = 1,
+    forward: Forward | None = None,
     structure: Structure | None = None,
 ) -> LatencyTable:
-    """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
-
-    LSTM, GRU and SimpleRNN layers and products with weights are timed by themselves at a few sizes up to those of the
-    model, and the model as a whole, all as exported to ONNX; the rest of it counts as constant. Takes a minute.
-    Times are the shortest of several; one thread is timed by its own clock, which other programs do not lengthen.
-
-    Args:
-        model: The model; it is left as it was.
-        example: An input as the model takes it, of the batch and length that are to be fast.
-        runtime: What is to be fast: `onnxruntime`, or `onnxruntime-int8` (weights in 8 bits).
-        threads: Threads it may use.
-        structure: What a trace of the model found on this example, if there is one already.
-
-    Returns:
-        The table: `table(plan.counts())` is a prediction in milliseconds, `table.to_json()` keeps it.
-
-    Raises:
-        BudgetError: When there is no such runtime, or `threads` is not positive.
-        UnsupportedModelError: When a layer that can be pruned is of a kind that cannot be timed.
-        ExportError: When the model cannot be exported, or ONNX Runtime or tf2onnx is not installed.
-
-    Example:
-        >>> table = measure_latency(model, np.zeros((1, 300, 1152), "float32"))                  # doctest: +SKIP
-        >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)    # doctest: +SKIP
-    """
+    """See `reprune.measure_latency`. All is timed as exported to ONNX."""
+    runtime = runtime or ONNX_RUNTIMES[0]
     check_runtime(runtime, ONNX_RUNTIMES, threads)
+    example = captured(model, example, forward)
     structure = structure or trace(model, example)
     arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
     seen = _layers(model, structure, arrays[0].shape[0], example)

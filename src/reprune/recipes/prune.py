@@ -39,8 +39,7 @@ class Timing:
         if self.table is not None and self.table.exists():
             return LatencyTable.read(self.table)
         example = first if self.example is None else self.example
-        options = {} if self.runtime is None else {"runtime": self.runtime}
-        measured: LatencyTable = reprune.measure_latency(model, example, threads=self.threads, **options)
+        measured = reprune.measure_latency(model, example, runtime=self.runtime, threads=self.threads)
         if self.table is not None:
             try:
                 with replacing(self.table) as part:

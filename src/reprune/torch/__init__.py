@@ -1,34 +1,34 @@
-"""The verbs for PyTorch models."""
+"""The verbs, and what is PyTorch's own: training-time pruning, ragged modules, declared cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from reprune.core.budget import RATIO, Request
-from reprune.core.cost import Measure
-from reprune.core.errors import UnsupportedModelError
-from reprune.core.latency import LatencyTable
-from reprune.core.methods import Method
-from reprune.core.passes import first_batch
-from reprune.core.plan import Plan
-from reprune.report import Inspection
-from reprune.torch.calibration.calibrate import Calibration, calibrate
-from reprune.torch.calibration.labelled import Labels, Loss
+from reprune.torch import adapter as _adapter
 from reprune.torch.calibration.responses import gather, observe
-from reprune.torch.latency import measure_latency
 from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
-from reprune.torch.result import Result, load
-from reprune.torch.surgery.apply import apply, mask
-from reprune.torch.surgery.verify import rehearse
 from reprune.torch.tracing.cells import register_cell
-from reprune.torch.tracing.record import Forward, record, trace
-from reprune.torch.tracing.unwrap import unwrap
-from reprune.torch.training.distill import distill
+from reprune.torch.tracing.record import trace
 from reprune.torch.training.pruner import Pruner
+from reprune.verbs import (
+    Calibration,
+    Inspection,
+    Result,
+    apply,
+    calibrate,
+    distill,
+    inspect,
+    load,
+    mask,
+    measure_latency,
+    plan,
+    prune,
+)
+
+if TYPE_CHECKING:
+    from reprune.verbs.adapter import Adapter
+
+    _: Adapter = _adapter
 
 __all__ = [
     "Calibration",
@@ -52,168 +52,3 @@ __all__ = [
     "register_cell",
     "trace",
 ]
-
-
-def inspect(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    forward: Forward | None = None,
-    strict: bool = False,
-    verify: bool = True,
-) -> Inspection:
-    """What can be pruned, what is pinned and why.
-
-    Args:
-        model: The model; it is left as it was.
-        batches: Inputs as the model takes them; only the first is used.
-        forward: Replaces `model(batch)`: a function of model and batch.
-        strict: Raise instead of pinning.
-        verify: Rehearse the removal of units on the example.
-
-    Raises:
-        UnsupportedModelError: When there is no recurrent layer, or, if `strict`, when a layer is pinned.
-        VerificationError: When something reads units that the trace did not see.
-    """
-    model = unwrap(model)
-    example, _ = first_batch(batches, torch.is_tensor)
-    found = record(model, example, forward)
-    info = Inspection(rehearse(found, model, example, forward) if verify else found.structure())
-    if strict and info.pinned:
-        pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
-        raise UnsupportedModelError(f"Some layers cannot be pruned (strict=True):{pins}")
-    return info
-
-
-def plan(
-    model: nn.Module,
-    batches: Iterable[Any],
-    ratio: float | None = RATIO,
-    of: Measure = "units",
-    method: str | Method = "reconstruct",
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    counts: Mapping[str, float] | None = None,
-    min_units: int = 1,
-    round_to: int | Literal["auto"] = 1,
-    uniform: bool = False,
-    target_ms: float | None = None,
-    latency: LatencyTable | None = None,
-    labels: Labels | None = None,
-    loss: Loss | None = None,
-    forward: Forward | None = None,
-    verify: bool = True,
-    seed: int = 0,
-) -> Plan:
-    """Decide which units go. For several plans of one model, `calibrate` once and plan from that.
-
-    Args:
-        model: The model; it is left as it was.
-        batches: Calibration inputs as the model takes them: `model(x)`, `model(*xs)` or `model(**named)`. Iterated
-            once, one batch at a time.
-        ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
-        of: What the fraction is of: `units`, `parameters`, `macs`, or `latency` on this machine.
-        method: A preset's name (`core.methods.METHODS`) or a `Method`.
-        include: Globs of layers; all others are left alone.
-        exclude: Globs of layers to leave alone.
-        counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
-            budget is met with the other layers.
-        min_units: Units that every layer keeps at least.
-        round_to: Make the units kept a multiple of this; `auto` for the one that this machine's kernels like.
-        uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
-        target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
-        latency: Times from `measure_latency`. By default they are measured in PyTorch, on one thread, on the first
-            batch, when `of="latency"` or `round_to="auto"` needs them.
-        labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
-        loss: Mean loss of model and batch, for methods that look at its gradient.
-        forward: Replaces `model(batch)`: a function of model and batch.
-        verify: Check the trace on the first batch.
-        seed: Seed of methods that are random.
-
-    Example:
-        >>> plan(model, batches, 0.5, of="macs", counts={"encoder:l0": 64})   # doctest: +SKIP
-
-    Raises:
-        UnsupportedModelError: When nothing can be pruned; the message says why.
-        BudgetError: When the budget cannot be met.
-        VerificationError: When something reads units in a way that the trace did not see.
-    """
-    # A budget that is out of range is told before the model is run.
-    Request(ratio, of, min_units, round_to, target_ms)
-    calibration = calibrate(
-        model,
-        batches,
-        methods=[method],
-        labels=labels,
-        loss=loss,
-        include=include,
-        exclude=exclude,
-        uniform=uniform,
-        forward=forward,
-        verify=verify,
-    )
-    return calibration.plan(
-        ratio,
-        of,
-        method,
-        counts=counts,
-        min_units=min_units,
-        round_to=round_to,
-        target_ms=target_ms,
-        latency=latency,
-        seed=seed,
-    )
-
-
-def prune(
-    model: nn.Module,
-    batches: Iterable[Any],
-    ratio: float | None = RATIO,
-    of: Measure = "units",
-    method: str | Method = "reconstruct",
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    counts: Mapping[str, float] | None = None,
-    min_units: int = 1,
-    round_to: int | Literal["auto"] = 1,
-    uniform: bool = False,
-    target_ms: float | None = None,
-    latency: LatencyTable | None = None,
-    labels: Labels | None = None,
-    loss: Loss | None = None,
-    forward: Forward | None = None,
-    verify: bool = True,
-    seed: int = 0,
-) -> Result:
-    """Decide which units go and return a smaller model: `plan` and `apply` in one. See `plan` for the arguments.
-
-    Example:
-        >>> result = prune(model, batches, ratio=0.5)      # doctest: +SKIP
-        >>> result.model(x)                                # doctest: +SKIP
-    """
-    Request(ratio, of, min_units, round_to, target_ms)
-    calibration = calibrate(
-        model,
-        batches,
-        methods=[method],
-        labels=labels,
-        loss=loss,
-        include=include,
-        exclude=exclude,
-        uniform=uniform,
-        forward=forward,
-        verify=verify,
-    )
-    return calibration.prune(
-        ratio,
-        of=of,
-        method=method,
-        counts=counts,
-        min_units=min_units,
-        round_to=round_to,
-        target_ms=target_ms,
-        latency=latency,
-        seed=seed,
-    )

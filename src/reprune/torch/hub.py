@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import nn
 
 from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
 from reprune.core.saving import PLAN, WEIGHTS
 from reprune.runtimes import need
-from reprune.torch.result import Result, load_weights
 from reprune.torch.surgery.apply import apply
+from reprune.torch.weights import load_weights, save_weights
+from reprune.verbs.result import Result
 
 _hub: Any = need("huggingface_hub", "huggingface_hub", "reprune.torch.hub")
 
@@ -34,7 +34,7 @@ class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]
     reprune_plan: Plan | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        safetensors.torch.save_model(self, str(save_directory / WEIGHTS))
+        save_weights(self, None, save_directory / WEIGHTS)
         if self.reprune_plan is not None:
             (save_directory / PLAN).write_text(self.reprune_plan.to_json(), encoding="utf-8")
 
@@ -53,7 +53,7 @@ class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]
             plan = Plan.from_json(plan_file.read_bytes())
             small = apply(dense, plan)
             small.reprune_plan = plan
-        load_weights(small, weights)
+        load_weights(small, None, weights)
         return small.to(map_location).eval()
 
 
@@ -71,7 +71,7 @@ def _file(model_id: str, name: str, download: dict[str, Any]) -> Path | None:
         return None
 
 
-def keep(result: Result) -> nn.Module:
+def keep(result: Result[nn.Module]) -> nn.Module:
     """The model of a result with its plan attached, ready for `save_pretrained` and `push_to_hub`."""
     if not isinstance(result.model, PrunedHubMixin):
         raise PlanError(f"{type(result.model).__name__} does not mix in PrunedHubMixin.")

@@ -49,38 +49,13 @@ def measure_latency(
     model: nn.Module,
     example: Any,
     *,
-    runtime: str = "torch",
+    runtime: str | None = None,
     threads: int = 1,
     forward: Forward | None = None,
     structure: Structure | None = None,
 ) -> LatencyTable:
-    """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
-
-    Recurrent layers, their cells and linear layers are timed by themselves at a few sizes up to those of the model, and
-    the model as a whole; the rest of it counts as constant. Takes seconds to a minute. Times are the shortest of
-    several; one thread is timed by its own clock, which other programs do not lengthen.
-
-    Args:
-        model: The model; it is left as it was.
-        example: An input as the model takes it, of the batch and length that are to be fast.
-        runtime: What is to be fast: `torch`, `onnxruntime`, or `onnxruntime-int8` (the exported file, its weights in 8
-            bits).
-        threads: Threads it may use.
-        forward: Replaces `model(example)`; for `torch` only.
-        structure: What a trace of the model found, if there is one already.
-
-    Returns:
-        The table: `table(plan.counts())` is a prediction in milliseconds, `table.to_json()` keeps it.
-
-    Raises:
-        BudgetError: When there is no such runtime, or `threads` is not positive.
-        UnsupportedModelError: When a layer that can be pruned is of a kind that cannot be timed.
-        ExportError: When the model cannot be exported to the runtime, or it is not installed.
-
-    Example:
-        >>> table = measure_latency(model, torch.randn(1, 300, 1152), runtime="onnxruntime")     # doctest: +SKIP
-        >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)    # doctest: +SKIP
-    """
+    """See `reprune.measure_latency`. Linear layers and cells are timed, too; what runs in PyTorch runs on the CPU."""
+    runtime = runtime or "torch"
     check_runtime(runtime, RUNTIMES, threads)
     model = unwrap(model)
     structure = structure or trace(model, example, forward)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from reprune.torch.calibration.labelled import Labels
+from reprune.core.passes import Labels
 from reprune.torch.training.distributed import everyone, rank
 from reprune.torch.training.pruner import Pruner
 

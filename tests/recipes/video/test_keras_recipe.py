@@ -22,6 +22,7 @@ from reprune.recipes.video import recipe as youtube8m
 from reprune.recipes.video.data import Videos
 
 keras = pytest.importorskip("keras")
+graph_of = pytest.importorskip("reprune.keras.tracing.graph").graph_of
 verbs = pytest.importorskip("reprune.keras")
 keras_youtube8m = pytest.importorskip("reprune.recipes.video.keras_recipe")
 
@@ -119,7 +120,7 @@ def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, mo
     ).build()  # Other weights: all must come from the checkpoint.
     resumed, plan = recipe.train(resumed, RunFolder(tmp_path, options, resume=True))
     for name, tensor in load_file(folder / "dense.safetensors").items():
-        found = verbs.graph.graph_of(resumed).weights()[name]
+        found = graph_of(resumed).weights()[name]
         np.testing.assert_allclose(found.numpy(), tensor, rtol=1e-5, atol=1e-6)
     if plan is not None:
         assert plan.kept == Plan.from_json((folder / "plan.json").read_bytes()).kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,15 +13,11 @@ import numpy as np
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
+from reprune.core.passes import Labels, Loss
 from reprune.keras.calibration.gradients import pullback
 from reprune.keras.calibration.responses import Probe
 from reprune.keras.tracing.graph import ModelGraph, array, graph_of
 from reprune.keras.tracing.record import Forward, captured, states_kept
-
-Labels = Callable[[Any], Any]
-"""Classes of a batch's sequences: numbers (sequences), or ones and zeros (sequences × classes)."""
-Loss = Callable[[Any, Any], Any]
-"""Mean loss of a batch, a scalar computed by the model: a function of model and batch."""
 
 
 def observe_classes(

@@ -11,8 +11,7 @@ import numpy as np
 
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Consumer, Structure
-from reprune.core.readings import Axis, FeedBack, SplitMoments
-from reprune.core.statistics import Moments
+from reprune.core.readings import Axis, FeedBack, SplitMoments, Statistics
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
 from reprune.keras.tracing.record import Forward, captured, states_kept
@@ -59,20 +58,6 @@ class Seen(NamedTuple):
     backwards: bool | None = None
 
 
-class Statistics(dict[str, Moments]):
-    """Moments of every layer's responses by name.
-
-    Attributes:
-        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
-        fed: What recurrent weights read from the responses instead of the last ones, likewise.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readings: dict[Axis, SplitMoments] = {}
-        self.fed: dict[Axis, FeedBack] = {}
-
-
 def observe(
     model: Any,
     structure: Structure,
@@ -100,9 +85,7 @@ def observe(
 
 def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Statistics:
     """Mean and covariance of what a probe yields on examples, as the graph takes them."""
-    statistics = Statistics()
-    for name, layer in structure.layers.items():
-        statistics[name] = Moments(name, layer.units)
+    statistics = Statistics(structure)
     for example in examples:
         for key, rows, _, _, ends in probe.responses(example):
             if isinstance(key, tuple):

@@ -11,7 +11,7 @@ from reprune.core.errors import UnsupportedModelError
 from reprune.core.plan import Plan
 from reprune.keras.surgery.ragged import RaggedBidirectional
 from reprune.keras.tracing.configuration import made_with
-from reprune.keras.tracing.graph import ModelGraph
+from reprune.keras.tracing.graph import ModelGraph, array
 from reprune.keras.tracing.positional import ManyArguments
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
 
@@ -170,3 +170,16 @@ def _written(value: Any, place: list[int], size: int) -> Any:
     numbers = [value] if isinstance(value, int) else list(value)
     numbers[place[0]] = size
     return tuple(numbers)
+
+
+def weight_arrays(graph: ModelGraph) -> dict[str, Any]:
+    """The weights, in a precision that linear algebra accepts.
+
+    Biases are no part of what criteria compare. Those of a GRU that resets after the product are a matrix of two, which
+    would be taken for weights: they are zeros here.
+    """
+    arrays = {name: array(weight) for name, weight in graph.weights().items()}
+    for cell, _ in named_cells(graph):
+        if len(getattr(getattr(cell, "bias", None), "shape", ())) == 2:
+            arrays.update({name: 0 * arrays[name] for name, weight in graph.weights().items() if weight is cell.bias})
+    return {name: value.astype("float32") if value.dtype.itemsize < 4 else value for name, value in arrays.items()}

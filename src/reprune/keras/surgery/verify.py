@@ -7,23 +7,22 @@ pruned model must compute what the masked one does; a size written into the mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from reprune.core.decide import excluded, free_blocks
 from reprune.core.errors import VerificationError
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.plan import Plan
+from reprune.core.rehearsal import Blocks, blocks_of, held_back, inexact, random_plan
 from reprune.keras.surgery.apply import apply, mask
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.keras.tracing.positional import ManyArguments
 from reprune.keras.tracing.record import Trace, states_kept
 
 Array = Any
-Blocks = Sequence[Sequence[str]]
 _TOLERANCE = {"float64": 1e-8, "float32": 1e-3}
 
 
@@ -34,11 +33,11 @@ def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure
         VerificationError: When something reads units that the trace did not see.
     """
     structure = found.structure()
-    pins = held(structure, exclude)
+    pins = held_back(structure, exclude)
     structure = found.structure(pins)
     trial = _Trial(found, model)
     trial.check_rebuilt(structure)
-    blocks = _blocks(structure)
+    blocks = blocks_of(structure)
     trial.check_leaks(structure, blocks)
     if trial.problem(structure, blocks) is None:
         return structure
@@ -47,16 +46,10 @@ def rehearse(found: Trace, model: Any, exclude: Sequence[str] = ()) -> Structure
         if pin is not None:
             pins.update(dict.fromkeys(block, pin))
     structure = found.structure(pins)
-    joint = trial.problem(structure, _blocks(structure))
+    joint = trial.problem(structure, blocks_of(structure))
     if joint is not None:
-        pins.update({name: joint for block in _blocks(structure) for name in block})
+        pins.update({name: joint for block in blocks_of(structure) for name in block})
     return found.structure(pins)
-
-
-def held(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
-    """The layers that must stay: those that are pinned, and those that match one of the globs."""
-    pins = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
-    return {**pins, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
 
 
 def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
@@ -66,33 +59,12 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model)
-    if not _inexact(plan) and trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)):
+    if not inexact(plan) and trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)):
         raise VerificationError(
             f"The pruned model does not compute what the masked one does on the first batch: the layers are "
             f"{', '.join(name for name, gone in plan.removed().items() if gone)}. It is not returned. Exclude layers "
             "(exclude=[…]) to find the one, and report it with the model's code."
         )
-
-
-def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
-    """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
-    rng = np.random.default_rng(seed)
-    kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
-    for block in blocks:
-        units = structure.layers[block[0]].units
-        if units < 2:
-            continue
-        count = int(np.clip(round(units * rng.uniform(0.35, 0.65)), 1, units - 1))
-        for group in structure.index_coupled:
-            if group[0] in block:
-                stay = sorted(rng.choice(units, size=count, replace=False).tolist())
-                kept.update({name: list(stay) for name in group})
-    return Plan(structure, kept)
-
-
-def _blocks(structure: Structure) -> list[list[str]]:
-    """Names of layers that lose units together."""
-    return [[name for group in entry for name in group] for entry in free_blocks(structure)]
 
 
 class _Trial:
@@ -171,7 +143,7 @@ class _Trial:
             # Rebuilding calls the user's layers, which may raise anything when a size does not fit.
             text = str(error).strip().split("\n")[0]
             return Pin(Site(type(error).__name__, ""), f"the model cannot be rebuilt with fewer units: {text}")
-        if not self._comparable or _inexact(plan):
+        if not self._comparable or inexact(plan):
             return None
         if not self.differs(self.outputs(mask(self._model, plan)), outputs):
             return None
@@ -190,11 +162,6 @@ def _add_noise(model: Any, plan: Plan) -> None:
             part = np.moveaxis(value, slot.axis, 0)
             part[gone] += rng.standard_normal(part[gone].shape).astype(value.dtype)
             named[slot.tensor].assign(value)
-
-
-def _inexact(plan: Plan) -> bool:
-    removed = plan.removed()
-    return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
 
 
 def _differs(a: Array, b: Array) -> bool:

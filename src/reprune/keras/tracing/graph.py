@@ -191,10 +191,10 @@ def graph_of(model: Any, example: Any = None) -> ModelGraph:
     return ModelGraph(_GRAPHS[model])
 
 
-def check_keras(model: Any) -> None:
-    """Raise an `UnsupportedModelError` for what is no Keras 3 model, saying how to get one."""
+def check_keras(model: Any) -> Any:
+    """The model; an `UnsupportedModelError` for what is no Keras 3 model says how to get one."""
     if isinstance(model, keras.Model):
-        return
+        return model
     name = f"{type(model).__module__}.{type(model).__name__}"
     if name.split(".")[0] in ("tf_keras", "tensorflow"):
         raise keras_2_error(name)
@@ -222,3 +222,8 @@ def run(graph: Graph, inputs: list[Any], call: Callable[..., Any]) -> Any:
 def flat_inputs(graph: Graph, batch: Any) -> list[Any]:
     """A batch as the list of tensors that a graph takes."""
     return list(graph._standardize_inputs(list(batch.values) if isinstance(batch, Arguments) else batch))
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is an array of NumPy or of the backend."""
+    return isinstance(value, np.ndarray) or bool(keras.ops.is_tensor(value))

@@ -18,13 +18,13 @@ from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
 from reprune.core.readings import readings
 from reprune.core.schedule import After, Schedule, Soft, parse_schedule
-from reprune.keras.calibration.calibrate import is_tensor, weight_arrays
 from reprune.keras.calibration.responses import Probe, gather
-from reprune.keras.result import Result
 from reprune.keras.surgery.apply import apply
+from reprune.keras.surgery.cloning import weight_arrays
 from reprune.keras.surgery.verify import rehearse
-from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.tracing.graph import array, graph_of, is_tensor
 from reprune.keras.tracing.record import Forward, captured, record
+from reprune.verbs.result import Result
 
 
 class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -96,7 +96,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self.steps = 0
         self.plan: Plan | None = None
-        self.result: Result | None = None
+        self.result: Result[Any] | None = None
         self._budget = Budget(ratio, of, min_units, round_to)
         self._method = method
         self._calibration = calibration

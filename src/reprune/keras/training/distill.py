@@ -1,26 +1,16 @@
-"""The pruned model is trained, without labels, to answer what the dense one answers; see `core.distillation`."""
+"""How a pruned model of Keras learns what the dense one answers (`reprune.distill`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from math import isfinite
 from typing import Any
 
 import keras
 from keras import ops
 
-from reprune.core.distillation import (
-    RULED_OUT,
-    Progress,
-    check_steps,
-    diverged,
-    nothing_may_change,
-    nothing_to_compare,
-    step_size,
-)
-from reprune.core.passes import endless, first_batch
-from reprune.keras.calibration.calibrate import is_tensor
+from reprune.core.distillation import RULED_OUT, nothing_may_change, nothing_to_compare
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.record import Forward, captured, states_kept
 
@@ -28,67 +18,44 @@ Divergence = Callable[[list[Any], list[Any]], Any]
 """From the output tensors of the small and the dense model to a scalar, in operations of the backend."""
 
 
-def distill(
-    small: Any,
-    dense: Any,
-    batches: Iterable[Any],
-    steps: int = 400,
-    *,
-    learning_rate: float = 1e-3,
-    divergence: Divergence | None = None,
-    forward: Forward | None = None,
-    progress: Progress | None = None,
-) -> Any:
-    """Train a pruned model in place to answer what the dense one does: no labels, no loss of one's own.
-
-    Adam, on the trainable weights of the small model, with a step size that falls to zero. Both models infer: no
-    dropout, no change of running statistics or carried states. How the small model is compiled stays as it was.
-
-    Args:
-        small: The pruned model.
-        dense: The model it was pruned from; it is left as it was.
-        batches: Inputs as the models take them, gone through again and again: a list or a dataset.
-        steps: Batches to learn from.
-        learning_rate: Largest step size.
-        divergence: How far apart two outputs are: a function of the lists of output tensors of the small and the dense
-            model. By default `apart`, summed over all of them.
-        forward: Replaces `model(batch)`: a function of model and batch.
-        progress: Called after every step with its number and the divergence.
-
-    Returns:
-        The small model.
-
-    Example:
-        >>> result = reprune.prune(model, batches, ratio=0.75)            # doctest: +SKIP
-        >>> reprune.distill(result.model, model, batches, steps=400)      # doctest: +SKIP
+@contextmanager
+def student(
+    small: Any, dense: Any, example: Any, divergence: Divergence | None, forward: Forward | None
+) -> Iterator[_Learner]:
+    """The small model, ready to learn; how it is compiled stays as it was.
 
     Raises:
-        StatisticsError: When the batches cannot be gone through again, nothing of the outputs can be compared, no
-            weight may change, or the divergence stops being a finite number. The weights are then those from before.
+        StatisticsError: When no weight may change.
     """
-    check_steps(steps)
-    rounds = endless(batches, is_tensor, steps)
-    weights = list(small.trainable_weights)
-    if not weights:
-        raise nothing_may_change(small)
-    example = captured(dense, first_batch(batches, is_tensor)[0], forward)
-    teacher, before = graph_of(dense, example), [array(weight) for weight in weights]
-    learner = graph_of(small, example)
-    student = _Student(learner, teacher, divergence or _total)
-    # PyTorch's epsilon.
-    student.compile(optimizer=keras.optimizers.Adam(learning_rate, epsilon=1e-8), jit_compile=False)
-    for step, batch in enumerate(rounds, start=1):
-        inputs = flat_inputs(teacher.root, captured(dense, batch, forward))
-        student.optimizer.learning_rate = step_size(step, steps, learning_rate)
-        with states_kept(teacher), states_kept(learner):
-            far = float(student.train_on_batch(inputs))
-        if not isfinite(far):
-            for weight, value in zip(weights, before, strict=True):
-                weight.assign(value)
-            raise diverged(far, step, learning_rate)
-        if progress is not None:
-            progress(step, far)
-    return small
+    yield _Learner(small, dense, example, divergence or _total, forward)
+
+
+class _Learner:
+    """Learns with Adam, on the trainable weights of the small model."""
+
+    def __init__(self, small: Any, dense: Any, example: Any, compare: Divergence, forward: Forward | None) -> None:
+        self._weights = list(small.trainable_weights)
+        if not self._weights:
+            raise nothing_may_change(small)
+        self._before = [array(weight) for weight in self._weights]
+        inputs = captured(dense, example, forward)
+        self._dense, self._forward = dense, forward
+        self._teacher, self._small = graph_of(dense, inputs), graph_of(small, inputs)
+        self._student = _Student(self._small, self._teacher, compare)
+        # PyTorch's epsilon.
+        self._student.compile(optimizer=keras.optimizers.Adam(epsilon=1e-8), jit_compile=False)
+
+    def learn(self, batch: Any, step_size: float) -> float:
+        """Take one step; returns the divergence before it."""
+        inputs = flat_inputs(self._teacher.root, captured(self._dense, batch, self._forward))
+        self._student.optimizer.learning_rate = step_size
+        with states_kept(self._teacher), states_kept(self._small):
+            return float(self._student.train_on_batch(inputs))
+
+    def restore(self) -> None:
+        """Put the weights back as they were at the start."""
+        for weight, value in zip(self._weights, self._before, strict=True):
+            weight.assign(value)
 
 
 class _Student(keras.Model):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from torch import nn
 
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError
+from reprune.core.passes import Labels
 from reprune.core.plan import Plan
 from reprune.recipes.run import processes
 from reprune.recipes.run.checkpoints import Checkpoints
@@ -25,7 +26,6 @@ from reprune.recipes.run.folder import RunFolder, replacing
 from reprune.recipes.run.latency import latency_ms
 from reprune.recipes.run.procedure import Recipe, T
 from reprune.recipes.run.trainer import make_trainer
-from reprune.torch.calibration.labelled import Labels
 from reprune.torch.lightning import PruningCallback
 from reprune.torch.surgery.expand import expand
 from reprune.torch.training.distributed import rank

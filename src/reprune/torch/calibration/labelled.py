@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,16 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
+from reprune.core.passes import Labels, Loss
 from reprune.torch.calibration.readings import hooked, rows, unrolled
 from reprune.torch.calibration.responses import watch_written_cells
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.tracing.record import Forward, call, eval_mode
-
-Labels = Callable[[Any], Any]
-"""Classes of a batch's sequences: numbers (sequences), or ones and zeros (sequences × classes)."""
-Loss = Callable[[nn.Module, Any], torch.Tensor]
-"""Mean loss of a batch, a scalar that gradients flow from."""
 
 
 def observe_classes(

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Structure
-from reprune.core.readings import Axis, FeedBack, SplitMoments
-from reprune.core.statistics import Moments
+from reprune.core.readings import Statistics
 from reprune.torch.calibration.products import ProductWatcher
 from reprune.torch.calibration.readings import hooked, responses, rows, unrolled, watch_readings
 from reprune.torch.ragged.base import RaggedBase
@@ -21,20 +20,6 @@ from reprune.torch.tracing.record import Forward, call, eval_mode
 from reprune.torch.tracing.recording import tensors_in
 
 See = Callable[[str, torch.Tensor], None]
-
-
-class Statistics(dict[str, Moments]):
-    """Moments of the responses, by layer.
-
-    Attributes:
-        readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
-        fed: What recurrent weights read from the responses instead of the last ones, likewise.
-    """
-
-    def __init__(self, structure: Structure) -> None:
-        super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
-        self.readings: dict[Axis, SplitMoments] = {}
-        self.fed: dict[Axis, FeedBack] = {}
 
 
 def observe(

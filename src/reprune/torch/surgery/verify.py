@@ -8,17 +8,16 @@ pruned model must compute what the masked one does; a size written into the user
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from reprune.core.decide import excluded, free_blocks
 from reprune.core.errors import RepruneError, VerificationError
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.plan import Plan
+from reprune.core.rehearsal import blocks_of, held_back, inexact, random_plan
 from reprune.torch.surgery.apply import apply, mask, named_tensors
 from reprune.torch.tracing.location import of_error
 from reprune.torch.tracing.record import Forward, Trace, call, eval_mode
@@ -38,33 +37,22 @@ def rehearse(
     pins = held_back(found.structure(), exclude)
     structure = found.structure(pins)
     trial = _Trial(found, model, example, forward)
-    if trial.problem(structure, _blocks(structure)) is None:
+    if trial.problem(structure, blocks_of(structure)) is None:
         return structure
     if found.tighten():
         structure = found.structure(pins)
-        if trial.problem(structure, _blocks(structure)) is None:
+        if trial.problem(structure, blocks_of(structure)) is None:
             return structure
-    for block in _blocks(structure):
+    for block in blocks_of(structure):
         pin = trial.problem(structure, [block])
         if pin is not None:
             pins.update(dict.fromkeys(block, pin))
     structure = found.structure(pins)
-    left = _blocks(structure)
+    left = blocks_of(structure)
     joint = trial.problem(structure, left)
     if joint is not None:
         pins.update({name: joint for block in left for name in block})
     return found.structure(pins)
-
-
-def held_back(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
-    """Pins of the layers that must stay: those the trace found, and those that a glob of `exclude` matches."""
-    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
-    return {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
-
-
-def _blocks(structure: Structure) -> list[list[str]]:
-    """Names of layers that lose units together."""
-    return [[name for group in entry for name in group] for entry in free_blocks(structure)]
 
 
 def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example: Any, forward: Forward | None) -> None:
@@ -74,7 +62,7 @@ def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model, example, forward)
-    if _inexact(plan):
+    if inexact(plan):
         return
     masked = mask(model, plan)
     expected = trial.outputs(masked)
@@ -171,32 +159,6 @@ class _Trial:
         return _differ(self.outputs(mask(self._model, plan)), self.outputs(_noisy(self._model, plan)))
 
 
-def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int = 0) -> Plan:
-    """A plan that removes about half of the units of these blocks at random, different numbers where that is free."""
-    rng = np.random.default_rng(seed)
-    taken: dict[int, set[int]] = {}
-    last: dict[int, int] = {}
-    kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
-    for block in blocks:
-        units = structure.layers[block[0]].units
-        if units < 2:
-            continue
-        wanted = units * rng.uniform(0.35, 0.65)
-        # Equal numbers by chance would hide code that only works with those. Where all are taken they go round again,
-        # but for the last one: neighbours differ.
-        free = set(range(1, units)) - taken.setdefault(units, set())
-        if not free:
-            taken[units] = {last[units]} if units > 2 else set()
-            free = set(range(1, units)) - taken[units]
-        count = last[units] = min(free, key=lambda number: abs(number - wanted))
-        taken[units].add(count)
-        for group in structure.index_coupled:
-            if group[0] in block:
-                stay = sorted(rng.choice(units, size=count, replace=False).tolist())
-                kept.update({name: list(stay) for name in group})
-    return Plan(structure, kept)
-
-
 def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
     """The masked model, with noise in the removed units' own weights: nothing reads them, so nothing may change."""
     masked = mask(model, plan)
@@ -217,11 +179,6 @@ def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
             current = tensor.data.index_select(slot.axis, gone.to(tensor.device))
             tensor.data.index_copy_(slot.axis, gone.to(tensor.device), current + noise)
     return masked
-
-
-def _inexact(plan: Plan) -> bool:
-    removed = plan.removed()
-    return any(layer.approximate is not None and removed[name] for name, layer in plan.structure.layers.items())
 
 
 def _differ(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:

@@ -1,8 +1,8 @@
-"""The pruned model is trained, without labels, to answer what the dense one answers; see `core.distillation`."""
+"""How a pruned model of PyTorch learns what the dense one answers (`reprune.distill`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,16 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from reprune.core.distillation import (
-    RULED_OUT,
-    Progress,
-    check_steps,
-    diverged,
-    nothing_may_change,
-    nothing_to_compare,
-    step_size,
-)
-from reprune.core.passes import endless
+from reprune.core.distillation import RULED_OUT, nothing_may_change, nothing_to_compare
 from reprune.torch.tracing.record import Forward, call, eval_mode
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.unwrap import unwrap
@@ -28,73 +19,52 @@ Divergence = Callable[[Any, Any], torch.Tensor]
 """From what the small and the dense model return to a scalar that gradients flow from."""
 
 
-def distill(
-    small: nn.Module,
-    dense: nn.Module,
-    batches: Iterable[Any],
-    steps: int = 400,
-    *,
-    learning_rate: float = 1e-3,
-    divergence: Divergence | None = None,
-    forward: Forward | None = None,
-    progress: Progress | None = None,
-) -> nn.Module:
-    """Train a pruned model in place to answer what the dense one does: no labels, no loss of one's own.
-
-    Adam, on the parameters of the small model that require a gradient, with a step size that falls to zero. Both models
-    run in eval mode: no dropout, no change of running statistics. Modes are put back at the end.
-
-    Args:
-        small: The pruned model.
-        dense: The model it was pruned from; it is left as it was.
-        batches: Inputs as the models take them, gone through again and again: a list or a data loader.
-        steps: Batches to learn from.
-        learning_rate: Largest step size.
-        divergence: How far apart two outputs are: a function of what the small and the dense model return. By default
-            `apart`, summed over all output tensors.
-        forward: Replaces `model(batch)`: a function of model and batch.
-        progress: Called after every step with its number and the divergence.
-
-    Returns:
-        The small model.
-
-    Example:
-        >>> result = reprune.prune(model, batches, ratio=0.75)            # doctest: +SKIP
-        >>> reprune.distill(result.model, model, batches, steps=400)      # doctest: +SKIP
+@contextmanager
+def student(
+    small: nn.Module, dense: nn.Module, example: Any, divergence: Divergence | None, forward: Forward | None
+) -> Iterator[_Student]:
+    """The small model, ready to learn; both models are in eval mode inside.
 
     Raises:
-        StatisticsError: When the batches cannot be gone through again, nothing of the outputs can be compared, no
-            parameter requires a gradient, or the divergence stops being a finite number. The weights are then those
-            from before.
+        StatisticsError: When no parameter requires a gradient.
     """
-    check_steps(steps)
     small, dense = unwrap(small), unwrap(dense)
-    weights = [weight for weight in small.parameters() if weight.requires_grad]
-    if not weights:
-        raise nothing_may_change(small)
-    before = [weight.detach().clone() for weight in weights]
-    optimizer = torch.optim.Adam(weights, lr=learning_rate)
-    compare = divergence or _total
+    learner = _Student(small, dense, divergence or _total, forward)
     with eval_mode(dense), eval_mode(small), differentiable(small):
-        for step, batch in enumerate(endless(batches, torch.is_tensor, steps), start=1):
-            with torch.no_grad():
-                wanted = call(dense, batch, forward)
-            with torch.enable_grad():
-                loss = compare(call(small, batch, forward), wanted)
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            if not bool(torch.isfinite(loss)):
-                with torch.no_grad():
-                    for weight, held in zip(weights, before, strict=True):
-                        weight.copy_(held)
-                raise diverged(float(loss.detach()), step, learning_rate)
-            for weight, gradient in zip(weights, gradients, strict=True):
+        yield learner
+
+
+class _Student:
+    """Learns with Adam, on the parameters of the small model that require a gradient."""
+
+    def __init__(self, small: nn.Module, dense: nn.Module, compare: Divergence, forward: Forward | None) -> None:
+        self._weights = [weight for weight in small.parameters() if weight.requires_grad]
+        if not self._weights:
+            raise nothing_may_change(small)
+        self._before = [weight.detach().clone() for weight in self._weights]
+        self._small, self._dense, self._compare, self._forward = small, dense, compare, forward
+        self._optimizer = torch.optim.Adam(self._weights)
+
+    def learn(self, batch: Any, step_size: float) -> float:
+        """Take one step; returns the divergence before it. Nothing changes where that is no finite number."""
+        with torch.no_grad():
+            wanted = call(self._dense, batch, self._forward)
+        with torch.enable_grad():
+            loss = self._compare(call(self._small, batch, self._forward), wanted)
+            gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        if bool(torch.isfinite(loss)):
+            for weight, gradient in zip(self._weights, gradients, strict=True):
                 weight.grad = gradient
-            optimizer.param_groups[0]["lr"] = step_size(step, steps, learning_rate)
-            optimizer.step()
-            optimizer.zero_grad()
-            if progress is not None:
-                progress(step, float(loss.detach()))
-    return small
+            self._optimizer.param_groups[0]["lr"] = step_size
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return float(loss.detach())
+
+    def restore(self) -> None:
+        """Put the weights back as they were at the start."""
+        with torch.no_grad():
+            for weight, held in zip(self._weights, self._before, strict=True):
+                weight.copy_(held)
 
 
 def apart(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

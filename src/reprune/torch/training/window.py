@@ -10,9 +10,8 @@ import torch
 
 from reprune.core.class_moments import ClassMoments
 from reprune.core.layers import Structure
-from reprune.core.readings import SplitMoments
+from reprune.core.readings import SplitMoments, Statistics
 from reprune.core.statistics import Moments
-from reprune.torch.calibration.responses import Statistics
 from reprune.torch.training.distributed import all_reduced, gathered
 
 ROWS = 2048

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
-import torch
-from torch import nn
-
-from reprune.core.budget import Request
+from reprune.core.budget import RATIO, Request
 from reprune.core.cost import Measure
 from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
@@ -16,23 +13,18 @@ from reprune.core.evidence import Evidence
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
-from reprune.core.passes import several_passes, stretches
+from reprune.core.passes import Forward, Labels, Loss, several_passes
 from reprune.core.plan import Plan
-from reprune.core.readings import Axis, Importance, Reading, readings
-from reprune.torch.calibration.importance import output_importance
-from reprune.torch.calibration.labelled import Labels, Loss, loss_gradients, observe_classes
-from reprune.torch.calibration.responses import Statistics, observe
-from reprune.torch.latency import measure_latency
-from reprune.torch.result import Result
-from reprune.torch.surgery.apply import apply, named_tensors
-from reprune.torch.surgery.verify import held_back, rehearse, verify
-from reprune.torch.tracing.record import Forward, Trace, record
-from reprune.torch.tracing.unwrap import unwrap
+from reprune.core.readings import Reading, Statistics, readings
+from reprune.core.rehearsal import held_back
+from reprune.verbs.adapter import Recorded, adapter_of
+from reprune.verbs.result import Result
 
+Model = TypeVar("Model")
 NEEDS = {"statistics": "calibration batches", "readings": "calibration batches", "labels": "labels=", "loss": "loss="}
 
 
-class Calibration:
+class Calibration(Generic[Model]):
     """What planning needs to know of a model; made by `calibrate`.
 
     The model must not change in between: plans are made from the weights and responses at the time of calibration.
@@ -44,8 +36,8 @@ class Calibration:
 
     def __init__(
         self,
-        model: nn.Module,
-        found: Trace,
+        model: Model,
+        found: Recorded,
         evidence: Evidence,
         gathered: Iterable[str],
         example: Any,
@@ -54,13 +46,14 @@ class Calibration:
     ) -> None:
         self.structure: Structure = evidence.structure
         self.gathered = frozenset(gathered)
+        self._adapter = adapter_of(model)
         self._model, self._found, self._evidence = model, found, evidence
         self._example, self._forward, self._check = example, forward, check
         self._table: LatencyTable | None = None
 
     def plan(
         self,
-        ratio: float | None = 0.5,
+        ratio: float | None = RATIO,
         of: Measure = "units",
         method: str | Method = "reconstruct",
         *,
@@ -73,7 +66,7 @@ class Calibration:
         latency: LatencyTable | None = None,
         seed: int = 0,
     ) -> Plan:
-        """Decide which units go. See `reprune.torch.plan` for the arguments.
+        """Decide which units go. See `reprune.plan` for the arguments.
 
         Latency is measured by the first plan that needs it.
 
@@ -85,33 +78,37 @@ class Calibration:
         missing = needs(get_method(method)) - self.gathered
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
-            raise StatisticsError(f"method={method!r} needs what this calibration lacks: calibrate with {given}.")
-        table = (latency or self._measured()) if request.needs_table else None
-        with torch.no_grad():
-            return decide(
-                self._evidence,
-                request.budget(table),
-                method,
-                exclude=left_out(self.structure, include, exclude),
-                counts=counts,
-                seed=seed,
+            raise StatisticsError(
+                f"method={method!r} needs what this calibration lacks: name it in methods=[…], and calibrate with "
+                f"{given}."
             )
+        table = (latency or self._measured()) if request.needs_table else None
+        return decide(
+            self._evidence,
+            request.budget(table),
+            method,
+            exclude=left_out(self.structure, include, exclude),
+            counts=counts,
+            seed=seed,
+        )
 
     def _measured(self) -> LatencyTable:
         if self._table is None:
-            self._table = measure_latency(self._model, self._example, forward=self._forward, structure=self.structure)
+            self._table = self._adapter.measure_latency(
+                self._model, self._example, runtime=None, threads=1, forward=self._forward, structure=self.structure
+            )
         return self._table
 
-    def prune(self, ratio: float | None = 0.5, **options: Any) -> Result:
+    def prune(self, ratio: float | None = RATIO, **options: Any) -> Result[Model]:
         """Decide which units go and return a smaller model. See `plan` for the options.
 
         Raises:
             VerificationError: When the smaller model does not compute what the masked one does.
         """
         decided = self.plan(ratio, **options)
-        small = apply(self._model, decided)
+        small: Model = self._adapter.apply(self._model, decided)
         if self._check:
-            verify(decided, self._found, self._model, small, self._example, self._forward)
+            self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
         return Result(small, decided)
 
 
@@ -121,7 +118,7 @@ def needs(method: Method) -> set[str]:
 
 
 def calibrate(
-    model: nn.Module,
+    model: Model,
     batches: Iterable[Any],
     *,
     methods: Sequence[str | Method] | None = None,
@@ -132,7 +129,7 @@ def calibrate(
     uniform: bool = False,
     forward: Forward | None = None,
     verify: bool = True,
-) -> Calibration:
+) -> Calibration[Model]:
     """Trace the model and observe it on calibration batches once, for a whole grid of ratios and methods.
 
     Args:
@@ -156,51 +153,29 @@ def calibrate(
         UnsupportedModelError: When there is no recurrent layer.
         VerificationError: When something reads units in a way that the trace did not see.
     """
-    model = unwrap(model)
+    adapter = adapter_of(model)
+    model = adapter.checked(model)
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
-    example, passes = several_passes(batches, torch.is_tensor, len(wanted - {"readings"}))
-    found = record(model, example, forward, uniform=uniform)
+    example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
+    found = adapter.record(model, example, forward, uniform=uniform)
     exclude = left_out(found.structure(), include, exclude)
     if verify:
-        structure = rehearse(found, model, example, forward, exclude)
+        structure = adapter.rehearse(found, model, example, forward, exclude)
     else:
         structure = found.structure(held_back(found.structure(), exclude))
-    arrays = _arrays(model, structure)
-    statistics, read = None, list[Reading]()
+    arrays = adapter.arrays(found, model, structure)
+    statistics: Statistics | None = None
+    read: list[Reading] = []
+    classes = gradients = None
     if "readings" in wanted:
-        statistics, importance = _observe_readings(model, structure, next(passes), forward)
+        statistics, importance = adapter.observe_readings(found, model, structure, next(passes), forward)
         read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
     elif "statistics" in wanted:
-        statistics = observe(model, structure, next(passes), forward)
-    classes = None
+        statistics = adapter.observe(model, structure, next(passes), forward)
     if "labels" in wanted and labels is not None:
-        classes = observe_classes(model, structure, next(passes), labels, forward)
-    gradients = None
+        classes = adapter.observe_classes(model, structure, next(passes), labels, forward)
     if "loss" in wanted and loss is not None:
-        gradients = loss_gradients(model, structure, next(passes), loss)
+        gradients = adapter.loss_gradients(found, model, structure, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
     return Calibration(model, found, evidence, wanted, example, forward, verify)
-
-
-def _observe_readings(
-    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
-) -> tuple[Statistics, dict[Axis, torch.Tensor]]:
-    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
-    statistics, importance = Statistics(structure), Importance()
-    for stretch in stretches(batches):
-        found = output_importance(
-            model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
-        )
-        observe(model, structure, stretch, forward, readings=True, into=statistics)
-        importance.add(found, stretch.batches)
-    return statistics, importance.mean()
-
-
-def _arrays(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
-    """The tensors that know units, in a precision that linear algebra accepts."""
-    tensors = named_tensors(model)
-    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-    return {
-        name: tensors[name].detach().to(wide.get(tensors[name].dtype, tensors[name].dtype)) for name in structure.shapes
-    }

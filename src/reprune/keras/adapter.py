@@ -1,0 +1,86 @@
+"""Keras's answers to the verbs (`reprune.verbs.adapter`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from reprune.core.layers import Structure
+from reprune.core.passes import Forward, Loss, stretches
+from reprune.core.plan import Plan
+from reprune.core.readings import Axis, Importance, Statistics
+from reprune.keras.calibration import labelled
+from reprune.keras.calibration.importance import output_importance
+from reprune.keras.calibration.labelled import observe_classes
+from reprune.keras.calibration.responses import observe
+from reprune.keras.export import export
+from reprune.keras.latency import measure_latency
+from reprune.keras.surgery import verify as rehearsal
+from reprune.keras.surgery.apply import apply, mask
+from reprune.keras.surgery.cloning import weight_arrays
+from reprune.keras.tracing.graph import check_keras as checked
+from reprune.keras.tracing.graph import flat_inputs, is_tensor
+from reprune.keras.tracing.record import Trace, captured, record
+from reprune.keras.training.distill import student
+from reprune.keras.weights import load_weights, save_weights
+
+__all__ = [
+    "apply",
+    "arrays",
+    "checked",
+    "export",
+    "is_tensor",
+    "load_weights",
+    "loss_gradients",
+    "mask",
+    "measure_latency",
+    "observe",
+    "observe_classes",
+    "observe_readings",
+    "record",
+    "rehearse",
+    "save_weights",
+    "student",
+    "verify",
+]
+
+
+def rehearse(found: Trace, model: Any, example: Any, forward: Forward | None, exclude: Sequence[str]) -> Structure:
+    """The structure, with layers pinned that do not survive the removal of units; the trace holds the example."""
+    return rehearsal.rehearse(found, model, exclude)
+
+
+def verify(plan: Plan, found: Trace, model: Any, small: Any, example: Any, forward: Forward | None) -> None:
+    """Raise unless the smaller model computes what the masked one does; the trace holds the example."""
+    rehearsal.verify(plan, found, model, small)
+
+
+def arrays(found: Trace, model: Any, structure: Structure) -> dict[str, Any]:
+    """The weights, in a precision that linear algebra accepts."""
+    return weight_arrays(found.graph)
+
+
+def observe_readings(
+    found: Trace, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None
+) -> tuple[Statistics, Mapping[Axis, Any]]:
+    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
+    importance = Importance()
+
+    def looked_at() -> Iterator[Any]:
+        # One observation of all batches, as each builds functions of its own that the backend compiles.
+        for stretch in stretches(batches):
+            inputs = flat_inputs(found.graph.root, captured(model, stretch.first, forward))
+            gradients = output_importance(
+                found.graph, structure.consumers, inputs, draws=importance.draws, seed=importance.batches
+            )
+            yield from stretch
+            importance.add(gradients, stretch.batches)
+
+    return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
+
+
+def loss_gradients(
+    found: Trace, model: Any, structure: Structure, batches: Iterable[Any], loss: Loss
+) -> Mapping[str, Any]:
+    """Gradient of the mean loss with respect to every weight."""
+    return labelled.loss_gradients(found.graph, model, batches, loss)

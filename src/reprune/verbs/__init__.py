@@ -1,0 +1,282 @@
+"""The verbs, the same for every framework: what `reprune`, `reprune.torch` and `reprune.keras` offer.
+
+Each verb finds the adapter of the model's framework (`adapter.py`) and does the rest itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from reprune.core.budget import RATIO, Request
+from reprune.core.cost import Measure
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.latency import LatencyTable
+from reprune.core.layers import Structure
+from reprune.core.methods import Method
+from reprune.core.passes import Forward, Labels, Loss, first_batch
+from reprune.core.plan import Plan
+from reprune.report import Inspection
+from reprune.verbs.adapter import adapter_of
+from reprune.verbs.calibration import Calibration, calibrate
+from reprune.verbs.distillation import distill
+from reprune.verbs.result import Result, load
+
+Model = TypeVar("Model")
+
+__all__ = [
+    "Calibration",
+    "Inspection",
+    "Result",
+    "apply",
+    "calibrate",
+    "distill",
+    "export",
+    "inspect",
+    "load",
+    "mask",
+    "measure_latency",
+    "plan",
+    "prune",
+]
+
+
+def inspect(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    strict: bool = False,
+    verify: bool = True,
+) -> Inspection:
+    """What can be pruned, what is pinned and why.
+
+    Args:
+        model: The model; it is left as it was.
+        batches: Inputs as the model takes them; only the first is used.
+        forward: Replaces `model(batch)`: a function of model and batch.
+        strict: Raise instead of pinning.
+        verify: Rehearse the removal of units on the example.
+
+    Raises:
+        UnsupportedModelError: When there is no recurrent layer, or, if `strict`, when a layer is pinned.
+        VerificationError: When something reads units that the trace did not see.
+    """
+    adapter = adapter_of(model)
+    model = adapter.checked(model)
+    example, _ = first_batch(batches, adapter.is_tensor)
+    found = adapter.record(model, example, forward)
+    info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
+    if strict and info.pinned:
+        pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
+        raise UnsupportedModelError(f"Some layers cannot be pruned (strict=True):{pins}")
+    return info
+
+
+def plan(
+    model: Any,
+    batches: Iterable[Any],
+    ratio: float | None = RATIO,
+    of: Measure = "units",
+    method: str | Method = "reconstruct",
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
+    min_units: int = 1,
+    round_to: int | Literal["auto"] = 1,
+    uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
+    forward: Forward | None = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Plan:
+    """Decide which units go. For several plans of one model, `calibrate` once and plan from that.
+
+    Args:
+        model: The model, of PyTorch or Keras; it is left as it was.
+        batches: Calibration inputs as the model takes them: `model(x)`, in PyTorch also `model(*xs)` and
+            `model(**named)`. Iterated once, one batch at a time, and once more for labels or a loss. Leave labels out,
+            or drop them with `forward`.
+        ratio: Fraction to remove; None for methods that find their own size (`pfa-kl`, `pfa-en`).
+        of: What the fraction is of: `units`, `parameters`, `macs`, or `latency` on this machine.
+        method: A preset's name (`core.methods.METHODS`) or a `Method`.
+        include: Globs of layers; all others are left alone.
+        exclude: Globs of layers to leave alone.
+        counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
+            budget is met with the other layers.
+        min_units: Units that every layer keeps at least.
+        round_to: Make the units kept a multiple of this; `auto` for the one that this machine's kernels like.
+        uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
+        latency: Times from `measure_latency`. By default they are measured on one thread, on the first batch, in
+            PyTorch or, for Keras, in ONNX Runtime, when `of="latency"` or `round_to="auto"` needs them.
+        labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
+        loss: Mean loss of model and batch, for methods that look at its gradient.
+        forward: Replaces `model(batch)`: a function of model and batch, such as `lambda model, batch: model(batch[0])`.
+        verify: Check the trace on the first batch.
+        seed: Seed of methods that are random.
+
+    Example:
+        >>> plan(model, batches, 0.5, of="macs", counts={"encoder:l0": 64})   # doctest: +SKIP
+
+    Raises:
+        UnsupportedModelError: When nothing can be pruned; the message says why.
+        BudgetError: When the budget cannot be met.
+        VerificationError: When something reads units in a way that the trace did not see.
+    """
+    # A budget that is out of range is told before the model is run.
+    Request(ratio, of, min_units, round_to, target_ms)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        labels=labels,
+        loss=loss,
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.plan(
+        ratio,
+        of,
+        method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
+    )
+
+
+def prune(
+    model: Model,
+    batches: Iterable[Any],
+    ratio: float | None = RATIO,
+    of: Measure = "units",
+    method: str | Method = "reconstruct",
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    counts: Mapping[str, float] | None = None,
+    min_units: int = 1,
+    round_to: int | Literal["auto"] = 1,
+    uniform: bool = False,
+    target_ms: float | None = None,
+    latency: LatencyTable | None = None,
+    labels: Labels | None = None,
+    loss: Loss | None = None,
+    forward: Forward | None = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Result[Model]:
+    """Decide which units go and return a smaller model: `plan` and `apply` in one. See `plan` for the arguments.
+
+    Example:
+        >>> result = reprune.prune(model, batches, ratio=0.5)      # doctest: +SKIP
+        >>> result.model(x)                                        # doctest: +SKIP
+        >>> print(result)                                          # doctest: +SKIP
+    """
+    Request(ratio, of, min_units, round_to, target_ms)
+    calibration = calibrate(
+        model,
+        batches,
+        methods=[method],
+        labels=labels,
+        loss=loss,
+        include=include,
+        exclude=exclude,
+        uniform=uniform,
+        forward=forward,
+        verify=verify,
+    )
+    return calibration.prune(
+        ratio,
+        of=of,
+        method=method,
+        counts=counts,
+        min_units=min_units,
+        round_to=round_to,
+        target_ms=target_ms,
+        latency=latency,
+        seed=seed,
+    )
+
+
+def apply(model: Model, plan: Plan) -> Model:
+    """A new, smaller model without the units that the plan removes; the original is left as it was.
+
+    Raises:
+        PlanError: When the plan belongs to another model.
+    """
+    small: Model = adapter_of(model).apply(model, plan)
+    return small
+
+
+def mask(model: Model, plan: Plan) -> Model:
+    """A full-size copy in which nothing reads the units that the plan removes.
+
+    Raises:
+        PlanError: When the plan belongs to another model.
+    """
+    masked: Model = adapter_of(model).mask(model, plan)
+    return masked
+
+
+def measure_latency(
+    model: Any,
+    example: Any,
+    *,
+    runtime: str | None = None,
+    threads: int = 1,
+    forward: Forward | None = None,
+    structure: Structure | None = None,
+) -> LatencyTable:
+    """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
+
+    Recurrent layers and products with weights are timed by themselves at a few sizes up to those of the model, and the
+    model as a whole; the rest of it counts as constant. Takes seconds to a minute. Times are the shortest of several;
+    one thread is timed by its own clock, which other programs do not lengthen.
+
+    Args:
+        model: The model; it is left as it was.
+        example: An input as the model takes it, of the batch and length that are to be fast.
+        runtime: What is to be fast: `torch` (PyTorch's default), `onnxruntime` (that of Keras), or
+            `onnxruntime-int8` (the exported file, its weights in 8 bits).
+        threads: Threads it may use.
+        forward: Replaces `model(example)`; in PyTorch for the runtime `torch` only.
+        structure: What a trace of the model found on this example, if there is one already.
+
+    Returns:
+        The table: `table(plan.counts())` is a prediction in milliseconds, `table.to_json()` keeps it.
+
+    Raises:
+        BudgetError: When there is no such runtime, or `threads` is not positive.
+        UnsupportedModelError: When a layer that can be pruned is of a kind that cannot be timed.
+        ExportError: When the model cannot be exported to the runtime, or it is not installed.
+
+    Example:
+        >>> table = measure_latency(model, torch.randn(1, 300, 1152), runtime="onnxruntime")     # doctest: +SKIP
+        >>> result = reprune.prune(model, batches, of="latency", target_ms=20, latency=table)    # doctest: +SKIP
+    """
+    return adapter_of(model).measure_latency(
+        model, example, runtime=runtime, threads=threads, forward=forward, structure=structure
+    )
+
+
+def export(model: Any, example: Any, path: str | Path, **options: Any) -> Any:
+    """Write a model to a file of a runtime (`.onnx`, `.tflite`, `.pte`, `.pt2`), run it there and compare the outputs.
+
+    See `reprune.torch.export.export` and `reprune.keras.export.export` for the options.
+
+    Example:
+        >>> print(reprune.export(small, example, "small.onnx"))     # doctest: +SKIP
+    """
+    return adapter_of(model).export(model, example, path, **options)

@@ -1,0 +1,133 @@
+"""What the verbs ask of a framework. Each framework answers in one module, named in `ADAPTERS`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from reprune.core.class_moments import ClassMoments
+from reprune.core.errors import UnsupportedModelError, keras_2_error
+from reprune.core.latency import LatencyTable
+from reprune.core.layers import Pin, Structure
+from reprune.core.passes import Forward, Labels, Loss
+from reprune.core.plan import Plan
+from reprune.core.readings import Axis, Statistics
+
+ADAPTERS = {"keras": ("Model", "reprune.keras.adapter"), "torch": ("nn.Module", "reprune.torch.adapter")}
+"""For each framework the class of its models, and the module that answers. Keras comes first: on its PyTorch
+backend, its models are modules of PyTorch as well."""
+
+
+class Recorded(Protocol):
+    """A traced pass."""
+
+    def structure(self, extra_pins: dict[str, Pin] | None = None, /) -> Structure:
+        """What was found; some layers are pinned for reasons found later."""
+
+
+class Student(Protocol):
+    """A pruned model that learns from a dense one."""
+
+    def learn(self, batch: Any, step_size: float) -> float:
+        """Take one step; returns the divergence from the dense model's answers before it."""
+
+    def restore(self) -> None:
+        """Put the weights back as they were at the start."""
+
+
+class Adapter(Protocol):
+    """A framework: how its models are traced, observed, cut, run and kept. `found` is what `record` returned."""
+
+    def checked(self, model: Any, /) -> Any:
+        """The model without wrappers; an `UnsupportedModelError` for what no verb can take."""
+
+    def is_tensor(self, value: Any, /) -> bool:
+        """Whether a value is one input, rather than an iterable of inputs."""
+
+    def record(self, model: Any, example: Any, forward: Forward | None, /, *, uniform: bool = False) -> Recorded:
+        """Trace one pass of the model."""
+
+    def rehearse(
+        self, found: Any, model: Any, example: Any, forward: Forward | None, exclude: Sequence[str], /
+    ) -> Structure:
+        """The structure, with layers pinned that do not survive the removal of units."""
+
+    def arrays(self, found: Any, model: Any, structure: Structure, /) -> Mapping[str, Any]:
+        """The weights that know units, in a precision that linear algebra accepts."""
+
+    def observe(
+        self, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None, /
+    ) -> Statistics:
+        """Statistics of the layers' responses."""
+
+    def observe_readings(
+        self, found: Any, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None, /
+    ) -> tuple[Statistics, Mapping[Axis, Any]]:
+        """Statistics with what consumers read, and how much the output depends on each consumer (`Importance`)."""
+
+    def observe_classes(
+        self, model: Any, structure: Structure, batches: Iterable[Any], labels: Labels, forward: Forward | None, /
+    ) -> Mapping[str, ClassMoments]:
+        """Statistics of the responses by class."""
+
+    def loss_gradients(
+        self, found: Any, model: Any, structure: Structure, batches: Iterable[Any], loss: Loss, /
+    ) -> Mapping[str, Any]:
+        """Gradient of the mean loss with respect to the weights that know units."""
+
+    def apply(self, model: Any, plan: Plan, /) -> Any:
+        """The smaller model."""
+
+    def mask(self, model: Any, plan: Plan, /) -> Any:
+        """The full-size model in which nothing reads the removed units."""
+
+    def verify(self, plan: Plan, found: Any, model: Any, small: Any, example: Any, forward: Forward | None, /) -> None:
+        """Raise unless the smaller model computes what the masked one does."""
+
+    def measure_latency(
+        self,
+        model: Any,
+        example: Any,
+        /,
+        *,
+        runtime: str | None,
+        threads: int,
+        forward: Forward | None,
+        structure: Structure | None,
+    ) -> LatencyTable:
+        """Time layer sizes on this machine; the framework's usual runtime if None."""
+
+    def save_weights(self, model: Any, plan: Plan, path: Path, /) -> None:
+        """Write a pruned model's weights as safetensors."""
+
+    def load_weights(self, model: Any, plan: Plan, path: Path, /) -> None:
+        """Fill a pruned model from such a file; nothing is changed unless every tensor fits."""
+
+    def student(
+        self, small: Any, dense: Any, example: Any, divergence: Any, forward: Forward | None, /
+    ) -> AbstractContextManager[Student]:
+        """The small model, ready to learn; modes are as they were afterwards."""
+
+    @property
+    def export(self) -> Callable[..., Any]:
+        """Write a file for a runtime: a function of model, example and path, with options."""
+
+
+def adapter_of(model: Any) -> Adapter:
+    """The adapter of a model's framework, which is imported already if there is a model of it.
+
+    Raises:
+        UnsupportedModelError: When the model belongs to no framework that is known.
+    """
+    for framework, (kind, path) in ADAPTERS.items():
+        if framework in sys.modules and isinstance(model, attrgetter(kind)(sys.modules[framework])):
+            return cast(Adapter, importlib.import_module(path))
+    name = f"{type(model).__module__}.{type(model).__name__}"
+    if name.startswith("tf_keras."):
+        raise keras_2_error(name)
+    raise UnsupportedModelError(f"{name} is neither a torch.nn.Module nor a keras.Model.")

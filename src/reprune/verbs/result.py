@@ -1,0 +1,64 @@
+"""What `prune` returns, and how it is kept on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from reprune.core.plan import Plan
+from reprune.core.saving import REPORT, read_folder, write_folder
+from reprune.report import render_table, write_report
+from reprune.verbs.adapter import adapter_of
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Result(Generic[Model]):
+    """A pruned model and the plan it was made by.
+
+    Attributes:
+        model: The smaller model, called as the original is.
+        plan: Which units stayed.
+
+    Example:
+        >>> result = reprune.prune(model, batches, ratio=0.5)   # doctest: +SKIP
+        >>> print(result)                                       # doctest: +SKIP
+        >>> result.save("out/")                                 # doctest: +SKIP
+    """
+
+    model: Model
+    plan: Plan
+
+    def __str__(self) -> str:
+        return render_table(self.plan)
+
+    def save(self, directory: str | Path, summary: dict[str, Any] | None = None) -> None:
+        """Write `model.safetensors`, `plan.json` and `report.html` into a directory, made if need be.
+
+        A Keras model can be kept whole in Keras's own format instead: `result.model.save("small.keras")`.
+
+        Args:
+            directory: Where to write; files of these names are replaced.
+            summary: Metrics before and after, for the report (see `report.write_report`).
+        """
+        folder = Path(directory)
+        adapter = adapter_of(self.model)
+        write_folder(folder, self.plan, lambda path: adapter.save_weights(self.model, self.plan, path))
+        write_report(folder / REPORT, self.plan, summary)
+
+
+def load(dense_model: Model, directory: str | Path) -> Model:
+    """A pruned model from the files of `Result.save` and a freshly built dense one, which is left as it was.
+
+    Weights of PyTorch have the precision they were saved in.
+
+    Raises:
+        PlanError: When a file is missing or damaged, or belongs to another model.
+    """
+    adapter = adapter_of(dense_model)
+    plan, weights = read_folder(directory)
+    small: Model = adapter.apply(dense_model, plan)
+    adapter.load_weights(small, plan, weights)
+    return small

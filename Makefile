@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train, prune, fine-tune and evaluate on generated data; the report lands in demo/
 	$(BIN)/reprune demo --out demo
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/pytest
+test: $(STAMP)  ## run the tests, on all cores
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,21 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from reprune.core.errors import PlanError
 from reprune.torch.ragged.kernels import GATES, cell_responses, reversal, reverse, run_stack, run_wide_projection
+from reprune.torch.ragged.layout import Sizes, Stack, checked, common, stacks_of
 from reprune.torch.ragged.states import State, States, StateSelector, check_state, each_piece, join_pieces, stack_pieces
 
 Observer = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
 """`callback(name, input, response, h_0, h_n)`, see `observe`."""
 # Before PyTorch 2.7 an exporting trace cannot be told from a compiling one; let both trace the kernel.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: True)
-Sizes = tuple[tuple[int, ...], ...]
-
-
-class _Stack(NamedTuple):
-    """Neighbouring layers `first..stop-1` that one fused call can run, or one layer whose directions run apart."""
-
-    first: int
-    stop: int
-    fused: bool
 
 
 class RaggedBase(nn.Module):
@@ -103,14 +95,14 @@ class RaggedBase(nn.Module):
 
     def _resize(self, hidden_sizes: Sequence[Sequence[int]], proj_sizes: Sequence[Sequence[int]] | None) -> None:
         """Set all that follows from the sizes of the layers and directions."""
-        self.hidden_sizes = _checked("hidden_sizes", hidden_sizes)
-        self.proj_sizes = None if proj_sizes is None else _checked("proj_sizes", proj_sizes)
+        self.hidden_sizes = checked("hidden_sizes", hidden_sizes)
+        self.proj_sizes = None if proj_sizes is None else checked("proj_sizes", proj_sizes)
         if self.proj_sizes is not None and [len(s) for s in self.proj_sizes] != [len(s) for s in self.hidden_sizes]:
             raise ValueError(f"proj_sizes {self.proj_sizes} must be nested as hidden_sizes {self.hidden_sizes}")
-        self.hidden_size = _common(self.hidden_sizes)
-        self.proj_size: int | Sizes = 0 if self.proj_sizes is None else _common(self.proj_sizes)
+        self.hidden_size = common(self.hidden_sizes)
+        self.proj_size: int | Sizes = 0 if self.proj_sizes is None else common(self.proj_sizes)
         self.output_sizes = self.proj_sizes or self.hidden_sizes
-        self._stacks = _stacks(self.hidden_sizes, self.output_sizes, projected=self.proj_sizes is not None)
+        self._stacks = stacks_of(self.hidden_sizes, self.output_sizes, projected=self.proj_sizes is not None)
 
     def _pieces(self) -> Iterator[tuple[int, str, int, int]]:
         """Layer, suffix, units and output size of every layer and direction, in PyTorch's order."""
@@ -302,7 +294,7 @@ class RaggedBase(nn.Module):
         """All layers, on (T, B, F) or packed data."""
         stacks = self._stacks
         if self._observers:
-            stacks = [_Stack(layer, layer + 1, fused=False) for layer in range(self.num_layers)]
+            stacks = [Stack(layer, layer + 1, fused=False) for layer in range(self.num_layers)]
         apart = self.bidirectional and not all(stack.fused for stack in stacks)
         order = reversal(batch_sizes).to(data.device) if apart and batch_sizes is not None else None
         ends: list[list[Tensor]] = [[] for _ in starts]
@@ -318,7 +310,7 @@ class RaggedBase(nn.Module):
         return data, [join_pieces(kind, sizes) for kind, sizes in zip(ends, self._state_sizes(), strict=True)]
 
     def _run_fused(
-        self, stack: _Stack, data: Tensor, batch_sizes: Tensor | None, starts: Sequence[States]
+        self, stack: Stack, data: Tensor, batch_sizes: Tensor | None, starts: Sequence[States]
     ) -> tuple[Tensor, ...]:
         first, stop = stack.first * self.num_directions, stack.stop * self.num_directions
         return run_stack(
@@ -391,33 +383,3 @@ class RaggedBase(nn.Module):
         if self.mode == "RNN_RELU":
             parts.append("nonlinearity='relu'")
         return ", ".join(parts)
-
-
-def _checked(name: str, sizes: Sequence[Sequence[int]]) -> Sizes:
-    nested = tuple(tuple(int(size) for size in layer) for layer in sizes)
-    directions = {len(layer) for layer in nested}
-    if directions not in ({1}, {2}) or any(size < 1 for layer in nested for size in layer):
-        raise ValueError(
-            f"{name} must list one or two (forward, reverse) positive sizes per layer, as [[64, 60], [32, 40]]; "
-            f"got {sizes!r}"
-        )
-    return nested
-
-
-def _common(sizes: Sizes) -> int | Sizes:
-    """The size of all layers and directions if they share one, otherwise all of them."""
-    distinct = {size for layer in sizes for size in layer}
-    return distinct.pop() if len(distinct) == 1 else sizes
-
-
-def _stacks(hidden: Sizes, out: Sizes, *, projected: bool) -> list[_Stack]:
-    """Split the layers into as few calls as possible."""
-    stacks: list[_Stack] = []
-    for layer, (units, emitted) in enumerate(zip(hidden, out, strict=True)):
-        fused = len(set(units)) == len(set(emitted)) == 1 and not (projected and emitted[0] >= units[0])
-        last = stacks[-1] if stacks else None
-        if fused and last and last.fused and (hidden[layer - 1], out[layer - 1]) == (units, emitted):
-            stacks[-1] = last._replace(stop=layer + 1)
-        else:
-            stacks.append(_Stack(layer, layer + 1, fused))
-    return stacks

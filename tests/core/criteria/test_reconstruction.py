@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,14 @@ def test_costs_are_those_of_refitting_from_scratch(block, monkeypatch):
         elimination.remove(cheapest)
         left.remove(cheapest)
         gone.append(cheapest)
+
+
+@pytest.mark.timeout(20)
+def test_units_that_nothing_reads_are_ranked_too():
+    unread = SimpleNamespace(units=3, readings=())
+    ranking = Reconstruction().rank([unread], np.random.default_rng(0))
+    assert sorted(ranking.order.tolist()) == [0, 1, 2]
+    assert not ranking.scores.any()
 
 
 def evidence_of(model, rows):

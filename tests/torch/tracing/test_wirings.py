@@ -41,7 +41,7 @@ def test_finds_layers_pins_and_couplings(case: Case) -> None:
     for name, reason in case.pins.items():
         pin = structure.layers[name].pin
         assert re.search(reason, pin.reason), pin
-        assert "/zoo/" in pin.site.location, pin
+        assert "/torch_zoo/" in pin.site.location, pin
     assert any(layer.approximate for layer in structure.layers.values()) == case.approximate
     for names in case.coupled:
         assert any(set(names) <= set(group) for group in structure.index_coupled), structure.index_coupled

@@ -53,7 +53,8 @@ class Reconstruction(Criterion):
             if not left[cheapest][0].alive.any():
                 del prices[cheapest]
             for index in prices:
-                if any(touched & removal.inputs.keys() for removal in left[index]):
+                # The one that lost a unit looks for its next one, even if nothing reads it.
+                if index == cheapest or any(touched & removal.inputs.keys() for removal in left[index]):
                     prices[index] = _price(left[index], savings[index])
         return [[removal.ranking for removal in together] for together in left]
 

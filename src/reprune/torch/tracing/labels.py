@@ -74,6 +74,8 @@ class ShadowMemory:
 
     def get(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the tensor's elements (same shape), or None when it has none."""
+        if not has_storage(tensor):
+            return None
         key = _key(tensor)
         if key in self._whole:
             size, stride, labels = self._whole[key]
@@ -88,12 +90,13 @@ class ShadowMemory:
 
     def set(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
         """Write labels (broadcast to the tensor's shape) beside the tensor's elements; None clears them."""
+        if not has_storage(tensor):
+            return
         key = _key(tensor)
         storage = tensor.untyped_storage()
         if tensor.numel() == 0 or (labels is None and key not in self._alive):
             return
-        # A key is an address: it must not be given to another storage while the trace lasts.
-        self._alive[key] = storage
+        self.hold(tensor)
         if tensor.numel() * tensor.element_size() == storage.nbytes() and 0 not in tensor.stride():
             self._flat.pop(key, None)
             self._whole.pop(key, None)
@@ -115,6 +118,11 @@ class ShadowMemory:
                 view, labels = view.narrow(dim, 0, 1), labels.narrow(dim, 0, 1)
         view.copy_(labels)
 
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Keep a storage: a key is an address, which must not be given to another storage while the trace lasts."""
+        if has_storage(tensor):
+            self._alive[_key(tensor)] = tensor.untyped_storage()
+
     def _written_out(self, key: tuple[int, int]) -> torch.Tensor | None:
         if key in self._whole:
             size, stride, labels = self._whole.pop(key)
@@ -124,9 +132,14 @@ class ShadowMemory:
         return self._flat.get(key)
 
 
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements lie side by side in one memory; those of sparse and nested tensors do not."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def storage_id(tensor: torch.Tensor) -> int:
-    """Identity of the memory behind a tensor."""
-    return int(tensor.untyped_storage()._cdata)
+    """Identity of the memory behind a tensor; 0 for one without (`has_storage`)."""
+    return int(tensor.untyped_storage()._cdata) if has_storage(tensor) else 0
 
 
 def _contiguous(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.torch.tracing.kernels import KERNELS
 from reprune.torch.tracing.location import here
-from reprune.torch.tracing.rules import apply_rule, record_sizes
+from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.rules import apply_rule, pin_summaries, record_sizes, summaries_of
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -37,6 +38,7 @@ class _FunctionMode(TorchFunctionMode):
         if name in KERNELS and not isinstance(func, type(here)):
             with self._tracer.paused():
                 out = func(*args, **kwargs)
+                pin_summaries(self._tracer, summaries_of(self._tracer, tensors_in(args)))
                 KERNELS[name](self._tracer, args, out)
             return out
         out = func(*args, **kwargs)

@@ -22,6 +22,7 @@ from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.modes import run
 from reprune.torch.tracing.recording import Recording, tensors_in
+from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.sizes import tagged_sizes
 from reprune.torch.tracing.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
@@ -185,6 +186,7 @@ def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any, forwar
             states.append(index)
             continue
         tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
+        pin_summaries(tracer, summaries_of(tracer, [tensor]))
     return states
 
 

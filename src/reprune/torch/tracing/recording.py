@@ -46,6 +46,29 @@ class State(NamedTuple):
     ndim: int
 
 
+class Summary(NamedTuple):
+    """A value computed over all units of some layers (`rules/summaries.py`).
+
+    Attributes:
+        units: Labels of the units.
+        operation: The operation that computed it, at `site`.
+        site: Where that was.
+        moment: Whether it is a mean or deviation so far, from which a normalisation may be made.
+        scale: Whether units may be multiplied by it in a normalisation: a root was taken, or a reciprocal.
+    """
+
+    units: Ids
+    operation: str
+    site: Site
+    moment: bool
+    scale: bool
+
+    @property
+    def reason(self) -> str:
+        """Why its units stay when it is used as a value."""
+        return f"'{self.operation}' runs over its units, and the result is used: with fewer units it is another one"
+
+
 @dataclass
 class Recording:
     """What one traced pass left behind."""

@@ -42,6 +42,8 @@ class SizeInt(int):
 
     def __mul__(self, other: Any) -> Any:
         if type(other) is int:
+            if other == 0:
+                return 0  # The first of several slices, `0 * n`: no size of anything.
             return self._scaled(int(self) * other, Fraction(other))
         if isinstance(other, SizeInt):
             # Of `directions * hidden` the larger one is the size.

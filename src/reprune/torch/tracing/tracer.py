@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Role, Site
-from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, storage_id, unit_ids
+from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, has_storage, storage_id, unit_ids
 from reprune.torch.tracing.location import here
-from reprune.torch.tracing.recording import Axis, Recording, State
+from reprune.torch.tracing.recording import Axis, Recording, State, Summary
 from reprune.torch.tracing.sizes import Expression
 
 
@@ -33,6 +33,7 @@ class Tracer:
         self._base: dict[str, int] = {}
         self.tags: list[Expression] = []
         self.states: dict[int, State] = {}
+        self.summaries: dict[int, list[Summary]] = {}
         self.inputs: set[int] = set()
         self.without_state: set[str] = set()
         self.inside_module = 0
@@ -45,7 +46,7 @@ class Tracer:
                 self.embeddings.setdefault(id(module.weight), path)
         base = 1
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.numel() == 0:
+            if tensor.numel() == 0 or not has_storage(tensor):
                 continue
             self.tensors[name] = tensor
             self._by_storage.setdefault(storage_id(tensor), []).append(name)
@@ -103,6 +104,10 @@ class Tracer:
         flat = torch.zeros(held.storage_offset() + _span(held), dtype=torch.int64, device=held.device)
         flat.as_strided(held.size(), held.stride(), held.storage_offset()).copy_(ids)
         return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Keep the memory behind a tensor while the trace lasts: its identity is the key of what is known of it."""
+        self.memory.hold(tensor)
 
     # -- labels of parameter axes ------------------------------------------------------------------------------------
 

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from reprune.torch.tracing.labels import lines, varies
+from reprune.torch.tracing.labels import lines, unit_ids, varies
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op
 
 
 def pointwise(op: Op) -> Labels:
     """Operands that share a position are coupled; parameters follow the units they are combined with."""
+    return combine(op, op.out_tensor.shape)
+
+
+def combine(op: Op, shape: torch.Size) -> Labels:
+    """Labels of what operands of an operation make that are broadcast to this shape."""
     tracer = op.tracer
-    shape = op.out.shape if isinstance(op.out, torch.Tensor) else next(iter(tensors_in(op.out))).shape
     operands = [tensor for tensor in tensors_in((op.args, op.kwargs)) if tensor.ndim <= len(shape)]
     base: Labels = None
     weights, plain = [], []
@@ -67,6 +71,20 @@ def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size)
     return None if found is None else found.expand(shape)
 
 
+def compare(op: Op) -> None:
+    """`equal(a, b)`: units are read without a weight, for the answer to a question."""
+    first, second = op.args[:2]
+    if op.out or first.shape == second.shape:
+        read_whole(op, [first, second])
+
+
+def read_whole(op: Op, operands: Sequence[torch.Tensor]) -> None:
+    """Operands are combined element by element and read without a weight."""
+    found = combine(op, torch.broadcast_tensors(*operands)[0].shape)  # type: ignore[no-untyped-call]
+    if found is not None:
+        op.tracer.recording.direct.append(unit_ids(found))
+
+
 def copy(op: Op) -> Labels:
     """`copy_(target, source)`: the labels of the source."""
     found = op.tracer.labels(op.args[1])
@@ -77,8 +95,8 @@ def copy(op: Op) -> Labels:
 
 
 def like(op: Op) -> Labels:
-    """`zeros_like(x)`: filled anew, with a place for every unit of x."""
-    return op.tracer.units(op.args[0])
+    """`zeros_like(x)`, `x.zero_()`: filled anew, with a place for every unit of x."""
+    return op.tracer.memory.get(op.args[0]) if op.in_place else op.tracer.units(op.args[0])
 
 
 def nothing(op: Op) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,25 +47,27 @@ def _as_labels(tracer: Tracer, value: Any) -> Any:
 def fold(op: Op) -> Labels:
     """Overlapping windows are added back: every element keeps the label that all of its contributions share."""
     found = op.tracer.units(op.args[0])
-    if found is None:
-        return None
-    summed = op.func(found.double(), *op.args[1:], **op.kwargs)
-    squares = op.func(found.double() ** 2, *op.args[1:], **op.kwargs)
-    count = op.func((found != NONE).double(), *op.args[1:], **op.kwargs).clamp(min=1)
+    return None if found is None else shared(op, found, lambda part: op.func(part, *op.args[1:], **op.kwargs))
+
+
+def shared(op: Op, units: torch.Tensor, add: Callable[[torch.Tensor], torch.Tensor]) -> Labels:
+    """The label that all contributions to an element share, where `add` adds them up; else the units are pinned."""
+    summed, squares = add(units.double()), add(units.double() ** 2)
+    count = add((units != NONE).double()).clamp(min=1)
     if not torch.allclose(squares * count, summed**2):
-        op.pin("windows over different units are added")
+        op.pin("entries of different units are added")
         return None
     result: torch.Tensor = (summed / count).round().long()
     return result
 
 
-_RESHAPES = {"view", "_unsafe_view", "_reshape_alias", "unfold", "as_strided"}
+RESHAPES = {"view", "_unsafe_view", "_reshape_alias", "unfold", "as_strided"}
 _CUTS = {"slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "diagonal"}
 
 
 def check_view(op: Op, source: torch.Tensor, outputs: Sequence[torch.Tensor]) -> None:
     """Views need no labels, but they may cut a layer into parts, or need layers to have equal numbers of units."""
-    if op.name in _RESHAPES:
+    if op.name in RESHAPES:
         for tensor in outputs:
             found = op.tracer.units(tensor)
             if found is not None:

@@ -16,7 +16,11 @@ Labels = torch.Tensor | None
 
 @dataclass
 class Op:
-    """One operation that ran: what it was given and what it returned."""
+    """One operation that ran: what it was given and what it returned.
+
+    Attributes:
+        view: Whether all that it returned are views of what it was given.
+    """
 
     tracer: Tracer
     name: str
@@ -24,6 +28,7 @@ class Op:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     out: Any
+    view: bool = False
 
     def arg(self, index: int, name: str = "", default: Any = None) -> Any:
         """An argument by position or name."""
@@ -33,6 +38,12 @@ class Op:
     def out_tensor(self) -> torch.Tensor:
         """The first tensor that it returned."""
         return next(iter(tensors_in(self.out)))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes into its first argument."""
+        name = self.func._schema.name
+        return bool(name.endswith("_") and not name.endswith("__"))
 
     def pin(self, reason: str) -> None:
         """Pin all units among the inputs."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, varies
+from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, unit_ids, varies
 from reprune.torch.tracing.recording import Product, RecurrentLayer
+from reprune.torch.tracing.rules.elementwise import read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.tracer import Tracer
 
@@ -167,6 +168,23 @@ def dot(op: Op) -> Labels:
     return None
 
 
+def distances(op: Op) -> None:
+    """`cdist(a, b)`: differences over all features, of every row of one with every row of the other."""
+    sides = [op.tracer.units(tensor) for tensor in op.args[:2]]
+    held = [list(lines(units, -1)) if units is not None else [] for units in sides]
+    for tensor, found in zip(op.args[:2], held, strict=True):
+        found += [line for _, line in op.tracer.weight_lines(tensor, -1, "follows")] if not found else []
+    for one in held[0]:
+        for two in held[1]:
+            op.tracer.couple_lines(one, two)
+    op.tracer.recording.direct += [unit_ids(units) for units in sides if units is not None]
+
+
+def distance(op: Op) -> None:
+    """`dist(a, b)`: the norm of a difference."""
+    read_whole(op, op.args[:2])
+
+
 def convolution(op: Op) -> Labels:
     """Convolutions contract channels; sliding over units mixes neighbours and pins them."""
     data, weight, bias = op.args[:3]
@@ -230,7 +248,7 @@ def embedding(op: Op) -> Labels:
     if path is not None and axis == 1 and len(line) > 1:
         address, columns = f"{path}:columns", tracer.axis(name, axis, "own")
         tracer.recording.layers[address] = RecurrentLayer(address, "embedding", path, columns)
-    return torch.from_numpy(line).to(indices.device).expand(op.out.shape)
+    return torch.from_numpy(line).to(indices.device).expand(op.out_tensor.shape)
 
 
 def embedding_renorm(op: Op) -> None:

@@ -6,11 +6,8 @@ import numpy as np
 import torch
 
 from reprune.torch.tracing.labels import NONE, TAG, compact, lines, unit_ids, varies
-from reprune.torch.tracing.location import here
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
-
-# With the reduced axis kept, these are the parts of a normalisation written out; like LayerNorm it is not exact.
-NORMALISING = {"mean", "var", "std", "var_mean", "std_mean"}
+from reprune.torch.tracing.rules.summaries import summarise
 
 
 def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> Rule:
@@ -26,12 +23,12 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
                 continue
             if _couple_along(op, found, dim):
                 continue
-            if op.name in NORMALISING and op.out_tensor.ndim == found.ndim:
-                op.tracer.recording.approximate.append((unit_ids(found), here(op.name)))
-            elif not sums:
-                op.pin(f"'{op.name}' runs over its units")
-            else:
+            if sums:
                 op.tracer.recording.direct.append(unit_ids(found))
+            elif reduces:
+                summarise(op, found)
+            else:
+                op.pin(f"'{op.name}' runs over its units")
             return None
         small = compact(found)
         if not dims:
@@ -62,6 +59,14 @@ def _couple_along(op: Op, found: torch.Tensor, dim: int) -> bool:
         names = line[line != NONE]
         couplings.union(np.full(len(names), names[0]), names)
     return True
+
+
+def along_last(op: Op) -> Labels:
+    """Draws from the last dimension, which must not hold units."""
+    units = op.tracer.units(op.args[0])
+    if units is not None and varies(units, -1):
+        op.pin(f"'{op.name}' runs over its units")
+    return None
 
 
 def pooling(spatial: int) -> Rule:

@@ -1,0 +1,161 @@
+"""What is done with units, operation by operation: exact, or pinned with the reason and the line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import reprune.torch
+from reprune.core.layers import Layer
+from tests.helpers.torch_oracle import check_oracle, random_plans
+
+pytestmark = pytest.mark.filterwarnings("ignore:index_reduce")
+Use = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Net(nn.Module):
+    """A GRU, something that is done with its units (B, T, 12), and a layer that reads what is left of width 12."""
+
+    def __init__(self, use: Use) -> None:
+        super().__init__()
+        self.use, self.rnn, self.out = use, nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.use(self.rnn(x)[0])
+        return self.out(h) if h.size(-1) == self.out.in_features else h
+
+
+def inspected(use: Use) -> tuple[Net, Layer]:
+    torch.manual_seed(0)
+    net = Net(use).double()
+    structure = reprune.torch.inspect(net, [frames()]).structure
+    layer = structure.layers["rnn:l0"]
+    if layer.pin is None and layer.approximate is None:
+        for plan in random_plans(structure, 2):
+            check_oracle(net, plan, frames())
+    return net, layer
+
+
+def frames() -> torch.Tensor:
+    return torch.randn(4, 6, 5, dtype=torch.float64)
+
+
+NEIGHBOURS = torch.tensor([0, 0, 3, 5, 2, 3])
+
+
+def over_time(h: torch.Tensor) -> torch.Tensor:
+    return NEIGHBOURS[None, :, None].expand_as(h)
+
+
+def checked(test: Callable[[torch.Tensor], bool | torch.Tensor]) -> Use:
+    """Units that pass through after a question about them."""
+
+    def use(h: torch.Tensor) -> torch.Tensor:
+        assert test(h)
+        return h
+
+    return use
+
+
+def history(h: torch.Tensor) -> torch.Tensor:
+    """Zeros beside units, shifted by one step."""
+    held = torch.zeros_like(h)
+    held[:, 1:] = h[:, :-1]
+    return held
+
+
+EXACT: dict[str, Use] = {
+    "scatter_add": lambda h: torch.zeros_like(h).scatter_add(1, over_time(h), h),
+    "scatter_add onto units": lambda h: h.scatter_add(1, over_time(h), h * 2),
+    "index_add": lambda h: torch.zeros_like(h).index_add(1, NEIGHBOURS, h),
+    "scatter_reduce": lambda h: torch.zeros_like(h).scatter_reduce(1, over_time(h), h, "mean"),
+    "index_reduce": lambda h: torch.zeros_like(h).index_reduce(1, NEIGHBOURS, h, "amax"),
+    "index_put, accumulated": lambda h: torch.zeros_like(h).index_put_(
+        (torch.arange(4)[:, None], NEIGHBOURS[None].expand(4, -1)), h, accumulate=True
+    ),
+    "zero_": lambda h: h + h.clone().zero_(),
+    "fill_": lambda h: h * h.clone().fill_(2.0),
+    "index_fill": lambda h: h.index_fill(1, torch.tensor([1]), 0.0),
+    "clamp_": lambda h: h.clone().clamp_(-0.1, 0.1),
+    "gelu_": lambda h: torch.ops.aten.gelu_(h.clone()),
+    "history": history,
+    "fft over time": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1), n=6, dim=1),
+    "complex": lambda h: (torch.complex(h, h * 2) * 1j).abs(),
+    "bicubic": lambda h: F.interpolate(h.transpose(1, 2)[..., None], size=(4, 1), mode="bicubic")[..., 0].transpose(
+        1, 2
+    ),
+    "rot90": lambda h: torch.rot90(h, 2, (0, 1)),
+    "equal": checked(lambda h: torch.equal(h[:, -1], h.clone()[:, -1])),
+    "allclose": checked(lambda h: torch.allclose(h, h + 0)),
+    "all": checked(lambda h: (h == h.clone()).all()),
+    "any": checked(lambda h: not torch.isnan(h).any()),
+    "isfinite of the sum": checked(lambda h: torch.isfinite(h.sum())),
+    "largest": checked(lambda h: h.abs().max() < 2),
+    "cdist": lambda h: torch.cdist(h, h[:, :2]),
+    "sum": lambda h: h.sum(-1, keepdim=True),
+    "sparse product": lambda h: torch.stack([torch.sparse.mm(torch.eye(6).double().to_sparse(), one) for one in h]),
+}
+
+NORMALISED: dict[str, Use] = {
+    "layer norm": lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True) + 1e-5).sqrt(),
+    "layer norm without keepdim": lambda h: h - h.mean(-1).unsqueeze(-1),
+    "root mean square": lambda h: h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5),
+    "standard score": lambda h: (h - h.mean()) / (h.std() + 1e-5),
+    "in place": lambda h: h.clone().sub_(h.mean(-1, keepdim=True)),
+}
+
+PINNED: dict[str, tuple[Use, str]] = {
+    "mean": (lambda h: h.mean(-1, keepdim=True), "'mean' runs over its units"),
+    "mean, then squeezed": (lambda h: h.mean(-1, keepdim=True).squeeze(-1), "'mean' runs over its units"),
+    "mean of all": (lambda h: h.mean()[None], "'mean' runs over its units"),
+    "mean beside units": (lambda h: torch.cat([h, h.mean(-1, keepdim=True)], -1)[..., 1:], "'mean' runs over"),
+    "mean as a gate": (lambda h: h * h.mean(-1, keepdim=True).sigmoid(), "'mean' runs over its units"),
+    "mean as attention": (lambda h: h * h.mean(-1, keepdim=True).softmax(1), "'mean' runs over its units"),
+    "mean subtracted and returned": (
+        lambda h: (h - h.mean(-1, keepdim=True)).sum(-1) + h.mean(-1), "'mean' runs over its units",
+    ),
+    "deviation": (lambda h: h.std(-1), "'std' runs over its units"),
+    "all as a value": (lambda h: h * (h < 2).all(-1, keepdim=True), "'all' runs over its units"),
+    "largest as a number": (lambda h: h + float(h.max()), "'max' runs over its units"),
+    "softmax": (lambda h: h.softmax(-1), "'_softmax' runs over its units"),
+    "scatter_add over units": (
+        lambda h: torch.zeros_like(h).scatter_add(2, torch.zeros_like(h).long(), h), "along the axis of its",
+    ),
+    "sparse": (lambda h: h[0].to_sparse().to_dense()[None], "made a sparse or nested tensor"),
+    "inverse": (lambda h: torch.linalg.pinv(h), "not an operation that reprune can follow"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", EXACT.values(), ids=EXACT)
+def test_exact(use: Use) -> None:
+    _, layer = inspected(use)
+    assert layer.pin is None
+    assert layer.approximate is None
+
+
+@pytest.mark.parametrize("use", NORMALISED.values(), ids=NORMALISED)
+def test_normalisations_are_approximate(use: Use) -> None:
+    net, layer = inspected(use)
+    assert layer.pin is None
+    assert layer.approximate is not None
+    assert __file__ in layer.approximate.location
+    assert reprune.torch.prune(net, [frames()], 0.5, method="magnitude").model(frames()).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(("use", "reason"), PINNED.values(), ids=PINNED)
+def test_pinned(use: Use, reason: str) -> None:
+    _, layer = inspected(use)
+    assert layer.pin is not None
+    assert reason in layer.pin.reason
+    assert __file__ in layer.pin.site.location
+
+
+def test_a_question_that_fewer_units_answer_otherwise() -> None:
+    """A branch that is chosen by all units: the pruned pass takes the one that the masked one does not."""
+    _, layer = inspected(lambda h: h * 2 if (h.abs() > 1e-9).all() else h)
+    assert layer.pin is not None
+    assert "count there even when they are zero" in layer.pin.reason

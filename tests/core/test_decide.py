@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
-from reprune.core.decide import decide, excluded, free_blocks, left_out
+from reprune.core.decide import decide, excluded, free_blocks, left_out, matches
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
@@ -177,3 +177,11 @@ def test_include_leaves_all_others_out():
     assert left_out(structure, [], []) == []
     with pytest.raises(PlanError, match="include='x' matches no layer"):
         left_out(structure, ["x"], [])
+
+
+@pytest.mark.parametrize(
+    ("glob", "layers"),
+    [("lstm", {"lstm:l0", "lstm:l0_reverse"}), ("*_reverse", {"lstm:l0_reverse"}), ("lstm:l0", {"lstm:l0"})],
+)
+def test_the_glob_of_a_module_means_all_its_layers(glob: str, layers: set[str]) -> None:
+    assert {name for name in ("lstm:l0", "lstm:l0_reverse", "lstm2:l0") if matches(name, glob)} == layers

@@ -11,7 +11,7 @@ import numpy as np
 from reprune.core.budget import Block, Budget, allocate
 from reprune.core.cost import CostModel, Measure
 from reprune.core.criteria import Ranking
-from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError
+from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, did_you_mean
 from reprune.core.evidence import Evidence
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
@@ -124,9 +124,20 @@ def excluded(structure: Structure, exclude: Sequence[str], option: str = "exclud
     """
     exclude = as_globs(exclude)
     for glob in exclude:
-        if not any(fnmatchcase(name, glob) for name in structure.layers):
-            raise PlanError(f"{option}={glob!r} matches no layer. The layers are: {', '.join(structure.layers)}.")
-    return {name for name in structure.layers if any(fnmatchcase(name, glob) for glob in exclude)}
+        if not any(matches(name, glob) for name in structure.layers):
+            near = did_you_mean(glob, {*structure.layers, *(name.partition(":")[0] for name in structure.layers)})
+            raise PlanError(f"{option}={glob!r} matches no layer.{near} The layers are: {', '.join(structure.layers)}.")
+    return {name for name in structure.layers if any(matches(name, glob) for glob in exclude)}
+
+
+def matches(name: str, glob: str) -> bool:
+    """Whether a glob means a layer; that of a module means all of the module's layers.
+
+    Example:
+        >>> matches("encoder.lstm:l0_reverse", "encoder.lstm"), matches("encoder.lstm:l1", "*:l0*")
+        (True, False)
+    """
+    return fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}:*")
 
 
 def left_out(structure: Structure, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -150,7 +161,7 @@ def fixed_counts(
     """
     fixed: dict[str, int] = {}
     for glob, value in counts.items():
-        named = [s for s in sets if any(fnmatchcase(name, glob) for group in s for name in group)]
+        named = [s for s in sets if any(matches(name, glob) for group in s for name in group)]
         if not named:
             free = ", ".join(name for entry in sets for group in entry for name in group)
             raise PlanError(f"counts[{glob!r}] matches no layer that can be pruned. Those are: {free}.")

@@ -5,6 +5,9 @@ A message says what was wrong, where (layer path, file and byte offset, source l
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class RepruneError(Exception):
     """Base class of all errors that reprune raises on purpose."""
@@ -50,3 +53,14 @@ class RecipeError(RepruneError, ValueError):
 
 class CalibrationWarning(UserWarning):
     """The calibration batches are too few for what is estimated from them."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word nearest to one that is not known; empty when none is near.
+
+    Example:
+        >>> did_you_mean("recontsruct", ["reconstruct", "random"])
+        " Did you mean 'reconstruct'?"
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

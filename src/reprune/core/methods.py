@@ -9,7 +9,7 @@ from typing import TypeVar
 from reprune.core.allocation import ALLOCATIONS, Allocation, Energy
 from reprune.core.compensation import COMPENSATIONS
 from reprune.core.criteria import CRITERIA, Criterion
-from reprune.core.errors import RepruneError
+from reprune.core.errors import RepruneError, did_you_mean
 from reprune.core.layers import Structure
 from reprune.core.plan import Fold
 from reprune.core.readings import Reading
@@ -138,5 +138,6 @@ def check_training_method(method: str | Method) -> None:
 
 def _look_up(name: str, registry: Mapping[str, T], kind: str) -> T:
     if name not in registry:
-        raise RepruneError(f"{name!r} is not a known {kind}: give one of {', '.join(sorted(registry))}.")
+        near = did_you_mean(name, registry)
+        raise RepruneError(f"{name!r} is not a known {kind}.{near} Give one of {', '.join(sorted(registry))}.")
     return registry[name]

@@ -35,3 +35,36 @@ def test_public_names_exist_and_are_documented():
 def test_verbs_refuse_what_is_no_model(verb):
     with pytest.raises(reprune.UnsupportedModelError, match="is neither a torch"):
         getattr(reprune, verb)(object(), [])
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.Pruner", "torch.register_cell", "torch.RaggedLSTM", "keras.PruningCallback", "youtube8m.metrics"]
+)
+def test_frameworks_are_imported_when_they_are_asked_for(name):
+    package = name.partition(".")[0]
+    code = f"import reprune; assert {package!r} in dir(reprune); reprune.{name}"
+    assert f"reprune.{package}" in modules_after(code)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'pruen'"):
+        reprune.pruen  # noqa: B018
+
+
+def test_every_error_and_warning_is_public():
+    """What a program may want to catch is in `reprune`, wherever it is raised."""
+    import reprune.core.errors as errors
+
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, (Exception, Warning)) and kind.__module__ == errors.__name__:
+            assert name in reprune.__all__, name
+
+
+def test_verbs_have_their_real_signatures():
+    import inspect
+
+    assert reprune.prune is __import__("reprune.torch").torch.prune is __import__("reprune.keras").keras.prune
+    options = set(inspect.signature(reprune.prune).parameters)
+    assert {"ratio", "of", "method", "exclude", "round_to", "forward", "labels", "loss", "verify"} <= options
+    with pytest.raises(TypeError, match="exlcude"):
+        reprune.prune(object(), [], exlcude=["a"])

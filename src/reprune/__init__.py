@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reprune.core.errors import (
     BudgetError,
+    CalibrationWarning,
     PlanError,
     RecipeError,
     RecordError,
@@ -22,6 +23,7 @@ from reprune.core.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from reprune.core.exporting import Comparison, ExportError, ExportReport
 from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
@@ -42,7 +44,9 @@ from reprune.verbs import (
 )
 
 if TYPE_CHECKING:
-    from reprune import keras, torch, youtube8m
+    from reprune import keras as keras
+    from reprune import torch as torch
+    from reprune import youtube8m as youtube8m
 
 __version__ = version("reprune")
 _LAZY = ("keras", "torch", "youtube8m")
@@ -50,6 +54,10 @@ _LAZY = ("keras", "torch", "youtube8m")
 __all__ = [
     "BudgetError",
     "Calibration",
+    "CalibrationWarning",
+    "Comparison",
+    "ExportError",
+    "ExportReport",
     "Inspection",
     "LatencyTable",
     "Method",
@@ -67,14 +75,11 @@ __all__ = [
     "distill",
     "export",
     "inspect",
-    "keras",
     "load",
     "mask",
     "measure_latency",
     "plan",
     "prune",
-    "torch",
-    "youtube8m",
 ]
 
 

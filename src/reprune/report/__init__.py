@@ -2,6 +2,7 @@
 
 from reprune.report.html import write_report
 from reprune.report.inspection import Inspection
+from reprune.report.notebook import plan_html
 from reprune.report.table import render_structure, render_table
 
-__all__ = ["Inspection", "render_structure", "render_table", "write_report"]
+__all__ = ["Inspection", "plan_html", "render_structure", "render_table", "write_report"]

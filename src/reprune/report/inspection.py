@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reprune.core.layers import Layer, Pin, Structure
+from reprune.report.notebook import structure_html
 from reprune.report.table import render_structure
 
 
@@ -31,5 +32,12 @@ class Inspection:
         """Names of the layers that must stay, with the reason."""
         return {name: layer.pin for name, layer in self.structure.layers.items() if layer.pin is not None}
 
+    def __repr__(self) -> str:
+        units = sum(self.structure.layers[name].units for name in self.prunable)
+        return f"Inspection({len(self.prunable)} of {len(self.layers)} layers can be pruned: {units} units)"
+
     def __str__(self) -> str:
         return render_structure(self.structure)
+
+    def _repr_html_(self) -> str:
+        return structure_html(self.structure)

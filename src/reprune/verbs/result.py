@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from reprune.core.plan import Plan
 from reprune.core.saving import REPORT, read_folder, write_folder
-from reprune.report import render_table, write_report
+from reprune.report import plan_html, render_table, write_report
 from reprune.verbs.adapter import adapter_of
 
 Model = TypeVar("Model")
@@ -31,8 +31,14 @@ class Result(Generic[Model]):
     model: Model
     plan: Plan
 
+    def __repr__(self) -> str:
+        return f"Result({type(self.model).__name__}, {self.plan!r})"
+
     def __str__(self) -> str:
         return render_table(self.plan)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self.plan)
 
     def save(self, directory: str | Path, summary: dict[str, Any] | None = None) -> None:
         """Write `model.safetensors`, `plan.json` and `report.html` into a directory, made if need be.

@@ -14,7 +14,7 @@ from reprune.core.plan import Plan
 from reprune.core.rehearsal import random_plan
 from reprune.torch import apply, mask
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.record import call
+from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.recording import tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -51,6 +51,14 @@ class RecipeError(RepruneError, ValueError):
     """A training run cannot start or resume with the options it was given."""
 
 
+class BatchError(RepruneError, ValueError):
+    """The model does not run on the batches. The message says what was passed and what would run."""
+
+
+class BatchWarning(UserWarning):
+    """Only a part of each batch is given to the model. The message has the `forward=` that says so."""
+
+
 class CalibrationWarning(UserWarning):
     """The calibration batches are too few for what is estimated from them."""
 

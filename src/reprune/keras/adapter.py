@@ -25,6 +25,7 @@ from reprune.keras.training.distill import student
 from reprune.keras.weights import load_weights, save_weights
 
 __all__ = [
+    "accepted",
     "apply",
     "arrays",
     "checked",
@@ -43,6 +44,11 @@ __all__ = [
     "student",
     "verify",
 ]
+
+
+def accepted(model: Any, example: Any, forward: Forward | None) -> Forward | None:
+    """How the model takes a batch: as it is."""
+    return forward
 
 
 def rehearse(found: Trace, model: Any, example: Any, forward: Forward | None, exclude: Sequence[str]) -> Structure:

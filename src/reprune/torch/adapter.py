@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-from torch import Tensor, is_tensor, nn
+from torch import Tensor, inference_mode, is_tensor, nn
 
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.readings import Axis, Importance, Statistics
-from reprune.torch.calibration import labelled
+from reprune.torch.calibration import labelled, responses
 from reprune.torch.calibration.importance import output_importance
-from reprune.torch.calibration.labelled import observe_classes
-from reprune.torch.calibration.responses import observe
 from reprune.torch.export import export
 from reprune.torch.latency import measure_latency
-from reprune.torch.surgery.apply import apply, mask, named_tensors
-from reprune.torch.surgery.verify import rehearse, verify
-from reprune.torch.tracing.record import Trace, record
+from reprune.torch.surgery import apply as surgery
+from reprune.torch.surgery import verify as verification
+from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.tracing import accepting
+from reprune.torch.tracing import record as recording
+from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
 from reprune.torch.weights import load_weights, save_weights
 
 __all__ = [
+    "accepted",
     "apply",
     "arrays",
     "checked",
@@ -43,6 +46,26 @@ __all__ = [
     "verify",
 ]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _outside_inference(function: Callable[P, R]) -> Callable[P, R]:
+    """What `torch.inference_mode()` around a verb leaves behind could be neither trained nor observed."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with inference_mode(False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+accepted, record = _outside_inference(accepting.accepted), _outside_inference(recording.record)
+rehearse, verify = _outside_inference(verification.rehearse), _outside_inference(verification.verify)
+apply, mask = _outside_inference(surgery.apply), _outside_inference(surgery.mask)
+observe, observe_classes = _outside_inference(responses.observe), _outside_inference(labelled.observe_classes)
+
 
 def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     """The tensors that know units, in a precision that linear algebra accepts."""
@@ -52,6 +75,7 @@ def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Te
     }
 
 
+@_outside_inference
 def observe_readings(
     found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
 ) -> tuple[Statistics, Mapping[Axis, Tensor]]:
@@ -66,6 +90,7 @@ def observe_readings(
     return statistics, importance.mean()
 
 
+@_outside_inference
 def loss_gradients(
     found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], loss: Loss
 ) -> Mapping[str, Any]:

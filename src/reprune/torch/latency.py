@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from reprune.core.cost import tensor_extents
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
+from reprune.core.passes import Forward
 from reprune.runtimes.timing import (
     ONNX_RUNTIMES,
     Call,
@@ -32,7 +33,8 @@ from reprune.torch.export import export
 from reprune.torch.export.example import Example
 from reprune.torch.export.recurrent import recurrent_modules
 from reprune.torch.surgery.apply import apply
-from reprune.torch.tracing.record import Forward, call, trace
+from reprune.torch.tracing.calling import invoke
+from reprune.torch.tracing.record import trace
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.unwrap import unwrap
 
@@ -74,7 +76,7 @@ def measure_latency(
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            calls = [Model(counts, partial(call, network, example, forward)) for counts, network in models]
+            calls = [Model(counts, partial(invoke, network, example, forward)) for counts, network in models]
             name = f"torch {torch.__version__}"
             return tabulate(seen, _build, *calls, runtime=name, threads=threads, shapes=shapes)
     finally:
@@ -121,7 +123,7 @@ def _layers(model: nn.Module, structure: Structure, example: Any, forward: Forwa
     ]
     try:
         with torch.no_grad():
-            call(model, example, forward)
+            invoke(model, example, forward)
     finally:
         for handle in handles:
             handle.remove()

@@ -66,6 +66,7 @@ def inspect(
     adapter = adapter_of(model)
     model = adapter.checked(model)
     example, _ = first_batch(batches, adapter.is_tensor)
+    forward = adapter.accepted(model, example, forward)
     found = adapter.record(model, example, forward)
     info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
     if strict and info.pinned:

@@ -49,6 +49,9 @@ class Adapter(Protocol):
     def is_tensor(self, value: Any, /) -> bool:
         """Whether a value is one input, rather than an iterable of inputs."""
 
+    def accepted(self, model: Any, example: Any, forward: Forward | None, /) -> Forward | None:
+        """How the model takes such a batch, found by trying; a `BatchError` when it takes it in no way."""
+
     def record(self, model: Any, example: Any, forward: Forward | None, /, *, uniform: bool = False) -> Recorded:
         """Trace one pass of the model."""
 

@@ -158,6 +158,7 @@ def calibrate(
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
+    forward = adapter.accepted(model, example, forward)
     found = adapter.record(model, example, forward, uniform=uniform)
     exclude = left_out(found.structure(), include, exclude)
     if verify:

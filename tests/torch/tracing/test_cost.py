@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reprune.torch
 from reprune.core.cost import CostModel
-from reprune.torch.tracing.record import call
+from reprune.torch.tracing.calling import call
 from tests.helpers.torch_oracle import random_plans
 from tests.helpers.torch_zoo import CASES
 

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Consumer
+from reprune.core.passes import Forward
 from reprune.core.readings import Axis, random_signs
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.record import Forward, call, eval_mode
+from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
 
 

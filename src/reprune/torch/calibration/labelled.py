@@ -13,12 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
-from reprune.core.passes import Labels, Loss
+from reprune.core.passes import Forward, Labels, Loss
 from reprune.torch.calibration.readings import hooked, rows, unrolled
 from reprune.torch.calibration.responses import watch_written_cells
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.record import Forward, call, eval_mode
+from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.record import eval_mode
 
 
 def observe_classes(

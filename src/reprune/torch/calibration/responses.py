@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Structure
+from reprune.core.passes import Forward
 from reprune.core.readings import Statistics
 from reprune.torch.calibration.products import ProductWatcher
 from reprune.torch.calibration.readings import hooked, responses, rows, unrolled, watch_readings
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.cells import declared
-from reprune.torch.tracing.record import Forward, call, eval_mode
+from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
 
 See = Callable[[str, torch.Tensor], None]

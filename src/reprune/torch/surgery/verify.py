@@ -7,7 +7,6 @@ pruned model must compute what the masked one does; a size written into the user
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import nn
 
 from reprune.core.errors import RepruneError, VerificationError
 from reprune.core.layers import Pin, Site, Structure
+from reprune.core.passes import Forward
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import blocks_of, held_back, inexact, random_plan
 from reprune.torch.surgery.apply import apply, mask, named_tensors
+from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.location import of_error
-from reprune.torch.tracing.record import Forward, Trace, call, eval_mode
+from reprune.torch.tracing.record import Trace, eval_mode
 from reprune.torch.tracing.recording import tensors_in
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -84,7 +85,7 @@ class _Trial:
         devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
         with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
             torch.manual_seed(0)
-            output = call(model, copy.deepcopy(self._example), self._forward)
+            output = call(model, self._example, self._forward)
         found = list(tensors_in(output))
         return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
 

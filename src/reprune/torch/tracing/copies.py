@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reprune.core.errors import UnsupportedModelError
+from reprune.torch.tracing.recording import tensors_in
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -32,6 +33,21 @@ def duplicate(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({error}), and reprune never changes the model it is given. "
             "Remove what cannot be copied from its attributes, or give it a __deepcopy__."
         ) from error
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of a batch into which a model may write; tensors computed with a graph, or in inference mode, are plain.
+
+    What cannot be copied (an open file beside the tensors) is shared.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in tensors_in(batch):
+        if not tensor.is_leaf or tensor.is_inference():
+            memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(batch, memo)
+    except (TypeError, RuntimeError, copy.Error):
+        return batch
 
 
 def _held(value: Any, depth: int) -> Iterator[torch.Tensor]:

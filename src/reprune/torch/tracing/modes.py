@@ -7,6 +7,7 @@ every operation that follows, composite ones already taken apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,11 +58,21 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._tracer.pauses == 0 and _composite(func):
+            # In inference mode nothing has taken it apart before.
+            with self:
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
         if self._tracer.pauses == 0:
             with torch._C.DisableTorchFunction():
                 apply_rule(self._tracer, func, args, kwargs, out)
         return out
+
+
+@cache
+def _composite(func: Any) -> bool:
+    """Whether an operation is made of others that have rules."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def run(tracer: Tracer, call: Callable[[], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect as python_inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Site, Structure
+from reprune.core.passes import Forward
 from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.tracing.calling import invoke
 from reprune.torch.tracing.cells import traced_cells
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.copies import duplicate, fresh
 from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.modes import run
@@ -27,29 +28,7 @@ from reprune.torch.tracing.sizes import tagged_sizes
 from reprune.torch.tracing.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
 
-Forward = Callable[[nn.Module, Any], Any]
 _STATE_NAMES = re.compile(r"hidden|state|^h_?[0nx]?$|^hx$|^hc$|carry|memory|prev")
-
-
-def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
-    """Run a model on one batch: `model(x)`, `model(*xs)` or `model(**named)`, unless `forward` says otherwise."""
-    if forward is not None:
-        return forward(model, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return model(*batch)
-    return model(batch)
-
-
-def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward | None]:
-    """The arguments of a pass as a batch, by name where some are, and the `forward` that it takes, if it takes one."""
-    if not kwargs:
-        return args, None
-    parameters = list(python_inspect.signature(model.forward).parameters.values())[: len(args)]
-    if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
-        return {**dict(zip([parameter.name for parameter in parameters], args, strict=True)), **kwargs}, None
-    return (args, kwargs), lambda module, batch: module(*batch[0], **batch[1])
 
 
 def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Structure:
@@ -57,7 +36,7 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Str
 
     Args:
         model: The model; it is left as it was.
-        example: One batch, as the model takes it (see `call`).
+        example: One batch, as the model takes it (see `invoke`).
         forward: Replaces `model(example)`.
 
     Raises:
@@ -120,7 +99,7 @@ def record(
     model = duplicate(model)
     tracer = Tracer(model, embeddings=embeddings)
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
-    example = copy.deepcopy(example)
+    example = fresh(example)
     tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -130,7 +109,7 @@ def record(
         stack.enter_context(traced_cells(model, tracer))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fastpath())
-        output = run(tracer, lambda: call(model, example, forward))
+        output = run(tracer, lambda: invoke(model, example, forward))
     states = _outputs(model, tracer, example, output, forward)
     _bind_modules(equal, tracer.recording)
     builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))

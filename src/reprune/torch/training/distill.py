@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from reprune.core.distillation import RULED_OUT, nothing_may_change, nothing_to_compare
-from reprune.torch.tracing.record import Forward, call, eval_mode
+from reprune.core.passes import Forward
+from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.unwrap import unwrap
 

@@ -23,7 +23,8 @@ from reprune.core.schedule import Schedule, parse_schedule
 from reprune.core.shrink import shrunk, within
 from reprune.torch.surgery.apply import apply, check, named_tensors
 from reprune.torch.surgery.verify import rehearse
-from reprune.torch.tracing.record import as_batch, record
+from reprune.torch.tracing.calling import as_batch
+from reprune.torch.tracing.record import record
 from reprune.torch.tracing.unwrap import unwrap
 from reprune.torch.training.distributed import agreed, processes, shared
 from reprune.torch.training.group_lasso import GroupLasso

@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 
 Counts = Mapping[str, int]
 Role = Literal["own", "reads", "follows"]
+Scope = Literal["recurrent", "all"]
+"""What counts as units: those of recurrent layers, or every width of the model."""
+SCOPES: tuple[Scope, ...] = ("recurrent", "all")
+WIDTHS = {"convolution": "channels", "linear": "features", "embedding": "columns", "attention": "heads"}
+"""Kinds of layers without a recurrence, and what their units are called in addresses."""
 
 
 class Span(NamedTuple):
@@ -116,12 +121,12 @@ class Pin:
 
 @dataclass(frozen=True)
 class Layer:
-    """One direction of one recurrent layer (or its projection), or the columns of an embedding.
+    """One direction of one recurrent layer (or its projection), or the width of a weight without a recurrence.
 
     Attributes:
-        name: Its address, such as `encoder.lstm:l0_reverse`, or `words:columns` of an embedding.
-        cell: Kind of cell, such as `lstm`, `gru` or `rnn`; `embedding` of an embedding.
-        units: Number of hidden units, or columns.
+        name: Its address, such as `encoder.lstm:l0_reverse`, or `stem.conv:channels` of a convolution.
+        cell: Kind of cell, such as `lstm`, `gru` or `rnn`, or of weight (see `WIDTHS`).
+        units: Number of hidden units, channels, features, columns or heads.
         pin: Why it is left alone, or None when it can be pruned.
         approximate: Why removing units changes more than what they carried (a `LayerNorm` over them), or None.
         direct: Whether units are also read without a weight (summed over, or multiplied with each other). Zero

@@ -183,7 +183,10 @@ def _linear(module: nn.Linear) -> None:
 def _convolution(module: nn.modules.conv._ConvNd) -> None:
     first, second = module.weight.shape[:2]
     if module.groups > 1:
-        module.groups = module.in_channels = module.out_channels = first
+        # Whole groups go: what a group reads and makes stays as it was.
+        reads, makes = module.in_channels // module.groups, module.out_channels // module.groups
+        module.groups = first // (reads if module.transposed else makes)
+        module.in_channels, module.out_channels = module.groups * reads, module.groups * makes
     elif module.transposed:
         module.in_channels, module.out_channels = first, second
     else:
@@ -200,8 +203,8 @@ def _layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> None:
 
 
 def _group_norm(module: nn.GroupNorm) -> None:
-    if module.num_groups == module.num_channels:
-        module.num_groups = module.weight.shape[0]
+    if module.num_groups > 1:
+        module.num_groups = module.num_groups * module.weight.shape[0] // module.num_channels
     module.num_channels = module.weight.shape[0]
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reprune.torch.tracing.kernels import KERNELS
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.rules import apply_rule, pin_summaries, record_sizes, summaries_of
+from reprune.torch.tracing.rules import apply_rule, given_sizes, pin_summaries, record_sizes, summaries_of
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -42,7 +42,8 @@ class _FunctionMode(TorchFunctionMode):
                 pin_summaries(self._tracer, summaries_of(self._tracer, tensors_in(args)))
                 KERNELS[name](self._tracer, args, out)
             return out
-        out = func(*args, **kwargs)
+        with self._tracer.given_sizes(given_sizes(name, args, kwargs)):
+            out = func(*args, **kwargs)
         if out is not NotImplemented:
             with self._tracer.paused():
                 record_sizes(self._tracer, name, args, kwargs, out)

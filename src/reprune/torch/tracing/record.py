@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def record(
     forward: Forward | None = None,
     *,
     uniform: bool = False,
-    embeddings: bool = False,
+    widths: Collection[str] = (),
 ) -> Trace:
     """The trace itself; `trace` turns it into a structure.
 
@@ -92,12 +92,12 @@ def record(
         example: As for `trace`.
         forward: As for `trace`.
         uniform: Keep the layers of one module at equal sizes.
-        embeddings: Take the columns of every `nn.Embedding` as the units of a layer `path:columns`, but for those that
-            are tied to units of a recurrent layer and go with them anyway.
+        widths: Kinds of weights whose rows count as units, too (`widths.ALL`), but for those that are tied to units
+            of a recurrent layer and go with them anyway.
     """
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
     model = duplicate(model)
-    tracer = Tracer(model, embeddings=embeddings)
+    tracer = Tracer(model, widths)
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
     example = fresh(example)
     tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))
@@ -112,11 +112,12 @@ def record(
         output = run(tracer, lambda: invoke(model, example, forward))
     states = _outputs(model, tracer, example, output, forward)
     _bind_modules(equal, tracer.recording)
-    builder = Builder(tracer.recording, tracer.tensors, sum(p.numel() for p in model.parameters()))
+    builder = Builder(tracer.recording, tracer.widths, tracer.tensors, sum(p.numel() for p in model.parameters()))
     if not builder.has_layers:
         raise UnsupportedModelError(
             f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
-            "nn.RNN, their cells, and weights that are applied again and again to what they produced."
+            "nn.RNN, their cells, and weights that are applied again and again to what they produced; with scope='all' "
+            "for convolutions, linear maps and embeddings, too."
         )
     return Trace(builder, frozenset(states), _uniform_modules(model, uniform=True))
 

@@ -26,7 +26,7 @@ class Product:
 
 @dataclass
 class RecurrentLayer:
-    """One direction of one layer that a recurrent kernel ran, or the columns of an embedding."""
+    """One direction of one layer that a recurrent kernel ran, or a width (`widths.py`)."""
 
     name: str
     cell: str

@@ -25,21 +25,25 @@ from reprune.core.layers import (
 )
 from reprune.torch.tracing.labels import NONE, TAG, Ids
 from reprune.torch.tracing.recording import Recording, RecurrentLayer
+from reprune.torch.tracing.widths import Widths
 
 
 class Builder:
     """Turns one recording into a structure."""
 
-    def __init__(self, recording: Recording, tensors: dict[str, torch.Tensor], parameters: int) -> None:
+    def __init__(self, recording: Recording, widths: Widths, tensors: dict[str, torch.Tensor], parameters: int) -> None:
         self.recording = recording
+        self._everywhere = widths.everywhere
+        widths.settle(recording.couplings)
         self._tensors = tensors
         self._parameters = parameters
         self._couplings = recording.couplings
         self._pins: dict[str, Pin] = {}
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
-        self._layers = {name: layer for name, layer in recording.layers.items() if layer.cell != "embedding"}
+        self._layers = dict(recording.layers)
         self._layers.update(self._written_by_hand())
-        self._layers.update(self._embeddings())
+        self._recurrent = len(self._layers)
+        self._layers.update(widths.resolved(self._couplings, self._known()))
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
         self._unit_of: dict[int, tuple[str, int]] = {}
         for name, roots in self._roots.items():
@@ -48,8 +52,8 @@ class Builder:
 
     @property
     def has_layers(self) -> bool:
-        """Whether any recurrent layer was found."""
-        return any(layer.cell != "embedding" for layer in self._layers.values())
+        """Whether anything was found that the trace was to look for: a recurrent layer, or any width."""
+        return self._recurrent > 0 or (self._everywhere and bool(self._layers))
 
     def structure(self, extra_pins: dict[str, Pin] | None = None) -> Structure:
         """The structure; `extra_pins` are layers pinned for reasons found after the trace."""
@@ -120,22 +124,12 @@ class Builder:
                 known |= set(read[state].tolist())
         return found
 
-    def _embeddings(self) -> dict[str, RecurrentLayer]:
-        """Embeddings, with those of their columns that are not units of the layers found so far anyway."""
-        known, found = self._known(), {}
-        for name, layer in self.recording.layers.items():
-            if layer.cell == "embedding":
-                free = [root not in known for root in self._couplings.roots(layer.labels).tolist()]
-                if any(free):
-                    found[name] = replace(layer, labels=layer.labels[free])
-        return found
-
     def _known(self) -> set[int]:
         """Classes that are units of the layers found so far."""
         return {root for layer in self._layers.values() for root in self._couplings.roots(layer.labels).tolist()}
 
     def _count_coupled(self) -> list[tuple[str, ...]]:
-        """Layers that the trace saw in step, but for embeddings that are no layers of their own."""
+        """Layers that the trace saw in step, but for widths that are no layers of their own."""
         bonds = [tuple(name for name in names if name in self._layers) for names in self.recording.count_coupled]
         return [bond for bond in bonds if len(bond) > 1]
 

@@ -7,8 +7,9 @@ rules; every other operation has one in `rules/`, or pins what it touches.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from torch import nn
 from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, has_storage, storage_id, unit_ids
 from reprune.torch.tracing.location import here
-from reprune.torch.tracing.recording import Axis, Recording, State, Summary
+from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes import Expression
+from reprune.torch.tracing.widths import MODULES, Widths
 
 
 class Tracer:
     """Rules' view of the trace: labels of tensors, labels of parameter axes, and what is to be recorded."""
 
-    def __init__(self, model: nn.Module, *, embeddings: bool = False) -> None:
+    def __init__(self, model: nn.Module, widths: Collection[str] = ()) -> None:
         self.memory = ShadowMemory()
         self.recording = Recording()
         self.tensors: dict[str, torch.Tensor] = {}
@@ -39,11 +41,16 @@ class Tracer:
         self.inside_module = 0
         self.inside_piece = False
         self.pauses = 0
-        # Modules whose columns count as units, by the identity of the weight: tied ones go by another name.
-        self.embeddings: dict[int, str] = {}
-        for path, module in model.named_modules() if embeddings else ():
-            if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter):
-                self.embeddings.setdefault(id(module.weight), path)
+        self.widths = Widths(frozenset(widths))
+        self.given: Sequence[Any] = ()
+        # By the identity of the weight: a tied one goes by another name.
+        self._paths: dict[tuple[int, str], str] = {}
+        for path, module in model.named_modules():
+            kind = next((kind for type_, kind in MODULES.items() if isinstance(module, type_)), None)
+            for leaf in ("weight", "in_proj_weight"):
+                weight = module._parameters.get(leaf)
+                if kind is not None and weight is not None:
+                    self._paths.setdefault((id(weight), kind), path)
         base = 1
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.numel() == 0 or not has_storage(tensor):
@@ -77,7 +84,16 @@ class Tracer:
         highest, lowest = int(small.max()), int(small.min())
         if highest <= NONE:
             return None
+        if self.widths.layers:
+            return self.representatives(small.clamp(min=NONE)).expand(found.shape)
         return found if lowest >= NONE else small.clamp(min=NONE).expand(found.shape)
+
+    def representatives(self, labels: torch.Tensor) -> torch.Tensor:
+        """One label for every class: what goes together must look the same wherever a rule asks what varies."""
+        small = compact(labels)
+        values = small.cpu().numpy()
+        roots = np.where(values < TAG, self.recording.couplings.roots(values), values)
+        return torch.from_numpy(roots).to(labels.device).expand(labels.shape)
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter, a view of one, or computed from parameters alone."""
@@ -191,13 +207,57 @@ class Tracer:
     def units_by_layer(self, labels: torch.Tensor) -> dict[str, Ids]:
         """The distinct labels of each recurrent layer that occur in `labels`."""
         found = unit_ids(labels)
-        spaces = self.recording.couplings.space(found)
-        held = {}
+        couplings, held = self.recording.couplings, {}
+        spaces = couplings.space(found)
         for name, layer in self.recording.layers.items():
-            mine = found[spaces == self.recording.couplings.space(layer.labels[:1])]
+            mine = found[spaces == couplings.space(layer.labels[:1])]
+            if len(mine):
+                held[name] = mine
+        for name, layer in self.widths.layers.items():
+            mine = np.intersect1d(found, couplings.roots(layer.labels))
             if len(mine):
                 held[name] = mine
         return held
+
+    def is_recurrent(self, labels: torch.Tensor) -> bool:
+        """Whether units of a recurrent layer are among the labels."""
+        return bool(self.units_by_layer(labels).keys() & self.recording.layers.keys())
+
+    @property
+    def layers(self) -> Mapping[str, RecurrentLayer]:
+        """Recurrent layers and widths so far, by address."""
+        return {**self.recording.layers, **self.widths.layers}
+
+    def begin(self, kind: str, weight: torch.Tensor, dim: int) -> None:
+        """Labels of a weight's rows reach an activation: a width begins, if such weights count."""
+        if kind not in self.widths.kinds:
+            return
+        for (name, axis), _ in self.weight_lines(weight, dim, "own"):
+            path = self._paths.get((id(self.tensors[name]), kind))
+            if path is not None or self.widths.everywhere:
+                self.widths.begin(kind, name if path is None else path, self.axis(name, axis, "own"))
+
+    def join(self, labels: torch.Tensor, dims: Sequence[int]) -> bool:
+        """Couple the labels along these dimensions, so that they do not vary there; returns whether that could be.
+
+        Units of recurrent layers are never coupled with each other.
+        """
+        if not self.widths.everywhere or self.is_recurrent(labels):
+            return False
+        moved = compact(labels).movedim(list(dims), list(range(-len(dims), 0)))
+        for row in np.unique(moved.reshape(-1, prod(moved.shape[-len(dims) :])).cpu().numpy(), axis=0):
+            names = row[(row > NONE) & (row < TAG)]
+            self.recording.couplings.union(np.full(len(names), names[0] if len(names) else NONE), names)
+        return True
+
+    @contextmanager
+    def given_sizes(self, sizes: Sequence[Any]) -> Iterator[None]:
+        """In this context, a view is made with these sizes, as the model's code gives them."""
+        self.given, before = sizes, self.given
+        try:
+            yield
+        finally:
+            self.given = before
 
     # -- what rules record -------------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from reprune.torch.tracing.labels import lines, unit_ids, varies
+from reprune.torch.tracing.labels import compact, lines, unit_ids, varies
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op
+from reprune.torch.tracing.tracer import Tracer
 
 
 def pointwise(op: Op) -> Labels:
@@ -25,13 +26,14 @@ def combine(op: Op, shape: torch.Size) -> Labels:
     for tensor in operands:
         units = tracer.units(tensor)
         if units is not None:
-            base = units.expand(shape) if base is None else tracer.couple(base, units)
+            base = units.expand(shape) if base is None else _together(op, base, units)
         elif tracer.is_weight(tensor):
             weights.append(tensor)
         elif tensor.numel() > 1:
             plain.append(tensor)
     if base is None:
-        return None if plain or not weights else _combine_weights(op, weights, shape)
+        alike = not any(_crosses(tracer, weight, tensor) for weight in weights for tensor in plain)
+        return _combine_weights(op, weights, shape) if weights and alike else None
     for weight in weights:
         follow(op, base, weight)
     for tensor in plain:
@@ -39,6 +41,25 @@ def combine(op: Op, shape: torch.Size) -> Labels:
         if any(tensor.size(d - offset) > 1 and varies(base, d) for d in range(offset, base.ndim)):
             tracer.suspect(base, op.name)
     return base
+
+
+def _crosses(tracer: Tracer, weight: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether something from outside varies along an axis of a weight; over time and examples it may."""
+    found = tracer.labels(weight)
+    shape = () if found is None else compact(found).shape
+    return any(one > 1 and other > 1 for one, other in zip(reversed(shape), reversed(plain.shape), strict=False))
+
+
+def _together(op: Op, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Couple two operands. Of an outer product of two widths an element can only have one label: the fewer stay."""
+    tracer, shape = op.tracer, first.shape
+    wide = second.expand(shape)
+    along = [{dim for dim in range(len(shape)) if varies(found, dim)} for found in (first, wide)]
+    if not tracer.widths.everywhere or not all(along) or along[0] & along[1]:
+        return tracer.couple(first, second)
+    more, fewer = sorted((first, wide), key=lambda found: (not tracer.is_recurrent(found), -len(unit_ids(found))))
+    tracer.pin(fewer, op.name, "an outer product of two sets of units")
+    return more
 
 
 def follow(op: Op, base: torch.Tensor, weight: torch.Tensor) -> None:

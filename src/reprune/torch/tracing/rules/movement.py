@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
+from reprune.torch.tracing.sizes import SizeInt
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -42,6 +44,15 @@ def _as_labels(tracer: Tracer, value: Any) -> Any:
         # Doubles hold every label exactly, and more operations run on them than on integers.
         return torch.zeros(value.shape, dtype=torch.float64, device=value.device) if found is None else found.double()
     return [_as_labels(tracer, item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def pixel_shuffle(op: Op) -> Labels:
+    """Channels become places of fewer channels: those of one go together."""
+    moved: list[Labels] | None = move(0)(op)
+    found = moved[0] if moved else None
+    if found is not None and op.tracer.join(found.clamp(min=NONE), [-2, -1]):
+        return op.tracer.representatives(found).amax((-2, -1), keepdim=True).expand(found.shape)
+    return found
 
 
 def fold(op: Op) -> Labels:
@@ -77,16 +88,30 @@ def check_view(op: Op, source: torch.Tensor, outputs: Sequence[torch.Tensor]) ->
         whole = op.tracer.units(source)
         if whole is None:
             return
+        if op.name == "split":
+            whole = _join_pieces(op, whole, outputs)
         before = op.tracer.units_by_layer(whole)
         for tensor in outputs:
             part = op.tracer.units(tensor)
             _check_cut(op, whole, before, {} if part is None else op.tracer.units_by_layer(part))
 
 
+def _join_pieces(op: Op, whole: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Equal pieces of a width stay equal: what is at the same place in each goes together."""
+    pieces = [op.tracer.units(tensor) for tensor in outputs]
+    held = [piece for piece in pieces if piece is not None and piece.shape == outputs[0].shape]
+    if op.tracer.widths.everywhere and len(held) == len(outputs) > 1:
+        joined = op.tracer.join(torch.stack(held), [0])
+        return op.tracer.representatives(whole) if joined else whole
+    return whole
+
+
 def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[str, Ids]) -> None:
-    layers = op.tracer.recording.layers
+    layers, widths = op.tracer.layers, op.tracer.widths
     for name, units in after.items():
         if len(units) < len(before[name]) and len(before[name]) > 1:
+            if name in widths.layers and widths.cut(name, _members(op.tracer, layers[name].labels, units)):
+                continue
             ids = torch.from_numpy(layers[name].labels)
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
     if after and len(after) < len(before) and _side_by_side(op, whole):
@@ -106,15 +131,67 @@ def _side_by_side(op: Op, whole: torch.Tensor) -> bool:
     return False
 
 
+def _members(tracer: Tracer, labels: Ids, classes: Ids) -> Ids:
+    """Those labels that belong to one of the classes."""
+    return labels[np.isin(tracer.recording.couplings.roots(labels), classes)]
+
+
+def _join_parts(op: Op, labels: torch.Tensor) -> None:
+    """Widths that a view spreads over several axes shrink along one of them; units side by side on the others join.
+
+    That is the outermost axis whose size the model's code leaves open or takes from an attribute; where it gives plain
+    numbers alone, it shows at the end (`Widths.settle`).
+    """
+    tracer, small = op.tracer, squeeze_constant(labels)
+    dims = [dim for dim in range(small.ndim) if small.size(dim) > 1 and _holds_parts(tracer, small, dim)]
+    if len(dims) < 2:
+        return
+    free = _open_axis(tracer, small, dims)
+    if free is None:
+        tracer.widths.splits.append((small, dims))
+    else:
+        tracer.join(small, [dim for dim in dims if dim != free])
+
+
+def _open_axis(tracer: Tracer, labels: torch.Tensor, dims: Sequence[int]) -> int | None:
+    """The first of these axes whose size the model's code leaves open or takes from an attribute."""
+    sizes = tracer.given
+    if len(sizes) == labels.ndim:
+        return next((dim for dim in dims if isinstance(sizes[dim], SizeInt) or int(sizes[dim]) == -1), None)
+    # Within a function of PyTorch that views by itself: an axis that holds so many of each example.
+    for size in sizes:
+        dim = next((dim for dim in dims if isinstance(size, SizeInt) and labels.size(dim) % size == 0), None)
+        if dim is not None:
+            whole = size * (labels.size(dim) // int(size))
+            for line in lines(tracer.representatives(labels), dim) if whole.expression else ():
+                tracer.constrain(whole.expression, line)
+            return dim
+    return None
+
+
+def _holds_parts(tracer: Tracer, labels: torch.Tensor, dim: int) -> bool:
+    """Whether some line along this axis holds several units of a width, and not all."""
+    classes = {name: np.unique(tracer.recording.couplings.roots(w.labels)) for name, w in tracer.widths.layers.items()}
+    return any(
+        1 < len(units) < len(classes[name])
+        for line in lines(labels, dim)
+        for name, units in tracer.units_by_layer(torch.from_numpy(line)).items()
+        if name in classes
+    )
+
+
 def _check_parts(op: Op, labels: torch.Tensor) -> None:
+    if op.tracer.widths.everywhere:
+        _join_parts(op, labels)
+        labels = op.tracer.representatives(labels)
     small = squeeze_constant(labels)
     for dim in range(small.ndim):
         if small.size(dim) < 2:
             continue
         for line in lines(small, dim):
             for name, units in op.tracer.units_by_layer(torch.from_numpy(line)).items():
-                layer = op.tracer.recording.layers[name]
-                if 1 < len(units) < len(layer.labels):
+                layer = op.tracer.recording.layers.get(name)
+                if layer is not None and 1 < len(units) < len(layer.labels):
                     ids = torch.from_numpy(layer.labels)
                     op.tracer.pin(ids, op.name, f"its units are split into parts of {len(units)}")
 

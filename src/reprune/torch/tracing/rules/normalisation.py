@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from reprune.torch.tracing.labels import NONE, unit_ids, varies
+from reprune.torch.tracing.labels import NONE, compact, unit_ids, varies
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.rules.elementwise import follow, unknown
 from reprune.torch.tracing.rules.op import Labels, Op
@@ -60,8 +60,12 @@ def group_norm(op: Op) -> Labels:
         return None
     channels, groups = op.args[4], op.args[6]
     if groups not in (1, channels):
-        op.pin(f"group_norm cuts its units into {groups} groups")
-        return None
+        small = compact(units)
+        blocks = small.expand(-1, channels, *small.shape[2:]).reshape(len(small), groups, -1, *small.shape[2:])
+        if not op.tracer.join(blocks, [2]):
+            op.pin(f"group_norm cuts its units into {groups} groups")
+            return None
+        units = op.tracer.representatives(units)
     if groups == 1 and varies(units, 1):
         op.tracer.recording.approximate.append((unit_ids(units), here("group_norm")))
     for weight in (value for value in op.args[1:3] if value is not None):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, unit_ids, varies
-from reprune.torch.tracing.recording import Product, RecurrentLayer
+from reprune.torch.tracing.recording import Product
 from reprune.torch.tracing.rules.elementwise import read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.tracer import Tracer
@@ -56,16 +56,50 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     shape = op.out.shape
     result: Labels = None
     if left.free is not None and right.free is not None:
+        result = _side_by_side(op, left.free, right.free)
+    if result is not None:
+        _record_product(op, left, right, result)
+        return result
+    if left.free is not None and right.free is not None:
         left, right = _one_free(op, left, right)
+    _follow_batch(op, left, right)
+    if own is not None and (left.free is not None or right.free is not None) and tracer.widths.everywhere:
+        tracer.pin(torch.from_numpy(own), op.name, "what it computes has units along another axis, too")
     if right.free is not None:
         result = right.free.unsqueeze(-2).expand(shape)
     elif left.free is not None:
         result = left.free.unsqueeze(-1).expand(shape)
     elif own is not None:
+        side, dim = (right, -1) if right.weight else (left, -2)
+        tracer.begin("linear", side.tensor, dim)
         line = torch.from_numpy(own).to(op.out.device)
         result = (line if right.weight else line.unsqueeze(-1)).expand(shape)
     _record_product(op, left, right, result)
     return result
+
+
+def _side_by_side(op: Op, left: torch.Tensor, right: torch.Tensor) -> Labels:
+    """Products of many pairs of matrices, as those of attention's heads, whose units lie along the pairs."""
+    tracer = op.tracer
+    spread = [side for side in (left, right) if varies(side, -1)]
+    along_pairs = [side for side in (left, right) if any(varies(side, dim) for dim in range(side.ndim - 1))]
+    if len(along_pairs) < 2 or not all(tracer.join(side, [-1]) for side in spread):
+        return None
+    first, second = (tracer.representatives(side).amax(-1) for side in (left, right))
+    found = tracer.couple(first, second)
+    tracer.widths.heads.append(unit_ids(found))
+    return found[..., None, None].expand(op.out.shape)
+
+
+def _follow_batch(op: Op, left: _Side, right: _Side) -> None:
+    """A weight made of many matrices has one for each of the units that lie along them."""
+    for side, other in ((left, right), (right, left)):
+        if side.free is None or not other.weight:
+            continue
+        for dim in range(side.free.ndim - 1):
+            for _, line in op.tracer.weight_lines(other.tensor, dim, "follows") if varies(side.free, dim) else ():
+                for units in lines(side.free, dim):
+                    op.tracer.couple_lines(line, units)
 
 
 def _one_free(op: Op, left: _Side, right: _Side) -> tuple[_Side, _Side]:
@@ -192,13 +226,15 @@ def convolution(op: Op) -> Labels:
     tracer = op.tracer
     units = tracer.units(data)
     channels_in, channels_out = (0, 1) if transposed else (1, 0)
-    if units is not None and any(varies(units, dim) for dim in range(2, data.ndim)):
-        op.pin("a convolution slides over its units")
-        return None
+    sliding = [dim for dim in range(2, data.ndim) if units is not None and varies(units, dim)]
+    if units is not None and sliding:
+        if not tracer.join(units, sliding):
+            op.pin("a convolution slides over its units")
+            return None
+        units = tracer.representatives(units).amax(sliding, keepdim=True).expand(units.shape)
     depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
     if groups > 1 and not depthwise:
-        op.pin("a convolution in groups")
-        return None
+        return _grouped_convolution(op, units)
     name = tracer.owner(weight)
     if name is not None:
         tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
@@ -216,11 +252,40 @@ def convolution(op: Op) -> Labels:
     if bias is not None:
         for _, line in tracer.weight_lines(bias, 0, "own"):
             tracer.couple_lines(line, own)
-    taps = weight[0, 0].numel() * op.out.numel() // max(op.out.shape[1], 1)
+    # A transposed convolution multiplies once for every place that it reads, the others for every one that they make.
+    places = data if transposed else op.out
+    taps = weight[0, 0].numel() * places.numel() // max(places.shape[1], 1)
     inner = reading[0][1] if reading and not depthwise else np.zeros(1, dtype=np.int64)
     tracer.recording.products.append(Product(taps, (own, inner)))
-    wide = torch.from_numpy(own).to(op.out.device)
-    return wide.view(1, -1, *[1] * (op.out.ndim - 2)).expand(op.out.shape)
+    if not depthwise:
+        tracer.begin("convolution", weight, channels_out)
+    return _along_channels(own, op.out)
+
+
+def _along_channels(labels: Ids, out: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(labels).to(out.device).view(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+
+
+def _grouped_convolution(op: Op, units: Labels) -> Labels:
+    """A convolution in groups keeps whole groups: the channels that a group reads and those that it makes join."""
+    weight, bias = op.args[1:3]
+    tracer, groups, transposed = op.tracer, op.args[8], op.args[6]
+    read = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
+    if not all(tracer.join(torch.from_numpy(line.reshape(groups, -1)), [1]) for line in read):
+        op.pin("a convolution in groups")
+        return None
+    if len(read) != 1 or bool((read == NONE).any()):
+        op.pin("a convolution in groups, some of which read no units")
+        return None
+    made = np.repeat(read[0].reshape(groups, -1)[:, 0], op.out.shape[1] // groups)
+    for _, line in tracer.weight_lines(weight, 0, "follows"):
+        tracer.couple_lines(line, read[0] if transposed else made)
+    for _, line in tracer.weight_lines(bias, 0, "follows") if bias is not None else ():
+        tracer.couple_lines(line, made)
+    places = op.args[0] if transposed else op.out
+    rows = weight[0].numel() * places.numel() // max(places.shape[1], 1)
+    tracer.recording.products.append(Product(rows, (read[0] if transposed else made,)))
+    return _along_channels(made, op.out)
 
 
 def bilinear(op: Op) -> Labels:
@@ -233,7 +298,10 @@ def bilinear(op: Op) -> Labels:
             for held in lines(units, -1) if units is not None else ():
                 tracer.couple_lines(line, held)
     produced = tracer.weight_lines(weight, 0, "own")
-    return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape) if produced else None
+    if not produced:
+        return None
+    tracer.begin("linear", weight, 0)
+    return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape)
 
 
 def embedding(op: Op) -> Labels:
@@ -243,17 +311,14 @@ def embedding(op: Op) -> Labels:
     found = tracer.weight_lines(weight, 1, "own")
     if not found:
         return None
-    (name, axis), line = found[0]
-    path = tracer.embeddings.get(id(tracer.tensors[name]))
-    if path is not None and axis == 1 and len(line) > 1:
-        address, columns = f"{path}:columns", tracer.axis(name, axis, "own")
-        tracer.recording.layers[address] = RecurrentLayer(address, "embedding", path, columns)
+    _, line = found[0]
+    tracer.begin("embedding", weight, 1)
     return torch.from_numpy(line).to(indices.device).expand(op.out_tensor.shape)
 
 
 def embedding_renorm(op: Op) -> None:
     """`max_norm`: a row is shortened by its length over all columns, whether anything reads them or not."""
     name = op.tracer.owner(op.args[0])
-    if name is not None and id(op.tracer.tensors[name]) in op.tracer.embeddings:
+    if name is not None and "embedding" in op.tracer.widths.kinds:
         columns = torch.from_numpy(op.tracer.axis(name, 1, "own"))
         op.tracer.pin(columns, "embedding", "max_norm shortens rows by their length over all columns")

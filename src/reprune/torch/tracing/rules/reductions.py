@@ -78,8 +78,10 @@ def pooling(spatial: int) -> Rule:
             return None
         dims = list(range(units.ndim - spatial, units.ndim))
         if any(varies(units, dim) for dim in dims):
-            op.pin(f"'{op.name}' runs over its units")
-            return None
+            if not op.tracer.join(units, dims):
+                op.pin(f"'{op.name}' runs over its units")
+                return None
+            units = op.tracer.representatives(units)
         return compact(units).amax(dims, keepdim=True).expand(op.out_tensor.shape)
 
     return rule

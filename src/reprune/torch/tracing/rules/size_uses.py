@@ -37,12 +37,27 @@ def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping
     elif name == "__getitem__":
         _record_slices(tracer, args[0], args[1])
     elif name in ("split", "narrow", "chunk"):
-        pieces = [out] if isinstance(out, torch.Tensor) else list(out)
-        found = tracer.units(pieces[0])
-        dim = kwargs.get("dim", args[2] if name == "split" and len(args) > 2 else args[1] if name == "narrow" else 0)
-        for size in _integers((args[1:], kwargs)):
+        _record_pieces(tracer, name, args, kwargs, [out] if isinstance(out, torch.Tensor) else list(out))
+
+
+def _record_pieces(
+    tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], pieces: Sequence[torch.Tensor]
+) -> None:
+    dim = kwargs.get("dim", args[2] if name == "split" and len(args) > 2 else args[1] if name == "narrow" else 0)
+    given = args[1] if name == "split" and len(args) > 1 and isinstance(args[1], (list, tuple)) else None
+    # A list has one size for every piece; a single number is that of each, and the first one stands for all.
+    for piece, sizes in zip(pieces, given or [(args[1:], kwargs)], strict=False):
+        found = tracer.units(piece)
+        for size in _integers(sizes):
             if found is not None and varies(found, int(dim)):
                 _constrain(tracer, size, lines(found, int(dim)))
+
+
+def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    """The sizes that a view is given, one for every dimension of what comes out; of attention the number of heads."""
+    if name == "multi_head_attention_forward":
+        return args[4:5]
+    return _sizes(args[1:], kwargs) if name in ("view", "reshape") else ()
 
 
 def _record_slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from reprune.torch.tracing.rules.accumulating import accumulate, index_put, segments
 from reprune.torch.tracing.rules.elementwise import compare, copy, glu, like, nothing, pointwise, real_and_complex
-from reprune.torch.tracing.rules.movement import fold, move
+from reprune.torch.tracing.rules.movement import fold, move, pixel_shuffle
 from reprune.torch.tracing.rules.normalisation import batch_norm, group_norm, layer_norm, weight_norm
 from reprune.torch.tracing.rules.op import Rule
 from reprune.torch.tracing.rules.products import (
@@ -30,7 +30,7 @@ MOVES: dict[str, Rule] = {
         "cat", "stack", "_stack", "block_diag", "index", "_unsafe_index", "index_select", "gather", "take",
         "take_along_dim", "masked_select", "flip", "roll", "rot90", "repeat", "repeat_interleave", "constant_pad_nd",
         "tril", "triu",
-        "im2col", "_pack_padded_sequence", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diag_embed",
+        "im2col", "_pack_padded_sequence", "pixel_unshuffle", "channel_shuffle", "diag_embed",
         "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
         "replication_pad3d", "unsafe_split", "unsafe_split_with_sizes",
         "unfold_copy", "expand_copy", "view_copy", "permute_copy", "_reshape_copy", "_reshape_alias_copy", "alias_copy",
@@ -39,6 +39,7 @@ MOVES: dict[str, Rule] = {
     ), move(0)),
     **dict.fromkeys(("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter"), move(0, 1)),
     **dict.fromkeys(("index_copy", "masked_scatter"), move(0, 3)),
+    "pixel_shuffle": pixel_shuffle,
     "copy": copy,
 }  # fmt: skip
 

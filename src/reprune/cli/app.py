@@ -10,9 +10,10 @@ from typer.core import TyperGroup
 
 from reprune.cli.compare import compare_app
 from reprune.cli.deploy import deploy_app
-from reprune.cli.options import ModelOption, Of, Seed
+from reprune.cli.options import ModelOption, Of, ScopeOption, Seed
 from reprune.cli.references import build, value
 from reprune.core.errors import RepruneError
+from reprune.core.layers import checked_scope
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
 
@@ -117,14 +118,15 @@ def inspect(
     example: Annotated[
         str, typer.Option(metavar="MODULE:NAME", help="Batches, or a function that returns some; the first is used.")
     ],
+    scope: ScopeOption = "recurrent",
 ) -> None:
-    """Show which recurrent layers can be pruned, what reads them, and why a layer has to stay.
+    """Show which layers can be pruned, what reads them, and why a layer has to stay.
 
     Example: `reprune inspect --model shop.models:build --example shop.data:batches`
     """
     import reprune
 
-    typer.echo(str(reprune.inspect(build(model), value(example))))
+    typer.echo(str(reprune.inspect(build(model), value(example), scope=checked_scope(scope))))
 
 
 @app.command()
@@ -148,6 +150,7 @@ def prune(
         float | None, typer.Option(help="With --of latency: milliseconds that one call may take, in place of --ratio.")
     ] = None,
     method: MethodOption = "reconstruct",
+    scope: ScopeOption = "recurrent",
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
     min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
     round_to: Annotated[
@@ -180,7 +183,7 @@ def prune(
 
     timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
-    options |= {"round_to": _rounding(round_to), "target_ms": target_ms}
+    options |= {"round_to": _rounding(round_to), "target_ms": target_ms, "scope": scope}
     text = prune_to(
         out, build(model), value(batches), weights=weights, timing=timing, distill_steps=distill_steps, **options
     )

@@ -196,7 +196,7 @@ def _saved(cost: CostModel, of: Measure, before: Mapping[str, int], layers: Sequ
 def _nothing_left(structure: Structure) -> UnsupportedModelError:
     pins = [f"{name}: {layer.pin}" for name, layer in structure.layers.items() if layer.pin is not None]
     why = ("\n  " + "\n  ".join(pins)) if pins else " all are excluded." if structure.layers else " there is none."
-    return UnsupportedModelError(f"No recurrent layer is left that can be pruned:{why}")
+    return UnsupportedModelError(f"No layer is left that can be pruned:{why}")
 
 
 def _pin_all_but(structure: Structure, sets: Sequence[Sequence[tuple[str, ...]]]) -> Structure:

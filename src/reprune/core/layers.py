@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reprune.core.errors import RepruneError
+
 Counts = Mapping[str, int]
 Role = Literal["own", "reads", "follows"]
 Scope = Literal["recurrent", "all"]
@@ -21,6 +23,18 @@ Scope = Literal["recurrent", "all"]
 SCOPES: tuple[Scope, ...] = ("recurrent", "all")
 WIDTHS = {"convolution": "channels", "linear": "features", "embedding": "columns", "attention": "heads"}
 """Kinds of layers without a recurrence, and what their units are called in addresses."""
+
+
+def checked_scope(scope: str) -> Scope:
+    """The scope, if it is one.
+
+    Raises:
+        RepruneError: When it is not.
+    """
+    for known in SCOPES:
+        if scope == known:
+            return known
+    raise RepruneError(f"scope={scope!r} is not one of {', '.join(map(repr, SCOPES))}.")
 
 
 class Span(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from reprune.core.layers import Structure
+from reprune.core.errors import UnsupportedModelError
+from reprune.core.layers import Scope, Structure
 from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.plan import Plan
 from reprune.core.readings import Axis, Importance, Statistics
@@ -18,9 +19,10 @@ from reprune.keras.latency import measure_latency
 from reprune.keras.surgery import verify as rehearsal
 from reprune.keras.surgery.apply import apply, mask
 from reprune.keras.surgery.cloning import weight_arrays
+from reprune.keras.tracing import record as tracing
 from reprune.keras.tracing.graph import check_keras as checked
 from reprune.keras.tracing.graph import flat_inputs, is_tensor
-from reprune.keras.tracing.record import Trace, captured, record
+from reprune.keras.tracing.record import Trace, captured
 from reprune.keras.training.distill import student
 from reprune.keras.weights import load_weights, save_weights
 
@@ -49,6 +51,15 @@ __all__ = [
 def accepted(model: Any, example: Any, forward: Forward | None) -> Forward | None:
     """How the model takes a batch: as it is."""
     return forward
+
+
+def record(
+    model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False, scope: Scope = "recurrent"
+) -> Trace:
+    """Trace one pass of the model."""
+    if scope == "all":
+        raise UnsupportedModelError("scope='all' prunes PyTorch models; of a Keras model, recurrent layers alone.")
+    return tracing.record(model, example, forward, uniform=uniform)
 
 
 def rehearse(found: Trace, model: Any, example: Any, forward: Forward | None, exclude: Sequence[str]) -> Structure:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reprune.core.layers import Layer, Structure
+from reprune.core.layers import WIDTHS, Layer, Structure
 from reprune.core.plan import Plan
 from reprune.report.numbers import count, percent
 from reprune.report.overview import Change, Group, coupled_groups, overview
@@ -88,7 +88,8 @@ def render_structure(structure: Structure, width: int | None = None) -> str:
         table.add_row(*_texts([name, layer.cell, count(layer.units), able, *marks, readers]))
     whole, free = len(structure.layers), len(structure.prunable)
     units = sum(structure.layers[name].units for name in structure.prunable)
-    title = f"{free} of {whole} recurrent layers can be pruned: {count(units)} units"
+    kind = "layers" if any(layer.cell in WIDTHS for layer in structure.layers.values()) else "recurrent layers"
+    title = f"{free} of {whole} {kind} can be pruned: {count(units)} units"
     notes = _notes(structure.layers.values(), groups)
     notes += [
         ("takes states", f"{name} is given initial states of its original size; it keeps accepting them.")

@@ -13,7 +13,7 @@ from reprune.core.budget import RATIO, Request
 from reprune.core.cost import Measure
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.latency import LatencyTable
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method
 from reprune.core.passes import Forward, Labels, Loss, first_batch
 from reprune.core.plan import Plan
@@ -46,6 +46,7 @@ def inspect(
     model: Any,
     batches: Iterable[Any],
     *,
+    scope: Scope = "recurrent",
     forward: Forward | None = None,
     strict: bool = False,
     verify: bool = True,
@@ -55,6 +56,7 @@ def inspect(
     Args:
         model: The model; it is left as it was.
         batches: Inputs as the model takes them; only the first is used.
+        scope: What counts as units: those of recurrent layers, or `all` widths of the model (see `plan`).
         forward: Replaces `model(batch)`: a function of model and batch.
         strict: Raise instead of pinning.
         verify: Rehearse the removal of units on the example.
@@ -67,7 +69,7 @@ def inspect(
     model = adapter.checked(model)
     example, _ = first_batch(batches, adapter.is_tensor)
     forward = adapter.accepted(model, example, forward)
-    found = adapter.record(model, example, forward)
+    found = adapter.record(model, example, forward, scope=checked_scope(scope))
     info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
     if strict and info.pinned:
         pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
@@ -88,6 +90,7 @@ def plan(
     min_units: int = 1,
     round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    scope: Scope = "recurrent",
     target_ms: float | None = None,
     latency: LatencyTable | None = None,
     labels: Labels | None = None,
@@ -113,6 +116,8 @@ def plan(
         min_units: Units that every layer keeps at least.
         round_to: Make the units kept a multiple of this; `auto` for the one that this machine's kernels like.
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        scope: What counts as units: `recurrent` ones alone, or `all` widths of the model, so convolution channels,
+            features of linear maps between two readers, columns of embeddings and attention heads, too.
         target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
         latency: Times from `measure_latency`. By default they are measured on one thread, on the first batch, in
             PyTorch or, for Keras, in ONNX Runtime, when `of="latency"` or `round_to="auto"` needs them.
@@ -141,6 +146,7 @@ def plan(
         include=include,
         exclude=exclude,
         uniform=uniform,
+        scope=scope,
         forward=forward,
         verify=verify,
     )
@@ -170,6 +176,7 @@ def prune(
     min_units: int = 1,
     round_to: int | Literal["auto"] = 1,
     uniform: bool = False,
+    scope: Scope = "recurrent",
     target_ms: float | None = None,
     latency: LatencyTable | None = None,
     labels: Labels | None = None,
@@ -195,6 +202,7 @@ def prune(
         include=include,
         exclude=exclude,
         uniform=uniform,
+        scope=scope,
         forward=forward,
         verify=verify,
     )

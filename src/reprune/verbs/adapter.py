@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.core.latency import LatencyTable
-from reprune.core.layers import Pin, Structure
+from reprune.core.layers import Pin, Scope, Structure
 from reprune.core.passes import Forward, Labels, Loss
 from reprune.core.plan import Plan
 from reprune.core.readings import Axis, Statistics
@@ -52,7 +52,9 @@ class Adapter(Protocol):
     def accepted(self, model: Any, example: Any, forward: Forward | None, /) -> Forward | None:
         """How the model takes such a batch, found by trying; a `BatchError` when it takes it in no way."""
 
-    def record(self, model: Any, example: Any, forward: Forward | None, /, *, uniform: bool = False) -> Recorded:
+    def record(
+        self, model: Any, example: Any, forward: Forward | None, /, *, uniform: bool = False, scope: Scope = "recurrent"
+    ) -> Recorded:
         """Trace one pass of the model."""
 
     def rehearse(

@@ -11,7 +11,7 @@ from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
 from reprune.core.latency import LatencyTable
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method, get_method
 from reprune.core.passes import Forward, Labels, Loss, several_passes
 from reprune.core.plan import Plan
@@ -127,6 +127,7 @@ def calibrate(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     uniform: bool = False,
+    scope: Scope = "recurrent",
     forward: Forward | None = None,
     verify: bool = True,
 ) -> Calibration[Model]:
@@ -142,6 +143,7 @@ def calibrate(
         include: Globs of layers; all others are left alone.
         exclude: Globs of layers to leave alone.
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
+        scope: What counts as units: those of recurrent layers, or `all` widths of the model.
         forward: Replaces `model(batch)`: a function of model and batch.
         verify: Check the trace on the first batch, and every pruned model.
 
@@ -159,7 +161,7 @@ def calibrate(
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
     forward = adapter.accepted(model, example, forward)
-    found = adapter.record(model, example, forward, uniform=uniform)
+    found = adapter.record(model, example, forward, uniform=uniform, scope=checked_scope(scope))
     exclude = left_out(found.structure(), include, exclude)
     if verify:
         structure = adapter.rehearse(found, model, example, forward, exclude)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.layers import Site, Structure
+from reprune.core.layers import Scope, Site, Structure
 from reprune.core.passes import Forward
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.calling import invoke
@@ -27,6 +27,7 @@ from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.sizes import tagged_sizes
 from reprune.torch.tracing.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
+from reprune.torch.tracing.widths import ALL
 
 _STATE_NAMES = re.compile(r"hidden|state|^h_?[0nx]?$|^hx$|^hc$|carry|memory|prev")
 
@@ -83,7 +84,8 @@ def record(
     forward: Forward | None = None,
     *,
     uniform: bool = False,
-    widths: Collection[str] = (),
+    scope: Scope = "recurrent",
+    inputs: bool = False,
 ) -> Trace:
     """The trace itself; `trace` turns it into a structure.
 
@@ -92,12 +94,13 @@ def record(
         example: As for `trace`.
         forward: As for `trace`.
         uniform: Keep the layers of one module at equal sizes.
-        widths: Kinds of weights whose rows count as units, too (`widths.ALL`), but for those that are tied to units
-            of a recurrent layer and go with them anyway.
+        scope: `all` takes every width as units (see `widths.py`), but for those that are tied to units of a recurrent
+            layer and go with them anyway.
+        inputs: Take the columns of every `nn.Embedding` likewise.
     """
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
     model = duplicate(model)
-    tracer = Tracer(model, widths)
+    tracer = Tracer(model, ALL if scope == "all" else {"embedding"} if inputs else ())
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
     example = fresh(example)
     tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))

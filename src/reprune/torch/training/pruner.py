@@ -259,7 +259,7 @@ class Pruner:
             self._ready().hooks.before(model)  # In this pass, hooks that are new are not called before it.
 
     def _trace(self, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
-        found = record(self.model, example, forward, widths=("embedding",) if self._inputs else ())
+        found = record(self.model, example, forward, inputs=self._inputs)
         self._start(shared(rehearse(found, self.model, example, forward, self._exclude)))
 
     def _start(self, structure: Structure) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from reprune.core.errors import RepruneError
 
+Selection = bool | Iterable[str] | Mapping[str, Iterable[int]] | None
+"""Sizes of inputs as a user names them: `["time"]` as the report calls them, `{"x": [1]}` by input and axis, or all
+(True) or none (False) of them."""
 TOLERANCE = 1e-3
 """Largest difference from the framework that a float export may have, as a fraction of the largest output."""
 
@@ -28,16 +31,61 @@ class Comparison:
         shapes: Shapes of the inputs.
         difference: Largest absolute difference of any output element.
         scale: Largest absolute output of the model.
+        calls: How many calls in a row were compared, states handed on from one to the next.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     difference: float
     scale: float
+    calls: int = 1
 
     @property
     def relative(self) -> float:
         """The difference as a fraction of the largest output."""
         return self.difference / max(self.scale, 1e-6)
+
+
+@dataclass(frozen=True)
+class StatePair:
+    """A state that is carried from one call of a file to the next.
+
+    Attributes:
+        input: Name of the input that takes it.
+        output: Name of the output to feed back into it.
+        start: What to give in the first call: `zeros`, `nothing` where the input may be left out, or
+            `the value in the file's metadata`.
+    """
+
+    input: str
+    output: str
+    start: str = "zeros"
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """What a quantised file really holds in 8 bits.
+
+    Attributes:
+        tensors: Number of tensors of 8-bit integers: weights, and activations where the file says so.
+        of: Number of all tensors of numbers.
+        weights: Weights in 8 bits, in numbers.
+        of_weights: All weights, in numbers.
+        left: What stayed in single precision, and why.
+    """
+
+    tensors: int
+    of: int
+    weights: int
+    of_weights: int
+    left: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        share = self.weights / self.of_weights if self.of_weights else 0.0
+        lines = [
+            f"  8 bits: {self.tensors} of {self.of} tensors, {self.weights} of {self.of_weights} weights ({share:.0%})",
+            *(f"  single precision: {line}" for line in self.left),
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -50,9 +98,11 @@ class ExportReport:
         inputs: Axes of every input, by name: a number where the size is fixed, a name where it is free.
         outputs: Axes of every output, by name.
         comparisons: One per set of shapes that was run.
-        quantised: The same for the file with 8-bit weights, when there is one; `comparisons` is then of the float form.
-        quality: What `evaluate` returned for the file in single precision (`float`) and with 8-bit weights (`int8`).
+        quantised: The same for the quantised file, when there is one; `comparisons` is then of the float form.
+        quality: What `evaluate` returned for the file in single precision (`float`) and in 8 bits (`int8`).
         notes: What the user should know.
+        states: The states to carry from call to call.
+        eight_bits: What is really 8 bits, when that was asked for.
     """
 
     path: Path
@@ -63,6 +113,8 @@ class ExportReport:
     quantised: tuple[Comparison, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    states: tuple[StatePair, ...] = ()
+    eight_bits: EightBits | None = None
 
     @property
     def difference(self) -> float:
@@ -79,16 +131,19 @@ class ExportReport:
         lines = [f"{self.path} ({sum(file.stat().st_size for file in files) / 1e6:.2f} MB)"]
         for label, ports in (("in ", self.inputs), ("out", self.outputs)):
             lines += [f"  {label} {name} [{', '.join(map(str, axes))}]" for name, axes in ports.items()]
-        for kind, comparisons in (("", self.comparisons), (" with 8-bit weights", self.quantised)):
+        lines += [f"  state {pair.output} → {pair.input}, at first {pair.start}" for pair in self.states]
+        for kind, comparisons in (("", self.comparisons), (" in 8 bits", self.quantised)):
             lines += [_sentence(self.runtime + kind, comparison) for comparison in comparisons]
+        lines += [] if self.eight_bits is None else [str(self.eight_bits)]
         lines += [f"  {name}: {value:.6g}" for name, value in self.quality.items()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def _sentence(runtime: str, comparison: Comparison) -> str:
     shapes = ", ".join("×".join(map(str, shape)) or "scalar" for shape in comparison.shapes)
+    row = f", {comparison.calls} calls in a row" if comparison.calls > 1 else ""
     return (
-        f"  {runtime} on {shapes}: largest difference {comparison.difference:.2e} "
+        f"  {runtime} on {shapes}{row}: largest difference {comparison.difference:.2e} "
         f"({comparison.relative:.1e} of the largest output)"
     )
 
@@ -124,3 +179,39 @@ def require_close(path: Path, comparison: Comparison, tolerance: float = TOLERAN
             f"{comparison.scale:.3g}) on inputs of shapes {list(comparison.shapes)}: nothing was written. "
             "Does forward draw random numbers, or take a different path for other sizes?"
         )
+
+
+def worst(comparisons: Sequence[Comparison]) -> Comparison:
+    """The comparison of several calls in a row, as one."""
+    largest = max(comparisons, key=lambda comparison: comparison.relative)
+    return replace(largest, shapes=comparisons[0].shapes, calls=len(comparisons))
+
+
+def chosen_axes(selection: Any, inputs: Mapping[str, Sequence[int | str]], option: str) -> set[tuple[str, int]]:
+    """The inputs' axes that a `Selection` names.
+
+    Raises:
+        ExportError: When there is no such input, axis or size.
+
+    Example:
+        >>> sorted(chosen_axes(["time"], {"x": ("batch", "time", 8)}, "dynamic"))
+        [('x', 1)]
+    """
+    if isinstance(selection, Mapping):
+        found = {(name, axis) for name, axes in selection.items() for axis in axes}
+        for name, axis in found:
+            if axis not in range(len(inputs.get(name, ()))):
+                known = ", ".join(f"{key} ({len(axes)} axes)" for key, axes in inputs.items())
+                raise ExportError(f"{option}=: there is no axis {axis} of {name!r}; the inputs are {known}.")
+        return found
+    found = set()
+    for size in [selection] if isinstance(selection, str) else selection:
+        named = {(name, k) for name, axes in inputs.items() for k, axis in enumerate(axes) if axis == size}
+        if not named:
+            free = ", ".join(dict.fromkeys(a for axes in inputs.values() for a in axes if isinstance(a, str)))
+            raise ExportError(
+                f"{option}=: no size of the inputs is called {size!r}; those that can be free are: {free or 'none'}. "
+                f'Or name an input and its axes: {option}={{"x": [1]}}.'
+            )
+        found |= named
+    return found

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import EightBits, ExportError
 
 RUNTIMES = {
     ".onnx": "onnxruntime",
@@ -53,6 +53,12 @@ def open_file(path: str | Path, *, threads: int | None = None) -> Runner:
         raise ExportError(f"{path} does not exist.")
     runner: Runner = importlib.import_module(f"reprune.runtimes.{name}").open_file(path, threads)
     return runner
+
+
+def count_eight_bits(path: Path) -> EightBits:
+    """What a file holds in 8 bits, counted in the file itself."""
+    counted: EightBits = importlib.import_module(f"reprune.runtimes.{RUNTIMES[path.suffix]}").count_eight_bits(path)
+    return counted
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import EightBits, ExportError
 from reprune.runtimes import need, running
 
 
@@ -49,3 +49,8 @@ class LiteRtRunner:
 def open_file(path: Path, threads: int | None) -> LiteRtRunner:
     """Load a file; see `runtimes.open_file`."""
     return LiteRtRunner(path, threads)
+
+
+def count_eight_bits(path: Path) -> EightBits:
+    """What a `.tflite` file holds in 8 bits: weights and activations."""
+    raise NotImplementedError

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import EightBits, ExportError
 from reprune.runtimes import need, running
+
+_SCALE = re.compile(r"(_scale|_zero_point)$")
 
 
 class OnnxRunner:
@@ -53,6 +57,35 @@ def open_file(path: Path, threads: int | None) -> OnnxRunner:
     return OnnxRunner(path, threads)
 
 
+def count_eight_bits(path: Path) -> EightBits:
+    """What an `.onnx` file holds in 8 bits: weights, and activations between two conversions."""
+    onnx = need("onnx", "onnx", "int8=")
+    proto = onnx.load(str(path))
+    small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    numbers = (*small, onnx.TensorProto.FLOAT, onnx.TensorProto.INT32)
+    weights = [w for graph in _graphs(proto.graph) for w in graph.initializer if w.dims and w.data_type in numbers]
+    weights = [weight for weight in weights if not _SCALE.search(weight.name)]
+    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    makers = ("QuantizeLinear", "DynamicQuantizeLinear")
+    eight = [weight for weight in weights if weight.data_type in small]
+    activations = sum(node.op_type in makers for node in nodes)
+    return EightBits(
+        tensors=len(eight) + activations,
+        of=len(weights) + sum(len(node.output) for node in nodes if node.op_type not in ("Constant", "Shape")),
+        weights=sum(int(np.prod(weight.dims)) for weight in eight),
+        of_weights=sum(int(np.prod(weight.dims)) for weight in weights),
+    )
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those of its loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
 def quantise(path: Path) -> Path:
     """The same model with 8-bit weights in LSTMs, products and embeddings, by ONNX Runtime's dynamic quantisation."""
     tool = need("onnxruntime.quantization", "onnxruntime", "int8=True")
@@ -79,7 +112,7 @@ def unquantised(path: Path) -> list[str]:
     """What a quantised file holds in single precision, in sentences: there are no 8-bit GRU and RNN operators."""
     operators = [node.op_type for node in need("onnx", "onnx", "int8=True").load(str(path)).graph.node]
     return [
-        f"{operators.count(kind)} {kind} operator(s) stay in single precision: ONNX Runtime has no 8-bit form of them"
+        f"{operators.count(kind)} {kind} operator(s): ONNX Runtime has no 8-bit form of them"
         for kind in ("GRU", "RNN")
         if kind in operators
     ]

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from reprune.core.exporting import ExportError, ExportReport
+from reprune.core.exporting import ExportError, ExportReport, Selection
 from reprune.runtimes import Runner
+from reprune.torch.export.example import Example, submodule_example
+from reprune.torch.export.publish import Options, publish
+from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.unwrap import unwrap
 
-FORMATS = {
-    ".onnx": ("onnx", "export_onnx"),
-    ".pt2": ("pt2", "export_pt2"),
-    ".pte": ("executorch", "export_executorch"),
-    ".tflite": ("litert", "export_litert"),
-    ".mlpackage": ("coreml", "export_coreml"),
-}
-"""Module and function that write files of a suffix."""
+FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch", ".tflite": "litert", ".mlpackage": "coreml"}
+"""The module here whose `FORMAT` writes files of a suffix."""
 
 
 def export(
@@ -30,26 +27,45 @@ def export(
     example: Any,
     path: str | Path,
     *,
-    int8: bool = False,
+    int8: bool | str = False,
+    calibration: Iterable[Any] | None = None,
+    opset: int | None = None,
+    submodule: str | None = None,
+    dynamic: Selection = None,
+    fixed: Selection = None,
     streaming: bool = False,
     evaluate: Callable[[Runner], float] | None = None,
 ) -> ExportReport:
     """Write a model to a file, run the file in its own runtime, and compare the outputs.
 
+    States are inputs and outputs of the file: those that the model takes and returns, in the width that it has now, and
+    those that it keeps in buffers, attributes, lists and dicts. The report and the file's metadata name the pairs.
+
     Args:
         model: The model; it is left as it was.
         example: An input as the model takes it: a tensor, a tuple of arguments, or a dict of them.
         path: Where to write; its suffix decides the format: `.onnx`, `.pt2`, `.pte`, `.tflite` or `.mlpackage`.
-        int8: Also quantise the weights to 8 bits with the runtime's own tool.
-        streaming: `.onnx`: make the states of recurrent modules optional inputs and outputs, to run chunk by chunk.
+        int8: Also quantise to 8 bits with the runtime's own kernels: `"dynamic"` (or True) quantises weights, and
+            activations on the fly; `"static"` quantises both, with ranges from `calibration`.
+        calibration: For `int8="static"`: batches as the model takes them.
+        opset: `.onnx`: the version of the standard's operators; 18 by default.
+        submodule: Write this part of the model only, such as the recurrent core between operations that a format does
+            not know. Its inputs are those that it gets when the model runs on the example.
+        dynamic: Sizes to leave free, as the report names them (`["batch"]`) or by input and axis (`{"x": [0]}`);
+            True or None for all that the model can vary, False for none.
+        fixed: Sizes to fix at the example's, in the same form.
+        streaming: Make the states with which recurrent modules and cells start inputs and outputs as well, to run
+            chunk by chunk.
         evaluate: Measures the file: gets a runner (arrays in, arrays out) and returns a number, such as an accuracy.
 
     Returns:
-        What was written and how far it is from the model, on the example and on other sizes; `print` it.
+        What was written and how far it is from the model, in several calls in a row, on the example and on other sizes;
+        `print` it.
 
     Raises:
         ExportError: When the model cannot be written in this format, the converter is not installed, or the file does
             not compute what the model does.
+        UnsupportedModelError: When the model cannot be copied.
 
     Example:
         >>> print(export(model, torch.randn(1, 300, 1152), "small.onnx"))     # doctest: +SKIP
@@ -57,22 +73,22 @@ def export(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(FORMATS)}.")
+    options = Options.checked(
+        int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
+        evaluate=evaluate, onnx=path.suffix == ".onnx",
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    model, example = _as_float32(unwrap(model), example)
-    module, function = FORMATS[path.suffix]
-    write = getattr(importlib.import_module(f"reprune.torch.export.{module}"), function)
-    report: ExportReport = write(model, example, path, int8=int8, streaming=streaming, evaluate=evaluate)
-    return report
+    single = duplicate(unwrap(model)).cpu().eval().float()
+    inputs = Example.of(single, pytree.tree_map(_as_single, example))
+    if submodule is not None:
+        single, inputs = submodule_example(single, inputs, submodule)
+    module = importlib.import_module(f"reprune.torch.export.{FORMATS[path.suffix]}")
+    return publish(single, inputs, path, module.FORMAT, options)
 
 
-def _as_float32(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """A copy on the CPU, in eval mode, in the precision that runtimes compute in."""
-    from torch.utils import _pytree as pytree
-
-    def single(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        leaf = leaf.detach().cpu()
-        return leaf.float() if leaf.is_floating_point() else leaf
-
-    return copy.deepcopy(model).cpu().eval().float(), pytree.tree_map(single, example)
+def _as_single(leaf: Any) -> Any:
+    """On the CPU, in the precision that runtimes compute in."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    leaf = leaf.detach().cpu()
+    return leaf.float() if leaf.is_floating_point() else leaf

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import combinations, islice
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 
 from reprune.core.exporting import ExportError
-from reprune.torch.export.example import Axis, Example
+from reprune.torch.export.example import Axis, Example, title
 from reprune.torch.export.packed import PadInsteadOfPack
 from reprune.torch.export.recurrent import Seen, replace_forwards, watch_forwards
+from reprune.torch.tracing.copies import duplicate
 
 
 @dataclass(frozen=True)
@@ -27,66 +27,129 @@ class Captured:
     Attributes:
         program: The trace.
         example: The inputs it was traced with.
-        symbols: The symbol of every free size of the inputs.
+        symbols: The size of every free axis of the inputs, as an expression of symbols.
         seen: What the recurrent modules met.
     """
 
     program: Any
     example: Example
-    symbols: dict[Axis, str]
+    symbols: dict[Axis, Any]
     seen: Seen
 
-    def axis_name(self, symbol: str) -> str:
+    def axis_name(self, size: Any) -> str:
         """`batch`, `time`, or with the input's name where sizes differ that mean the same; else input and axis.
 
         Runtimes take sizes of one name for equal.
         """
-        name = self.seen.axes.get(symbol)
-        alike = {other for other in self.symbols.values() if self.seen.axes.get(other) == name}
+        name = self.seen.axes.get(str(size))
+        alike = {str(other) for other in self.symbols.values() if self.seen.axes.get(str(other)) == name}
         if name is not None and len(alike) == 1:
             return name
-        position, axis = next(where for where, other in self.symbols.items() if other == symbol)
+        position, axis = next(where for where, other in self.symbols.items() if other == size)
         return f"{self.example.names[position]}_{name or f'axis{axis}'}"
 
-    def other_sizes(self) -> Example | None:
-        """The example in other sizes: free axes one longer, or three if they are time; None when nothing is free."""
-        if not self.symbols:
-            return None
+    def means(self, axis: Axis) -> str | None:
+        """`time` or `batch` for a free axis that recurrent modules met as that."""
+        return self.seen.axes.get(str(self.symbols.get(axis)))
+
+    def named(self, axis: Axis) -> int | str:
+        """The name of an input's axis, or its size if that is fixed."""
+        position, at = axis
+        size: int = self.example.tensors[position].shape[at]
+        return self.axis_name(self.symbols[axis]) if axis in self.symbols else size
+
+    @property
+    def inputs(self) -> dict[str, tuple[int | str, ...]]:
+        """Axes of every input: a number where the size is fixed, a name where it is free."""
+        tensors = zip(self.example.names, self.example.tensors, strict=True)
+        return {
+            name: tuple(self.named((position, axis)) for axis in range(tensor.dim()))
+            for position, (name, tensor) in enumerate(tensors)
+        }
+
+    def outputs(self, names: Collection[str]) -> dict[str, tuple[int | str, ...]]:
+        """The same of the outputs; a size that follows from free ones is an expression of their names."""
+        nodes = {node.name: node for node in self.program.graph.nodes}
+        tensors = [nodes[name].meta["val"] for name in self.program.graph_signature.user_outputs if name in nodes]
+        tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
+        return {
+            name: tuple(self.output_axis(size) for size in tensor.shape)
+            for name, tensor in zip(names, tensors, strict=True)
+        }
+
+    def output_axis(self, size: Any) -> int | str:
+        """A size of an output as the report names it."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if expression.is_number:
+            return int(expression)
+        if expression in self.symbols.values():
+            return self.axis_name(expression)
+        names = {symbol: sympy.Symbol(self.axis_name(symbol)) for symbol in self.symbols.values() if symbol.is_symbol}
+        return str(expression.subs(names))
+
+    @property
+    def bases(self) -> dict[Any, list[Axis]]:
+        """The axes whose size depends on each symbol."""
+        found: dict[Any, list[Axis]] = {}
+        for axis, size in self.symbols.items():
+            for symbol in size.free_symbols:
+                found.setdefault(symbol, []).append(axis)
+        return found
+
+    def value(self, symbol: Any) -> int:
+        """The size that a symbol had in the trace."""
+        axis = min(self.bases[symbol], key=lambda axis: self.symbols[axis] != symbol)
+        size = self.example.tensors[axis[0]].shape[axis[1]]
+        return int(sympy.solve(self.symbols[axis] - size, symbol)[0])
+
+    def resized(self, values: Mapping[Any, int]) -> Example:
+        """The example in other sizes: values of symbols; all others as they are."""
+        now = {symbol: self.value(symbol) for symbol in self.bases}
+        sizes = {axis: int(size.subs({**now, **values})) for axis, size in self.symbols.items()}
         tensors = self.example.tensors
-        grow = {axis: 3 if self.seen.axes.get(symbol) == "time" else 1 for axis, symbol in self.symbols.items()}
-        sizes = {axis: tensors[axis[0]].shape[axis[1]] + more for axis, more in grow.items()}
-        larger = self.example.resized(sizes)
+        resized = self.example.resized(sizes)
         if not self.seen.packed:
-            return larger
-        # Padding only grows with the longest sequence: let tensors that look like lengths grow with it.
-        steps = {tensors[axis[0]].shape[axis[1]] for axis in grow if grow[axis] == 3}
+            return resized
+        # Padding only follows the longest sequence: let tensors that look like lengths follow it.
+        steps = {
+            tensors[position].shape[axis]: sizes[position, axis]
+            for position, axis in self.symbols
+            if self.means((position, axis)) == "time"
+        }
         longest = max(steps, default=0)
-        return larger.with_tensors(lambda _, t: t + 3 * (t == longest) if _counts(t, longest) else t)
+
+        def follow(_: int, tensor: torch.Tensor) -> torch.Tensor:
+            if not _counts(tensor, longest):
+                return tensor
+            return torch.where(tensor == longest, steps[longest], tensor.clamp(max=steps[longest]))
+
+        return resized.with_tensors(follow)
 
 
 def _counts(tensor: torch.Tensor, longest: int) -> bool:
     integer = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
-    return integer and tensor.dim() == 1 and int(tensor.max()) == longest
+    return integer and tensor.dim() == 1 and bool(tensor.numel()) and int(tensor.max()) == longest
 
 
-def capture(model: nn.Module, example: Example, *, operators: bool = False, dynamic: bool = True) -> Captured:
+def capture(
+    model: nn.Module, example: Example, *, operators: bool = False, free: Collection[Axis] = frozenset()
+) -> Captured:
     """Trace a model.
 
     Args:
         model: The model; it is left as it was.
         example: Its inputs.
         operators: Put ONNX's operators in the place of recurrent modules, and padding in that of packed sequences.
-        dynamic: Leave sizes free.
+        free: The axes to leave free; those of size one cannot be, for the tracer takes one for a constant.
 
     Raises:
         ExportError: When it cannot be traced.
     """
-    fixed: frozenset[Axis] = frozenset()
-    if dynamic:
-        example, fixed = _without_ones(model, example)
-    twin = copy.deepcopy(model)
+    twin = duplicate(model)
     seen = replace_forwards(twin) if operators else watch_forwards(twin)
-    shapes = example.dynamic_shapes(model, fixed) if dynamic else None
+    shapes = example.dynamic_shapes(model, free) if free else None
     padding = PadInsteadOfPack() if operators else nullcontext()
     try:
         with quiet(), torch.no_grad(), padding:
@@ -95,40 +158,21 @@ def capture(model: nn.Module, example: Example, *, operators: bool = False, dyna
         raise
     except Exception as error:  # Whatever the model's own code or the tracer raises.
         raise ExportError(
-            f"{type(model).__name__} cannot be traced by torch.export: {type(error).__name__}: {error}\n"
+            f"{title(model)} cannot be traced by torch.export: {type(error).__name__}: {error}\n"
             "The usual reasons are packed sequences, which only .onnx files take, and Python control flow that "
-            "depends on values of tensors."
+            "depends on values of tensors. Where only a part cannot be traced, export the recurrent part alone: "
+            'submodule="path.of.it".'
         ) from error
     return Captured(program, example, _symbols(program), seen)
 
 
-def _without_ones(model: nn.Module, example: Example) -> tuple[Example, frozenset[Axis]]:
-    """The example with every size of one doubled that can be, for the tracer takes one for a constant; and the rest."""
-    ones = [
-        (position, axis)
-        for position, tensor in enumerate(example.tensors)
-        for axis, size in enumerate(tensor.shape)
-        if size == 1
-    ]
-    for count in range(len(ones), 0, -1):
-        # Few axes in practice; a model with many inputs of one row keeps to the first attempts.
-        for chosen in islice(combinations(ones, count), 20):
-            larger = example.resized(dict.fromkeys(chosen, 2))
-            try:
-                larger.call(model)
-            except (RuntimeError, ValueError, IndexError):
-                continue
-            return larger, frozenset(ones) - frozenset(chosen)
-    return example, frozenset(ones)
-
-
-def _symbols(program: Any) -> dict[Axis, str]:
+def _symbols(program: Any) -> dict[Axis, Any]:
     names = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     tensors = [nodes[name].meta["val"] for name in names if name in nodes and nodes[name].meta.get("val") is not None]
     tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
     return {
-        (position, axis): str(size)
+        (position, axis): size.node.expr
         for position, value in enumerate(tensors)
         for axis, size in enumerate(value.shape)
         if isinstance(size, torch.SymInt) and not size.node.expr.is_number
@@ -138,14 +182,17 @@ def _symbols(program: Any) -> dict[Axis, str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' remarks about their own internals from the user."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    names = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*were assigned during export")
+            warnings.filterwarnings("ignore", message=".*(was|were) assigned during export")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from reprune.core.exporting import ExportError
+from reprune.torch.tracing.copies import duplicate
 
 Axis = tuple[int, int]
 """An input's position and one of its axes."""
@@ -88,26 +89,28 @@ class Example:
 
         return self.with_tensors(resize)
 
-    def dynamic_shapes(self, model: nn.Module, fixed: Collection[Axis] = ()) -> Any:
-        """The argument of `torch.export.export` that leaves every axis free but the fixed ones."""
+    def dynamic_shapes(self, model: nn.Module, free: Collection[Axis]) -> Any:
+        """The argument of `torch.export.export` that leaves these axes free."""
         positions = {id(tensor): position for position, tensor in enumerate(self.tensors)}
 
-        def free(leaf: Any) -> Any:
+        def shape(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return None
             position = positions[id(leaf)]
-            return {axis: torch.export.Dim.AUTO for axis in range(leaf.dim()) if (position, axis) not in fixed}
+            return {axis: torch.export.Dim.AUTO for axis in range(leaf.dim()) if (position, axis) in free}
 
         signature = inspect.signature(model.forward)
         bound = signature.bind(*self.args, **self.kwargs).arguments
         extra = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
         named = {**bound, **bound.pop(extra, {})}
-        return pytree.tree_map(free, named)
+        return pytree.tree_map(shape, named)
 
     def call(self, model: nn.Module) -> list[Tensor]:
-        """The tensors that the model returns, nested ones flattened."""
+        """The tensors that the model returns, nested ones flattened; the example is left as it was."""
         with torch.no_grad():
-            returned = model(*self.args, **self.kwargs)
+            # Copies: a model may write into what it is given, or hand it on.
+            copied = self.with_tensors(lambda _, tensor: tensor.clone())
+            returned = model(*copied.args, **copied.kwargs)
         leaves = pytree.tree_leaves(returned)
         if any(isinstance(leaf, PackedSequence) for leaf in _containers(returned)):
             raise ExportError(
@@ -119,6 +122,40 @@ class Example:
     def arrays(self) -> list[Any]:
         """The tensors as NumPy arrays."""
         return [tensor.numpy() for tensor in self.tensors]
+
+
+def submodule_example(model: nn.Module, example: Example, path: str) -> tuple[nn.Module, Example]:
+    """A part of a model, and what it is given first when the model runs on an example.
+
+    Raises:
+        ExportError: When there is no such part, or it does not run.
+    """
+    own, twin = dict(model.named_modules()), duplicate(model)
+    parts = dict(twin.named_modules())
+    if path not in parts:
+        near = ", ".join(name for name in parts if name and "." not in name)
+        raise ExportError(f"submodule={path!r}: {type(model).__name__} has no such part; it has {near}.")
+    part, seen = parts[path], []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+
+    handle = part.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        example.call(twin)
+    finally:
+        handle.remove()
+    if not seen:
+        raise ExportError(f"submodule={path!r} does not run as a module when the model does.")
+    args, kwargs = seen[0]
+    bound = inspect.signature(part.forward).bind(*args, **kwargs)
+    given = bound.args if not bound.kwargs else {**bound.arguments, **bound.arguments.pop("kwargs", {})}
+    return own[path], Example.of(part, given).with_tensors(lambda _, tensor: tensor.detach())
+
+
+def title(model: nn.Module) -> str:
+    """What errors call a model: its class, and within an export that of the user's own."""
+    return str(getattr(model, "title", type(model).__name__))
 
 
 def _containers(returned: Any) -> list[Any]:

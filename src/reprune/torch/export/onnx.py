@@ -2,130 +2,119 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 
-from reprune.core.exporting import Comparison, ExportReport, require_close
-from reprune.runtimes import Runner, need
+from reprune.core.exporting import ExportError
 from reprune.runtimes.onnxruntime import quantise, unquantised
-from reprune.torch.export.capture import Captured, capture, quiet
-from reprune.torch.export.compare import run_beside
-from reprune.torch.export.example import Example
+from reprune.torch.export.capture import quiet
+from reprune.torch.export.format import Format, Job
 from reprune.torch.export.recurrent import onnx_translations
-from reprune.torch.export.streaming import Streaming
+from reprune.torch.export.states import StateTensor
 
-Evaluate = Callable[[Runner], float]
 OPSET = 18
+Axis = tuple[str, int]
 
 
-def export_onnx(
-    model: nn.Module,
-    example: Any,
-    path: Path,
-    *,
-    int8: bool = False,
-    streaming: bool = False,
-    evaluate: Evaluate | None = None,
-) -> ExportReport:
-    """Write a model as `.onnx` and compare the file with it; see `reprune.torch.export.export`."""
-    need("onnx", "onnx", "Exporting to .onnx")
-    need("onnxscript", "onnxscript", "Exporting to .onnx")
-    inputs = Example.of(model, example)
-    if streaming:
-        model = Streaming(model, inputs)
-        inputs = model.example(inputs)
-    captured = capture(model, inputs, operators=True)
-    with TemporaryDirectory(dir=path.parent) as folder:
-        # Written aside: a file that turns out wrong never takes the place of an old one.
-        part = Path(folder) / path.name
-        _write(captured, model, part)
-        expected = [inputs, *([other] if (other := captured.other_sizes()) is not None else [])]
-        comparisons, runner = run_beside(model, part, expected)
-        for comparison in comparisons:
-            require_close(path, comparison)
-        quality = {} if evaluate is None else {"float": evaluate(runner)}
-        quantised: tuple[Comparison, ...] = ()
-        notes: list[str] = []
-        if int8:
-            part = quantise(part)
-            notes = unquantised(part)
-            quantised, runner = run_beside(model, part, expected)
-            if evaluate is not None:
-                quality["int8"] = evaluate(runner)
-        part.replace(path)
-    return ExportReport(
-        path,
-        runner.runtime,
-        runner.inputs,
-        runner.outputs,
-        comparisons,
-        quantised,
-        quality,
-        (*captured.seen.fixed.values(), *notes),
-    )
-
-
-def _write(captured: Captured, model: nn.Module, path: Path) -> None:
-    outputs = _output_names(captured, model)
+def write(job: Job, path: Path) -> None:
+    """Write a job as `.onnx`."""
+    captured, opset = job.captured, OPSET if job.opset is None else job.opset
     with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx|onnxscript|torch.export")
         program = torch.onnx.export(
             captured.program,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(captured.example.names),
-            output_names=outputs,
-            custom_translation_table={**onnx_translations(), torch.ops.reprune.to_batch.default: _expand},
+            output_names=list(job.outputs),
+            custom_translation_table=onnx_translations(),
             verbose=False,
         )
         assert program is not None
         program.save(str(path))
-    _finish(path, captured, model.zeros if isinstance(model, Streaming) else [])
+    _finish(job, path, opset)
 
 
-def _expand(state: Any, data: Any, axis: int) -> Any:
-    from onnxscript import opset18 as op
-
-    batch: Any = op.Shape(data, start=axis, end=axis + 1)
-    one: Any = op.Constant(value_ints=[1])
-    shape: Any = op.Concat(batch, one, axis=0)
-    return op.Expand(state, shape)
-
-
-def _output_names(captured: Captured, model: nn.Module) -> list[str]:
-    count = len(captured.program.graph_signature.user_outputs)
-    finals = [name.replace("_0", "_n", 1) for name in _state_names(model)]
-    own = count - len(finals)
-    return [*(["output"] if own == 1 else [f"output_{k}" for k in range(own)]), *finals]
-
-
-def _state_names(model: nn.Module) -> list[str]:
-    return model.state_names if isinstance(model, Streaming) else []
-
-
-def _finish(path: Path, captured: Captured, zeros: Sequence[torch.Tensor]) -> None:
-    """Name the free axes, and make states optional inputs that default to zeros."""
+def _finish(job: Job, path: Path, opset: int) -> None:
+    """Name the free axes, make states optional inputs, and say in the metadata which they are."""
     import onnx
 
     proto = onnx.load(str(path))
-    names = {symbol: captured.axis_name(symbol) for symbol in captured.symbols.values()}
+    found = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if found != opset:
+        raise ExportError(f"opset={opset}: the exporter can only write version {found} of this model.")
+    axes: Mapping[str, Any] = {**job.captured.inputs, **job.captured.outputs(job.outputs)}
     for port in [*proto.graph.input, *proto.graph.output]:
-        for axis in port.type.tensor_type.shape.dim:
-            if axis.dim_param.isdigit():
-                axis.dim_value = int(axis.dim_param)
-            elif axis.dim_param in names:
-                axis.dim_param = names[axis.dim_param]
+        for dimension, size in zip(port.type.tensor_type.shape.dim, axes[port.name], strict=True):
+            dimension.Clear()
+            if isinstance(size, int):
+                dimension.dim_value = size
+            else:
+                dimension.dim_param = size
     # Shapes in between are the exporter's guesses for the example; runtimes infer their own.
     del proto.graph.value_info[:]
-    states = proto.graph.input[len(proto.graph.input) - len(zeros) :]
-    for port, zero in zip(states, zeros, strict=True):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(zero.numpy(), port.name))
-        port.type.tensor_type.shape.dim[zero.dim() - 2].dim_param = "batch"
+    for state in job.states:
+        if job.optional(state):
+            _default(proto.graph, state, axes, job.size_sources)
+    if job.states:
+        pairs = [vars(pair) for pair in job.pairs(optional=True)]
+        onnx.helper.set_model_props(proto, {"reprune.states": json.dumps(pairs)})
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))
+
+
+def _default(graph: Any, state: StateTensor, axes: Mapping[str, Any], sources: Mapping[str, Axis]) -> None:
+    """Make a state's input optional: one state for all sequences, spread over the batch of the input beside it."""
+    import onnx
+
+    shape, name, make = axes[state.input], state.input, onnx.helper.make_node
+    free = [axis for axis, size in enumerate(shape) if isinstance(size, str)]
+    start = state.start
+    if start is None:
+        start = torch.zeros([1 if axis in free else size for axis, size in enumerate(shape)])
+    for axis in free:
+        start = start.narrow(axis, 0, 1)
+    graph.initializer.append(onnx.numpy_helper.from_array(start.contiguous().numpy(), name))
+    if not free:
+        return
+    sizes, nodes = [f"{name}/size_{axis}" for axis in range(len(shape))], []
+    for axis, size in enumerate(shape):
+        if axis in free:
+            source, at = sources[size]
+            nodes += [
+                make("Shape", [source], [f"{name}/shape_{axis}"]),
+                make("Constant", [], [f"{name}/axis_{axis}"], value_ints=[at]),
+                make("Gather", [f"{name}/shape_{axis}", f"{name}/axis_{axis}"], [sizes[axis]], axis=0),
+            ]
+        else:
+            nodes.append(make("Constant", [], [sizes[axis]], value_ints=[size]))
+    nodes += [
+        make("Concat", sizes, [f"{name}/shape"], axis=0),
+        make("Expand", [name, f"{name}/shape"], [f"{name}/all"]),
+    ]
+    for node in graph.node:
+        for index, read in enumerate(node.input):
+            if read == name:
+                node.input[index] = f"{name}/all"
+    old = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *old])
+
+
+def _quantise(path: Path, way: str, batches: Any) -> tuple[Path, list[str]]:
+    part = quantise(path)
+    return part, unquantised(part)
+
+
+FORMAT = Format(
+    write,
+    operators=True,
+    optional=True,
+    quantise={"dynamic": _quantise},
+    needs=(("onnx", "onnx"), ("onnxscript", "onnxscript")),
+)

@@ -23,6 +23,8 @@ class PadInsteadOfPack(TorchFunctionMode):
 
 def _pack(data: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     data = data.transpose(0, 1) if batch_first else data
+    if data.shape[1] != lengths.shape[0]:  # Comparing tells the exporter that the two sizes are one.
+        raise RuntimeError(f"{lengths.shape[0]} lengths do not fit a batch of {data.shape[1]}")
     steps = torch.arange(data.shape[0])
     return data, (lengths[None, :] > steps[:, None]).sum(1)
 

@@ -7,6 +7,7 @@ mirror the operators of the ONNX standard and pass through every exporter untouc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -67,24 +68,42 @@ class Seen:
     """What the recurrent modules met while the model was traced.
 
     Attributes:
-        axes: The name (`time`, `batch`) of every size that is free, by its symbol.
         fixed: Modules whose number of steps or batch is a constant of the trace, with that constant.
         packed: Whether any read a packed sequence.
+        loops: How often cells were called, which is the number of steps of an unrolled loop.
     """
 
     def __init__(self) -> None:
-        self.axes: dict[str, str] = {}
+        self._axes: list[tuple[torch.SymInt, str]] = []
         self.fixed: dict[str, str] = {}
         self.packed = False
+        self.loops: Counter[str] = Counter()
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """The name (`time`, `batch`) of every size that is free, by its symbol as the trace has it by now."""
+        found: dict[str, str] = {}
+        for size, name in self._axes:
+            found.setdefault(str(size.node.expr), name)
+        return found
+
+    def name(self, size: Any, name: str) -> None:
+        """Note what a size means."""
+        if not isinstance(size, int):
+            self._axes.append((size, name))
 
     def read(self, path: str, data: Tensor) -> None:
         """Note the sizes of (T, B, F) data."""
         sizes: list[Any] = [data.shape[0], data.shape[1]]
         for name, size in zip(("time", "batch"), sizes, strict=True):
             if isinstance(size, int):
-                self.fixed.setdefault(f"{path}: {name}", f"{name} is fixed at {size} in {path!r}")
-            else:
-                self.axes.setdefault(str(size), name)
+                self.fixed.setdefault(f"{path}: {name}", f"{name} is fixed at {size} in {_shown(path)!r}")
+            self.name(size, name)
+
+
+def _shown(path: str) -> str:
+    """A module's path in the user's model, which is the attribute `model` of one with states as arguments."""
+    return path.removeprefix("model.")
 
 
 def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -110,10 +129,12 @@ def watch_cells(model: nn.Module, seen: Seen) -> None:
     def watch(path: str) -> Callable[..., None]:
         def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             data = args[0] if args else kwargs["input"]
+            seen.loops[path] += 1
             if data.dim() == 2:
-                if not isinstance(data.shape[0], int):
-                    seen.axes.setdefault(str(data.shape[0]), "batch")
-                seen.fixed.setdefault(path, f"{path!r} is a cell: loops over it are unrolled, their steps are fixed")
+                seen.name(data.shape[0], "batch")
+                text = f"{_shown(path)!r} is a cell: loops over it are unrolled, their steps are fixed"
+                if seen.loops[path] > 1:
+                    seen.fixed.setdefault(path, text)
 
         return note
 

@@ -1,0 +1,88 @@
+"""What a file format has to say for itself, so that one export serves all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from reprune.core.exporting import StatePair
+from reprune.torch.export.capture import Captured
+from reprune.torch.export.states import StateTensor
+
+Quantise = Callable[[Path, str, Sequence[Sequence[Any]]], tuple[Path, list[str]]]
+"""Takes a float file, the way (`dynamic` or `static`) and calibration inputs; returns the 8-bit file beside it, and
+what stayed in single precision."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model ready to be written.
+
+    Attributes:
+        model: The model, states among its arguments.
+        captured: Its trace.
+        states: The states that are carried from call to call.
+        outputs: Names of its outputs.
+        opset: The operator set of an ONNX file, or None for the usual one.
+    """
+
+    model: nn.Module
+    captured: Captured
+    states: Sequence[StateTensor]
+    outputs: Sequence[str]
+    opset: int | None = None
+
+    @property
+    def size_sources(self) -> dict[str, tuple[str, int]]:
+        """For each free size, an input that always has it and the axis: states that may be left out have not."""
+        left_out = {state.input for state in self.states if state.optional}
+        return {
+            size: (name, axis)
+            for name, sizes in self.captured.inputs.items()
+            for axis, size in enumerate(sizes)
+            if isinstance(size, str) and name not in left_out
+        }
+
+    def optional(self, state: StateTensor) -> bool:
+        """Whether a state's input may be left out: the inputs beside it tell its sizes."""
+        free = [size for size in self.captured.inputs[state.input] if isinstance(size, str)]
+        return state.optional and all(size in self.size_sources for size in free)
+
+    def pairs(self, *, optional: bool) -> tuple[StatePair, ...]:
+        """The states by name; `optional` where the format lets inputs be left out."""
+
+        def start(state: StateTensor) -> str:
+            if optional and self.optional(state):
+                return "nothing"
+            return "zeros" if state.start is None else f"the values {state.start.flatten().tolist()}"
+
+        return tuple(StatePair(state.input, self.outputs[state.output], start(state)) for state in self.states)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one suffix are written.
+
+    Attributes:
+        write: Writes a job to a path.
+        operators: Whether recurrent modules become ONNX's operators.
+        dynamic: Whether sizes can stay free.
+        optional: Whether inputs can be left out.
+        runs: Whether its runtime runs here, so that the file can be compared.
+        quantise: How it is quantised, by the names that `int8=` takes.
+        needs: Module, package and purpose of what it is written with.
+        note: What the report says of every such file.
+    """
+
+    write: Callable[[Job, Path], None]
+    operators: bool = False
+    dynamic: bool = True
+    optional: bool = False
+    runs: bool = True
+    quantise: Mapping[str, Quantise] = field(default_factory=dict)
+    needs: tuple[tuple[str, str], ...] = ()
+    note: str = ""

@@ -1,0 +1,238 @@
+"""The course of every export: states, sizes, the file, its comparison with the model, 8 bits, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from reprune.core.exporting import (
+    Comparison,
+    ExportError,
+    ExportReport,
+    Selection,
+    compare,
+    require_close,
+    worst,
+)
+from reprune.runtimes import Runner, count_eight_bits, need, open_file
+from reprune.torch.export.carried import carried_states
+from reprune.torch.export.errors import converting
+from reprune.torch.export.example import Example
+from reprune.torch.export.format import Format, Job
+from reprune.torch.export.kept import kept_states
+from reprune.torch.export.sizes import Sizes
+from reprune.torch.export.states import Carrier, StateTensor, feed_back, with_states
+from reprune.torch.export.streaming import chunks_differ, module_states
+from reprune.torch.tracing.copies import duplicate
+
+CALLS = 3
+"""How many calls in a row are compared."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of `export` asked for; see there."""
+
+    int8: str | None
+    calibration: Iterable[Any] | None
+    opset: int | None
+    dynamic: Selection
+    fixed: Selection
+    streaming: bool
+    evaluate: Callable[[Runner], float] | None
+
+    @classmethod
+    def checked(cls, *, int8: bool | str, calibration: Any, opset: int | None, onnx: bool, **rest: Any) -> Options:
+        """The options, if they go together.
+
+        Raises:
+            ExportError: When they do not.
+        """
+        if int8 not in (False, True, "dynamic", "static"):
+            raise ExportError(f'int8={int8!r}: give False, "dynamic" (or True) or "static".')
+        way = int8 if isinstance(int8, str) else "dynamic" if int8 else None
+        if (way == "static") != (calibration is not None):
+            raise ExportError('int8="static" and calibration= go together: some batches as the model takes them.')
+        if opset is not None and not onnx:
+            raise ExportError("opset= is for .onnx files.")
+        return cls(int8=way, calibration=calibration, opset=opset, **rest)
+
+
+def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options: Options) -> ExportReport:
+    """Write a model, compare the file with it, and report; see `reprune.torch.export.export`.
+
+    Args:
+        model: A copy of the user's model.
+        inputs: Its example.
+        path: Where to write.
+        form: The format.
+        options: The caller's.
+    """
+    if options.int8 and options.int8 not in form.quantise:
+        known = ", ".join(form.quantise)
+        raise ExportError(
+            f"{path.suffix} files of PyTorch models take no int8={options.int8!r}; "
+            + (f"they take {known}." if known else ".onnx files do.")
+        )
+    for module, package in form.needs:
+        need(module, package, f"Exporting to {path.suffix}")
+    plain, given = model, inputs
+    model, inputs, states, notes = _stateful(model, inputs, options.streaming)
+    sizes = Sizes(
+        model, inputs, operators=form.operators, dynamic=options.dynamic if form.dynamic else False, fixed=options.fixed
+    )
+    if options.streaming:
+        differs = chunks_differ(model, sizes.captured, states)
+        notes += [] if differs is None else [differs]
+    with TemporaryDirectory(dir=path.parent) as folder:
+        # Written aside: a file that turns out wrong never takes the place of an old one.
+        part = Path(folder) / path.name
+        job, comparisons = _write(model, inputs, states, sizes, part, form, options)
+        runner, quality = None, {}
+        if form.runs:
+            runner = open_file(part)
+            quality = {} if options.evaluate is None else {"float": options.evaluate(runner)}
+        quantised: list[Comparison] = []
+        eight_bits = None
+        if options.int8:
+            batches = _calibration(plain, given, model, inputs, states, options.calibration)
+            part, left = form.quantise[options.int8](part, options.int8, batches)
+            eight_bits = replace(count_eight_bits(part), left=tuple(left))
+            runner = open_file(part)
+            quantised = [compare_calls(model, runner, example, states) for example in (inputs, *sizes.others())]
+            if options.evaluate is not None:
+                quality["int8"] = options.evaluate(runner)
+        part.replace(path)
+    return ExportReport(
+        path,
+        runner.runtime if runner is not None else "",
+        job.captured.inputs,
+        job.captured.outputs(job.outputs),
+        tuple(comparisons),
+        tuple(quantised),
+        quality,
+        tuple(
+            dict.fromkeys(
+                [*sizes.notes, *job.captured.seen.fixed.values(), *notes, *([form.note] if form.note else [])]
+            )
+        ),
+        job.pairs(optional=form.optional),
+        eight_bits,
+    )
+
+
+def _stateful(
+    model: nn.Module, inputs: Example, streaming: bool
+) -> tuple[nn.Module, Example, list[StateTensor], list[str]]:
+    """The model with all its states as arguments and results."""
+    inputs, carried = carried_states(duplicate(model), inputs)
+    kept, notes = kept_states(model, inputs)
+    carriers: list[Carrier] = [] if kept is None else [kept]
+    if streaming:
+        carriers += module_states(model, inputs)
+        if kept is not None:
+            kept.reset()
+    stateful, longer, states = with_states(model, inputs, carriers)
+    return stateful, longer, [*carried, *states], notes
+
+
+def _write(
+    model: nn.Module,
+    inputs: Example,
+    states: Sequence[StateTensor],
+    sizes: Sizes,
+    path: Path,
+    form: Format,
+    options: Options,
+) -> tuple[Job, list[Comparison]]:
+    """Write the file with all sizes free that it computes rightly; what was written, and its comparisons."""
+    while True:
+        job = Job(model, sizes.captured, states, _output_names(model, inputs, states), options.opset)
+        with converting(model, path):
+            form.write(job, path)
+        if not form.runs:
+            return job, []
+        runner = open_file(path)
+        found = [compare_calls(model, runner, inputs, states)]
+        require_close(path, found[0])
+
+        def matches(example: Example, runner: Runner = runner) -> bool:
+            try:
+                require_close(path, compare_calls(model, runner, example, states))
+            except ExportError:
+                return False
+            return True
+
+        others = sizes.others()
+        if all(matches(example) for example in others):
+            return job, found + [compare_calls(model, runner, example, states) for example in others]
+        sizes.fix(sizes.wrong(matches), "in other sizes the file does not compute what the model does")
+
+
+def compare_calls(model: nn.Module, runner: Runner, example: Example, states: Sequence[StateTensor]) -> Comparison:
+    """How far a file is from the model in several calls in a row, each of which hands its states to the next."""
+    mine = theirs = example
+    found = []
+    for _ in range(CALLS):
+        expected = mine.call(model)
+        got = runner(*theirs.arrays())
+        found.append(compare(theirs.arrays(), [tensor.numpy() for tensor in expected], got))
+        mine = feed_back(mine, states, expected)
+        theirs = feed_back(theirs, states, [torch.from_numpy(array) for array in got])
+    return worst(found)
+
+
+def _calibration(
+    plain: nn.Module,
+    given: Example,
+    model: nn.Module,
+    inputs: Example,
+    states: Sequence[StateTensor],
+    batches: Iterable[Any] | None,
+) -> list[list[Any]]:
+    """Inputs of the file for each calibration batch, states running on from the first one's beginning."""
+    found = []
+    names = {state.input for state in states}
+    current = inputs
+    for batch in batches or ():
+        fresh = iter(Example.of(plain, batch).tensors)
+        own = dict(zip(given.names, fresh, strict=False))
+        example = current.with_tensors(
+            lambda position, tensor, own=own: (  # type: ignore[misc]
+                tensor if inputs.names[position] in names else _like(own[inputs.names[position]], tensor)
+            )
+        )
+        found.append(example.arrays())
+        if states:
+            current = feed_back(example, states, example.call(model))
+    if batches is not None and not found:
+        raise ExportError("calibration= holds no batch.")
+    return found
+
+
+def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu().to(like.dtype)
+
+
+def _output_names(model: nn.Module, inputs: Example, states: Sequence[StateTensor]) -> list[str]:
+    """`output`, or `output_0` and so on, and for states that the model does not return itself those of their inputs."""
+    count = len(inputs.call(model))
+    own = {state.output: state.input for state in states if state.optional}
+    plain = count - len(own)
+    names = ["output"] if plain == 1 else [f"output_{index}" for index in range(plain)]
+    return [*names, *(_next_name(own[index]) for index in range(plain, count))]
+
+
+def _next_name(name: str) -> str:
+    """`lstm.h_n` for `lstm.h_0`, `memory_next` for `memory`."""
+    return (
+        name.replace("_0", "_n", 1)
+        if ".h_0" in name or ".c_0" in name or name[:3] in ("h_0", "c_0")
+        else f"{name}_next"
+    )

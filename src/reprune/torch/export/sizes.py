@@ -1,0 +1,157 @@
+"""For export: which sizes of the inputs stay free: those that the model itself can vary, and the user wants free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from itertools import combinations, islice
+from typing import Any
+
+from torch import nn
+
+from reprune.core.exporting import ExportError, Selection, chosen_axes
+from reprune.torch.export.capture import Captured, capture
+from reprune.torch.export.example import Axis, Example
+
+
+class Sizes:
+    """The free sizes of an export, and why others are not.
+
+    Args:
+        model: The model.
+        example: Its inputs.
+        operators: See `capture`.
+        dynamic: Sizes to leave free, as the user says it; None for all that can be.
+        fixed: Sizes to fix.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Example, *, operators: bool, dynamic: Selection, fixed: Selection
+    ) -> None:
+        self.model, self.given, self.operators = model, example, operators
+        self.dynamic, self.fixed_by_user = dynamic, fixed
+        self.notes: list[str] = []
+        axes = {(position, axis) for position, t in enumerate(example.tensors) for axis in range(t.dim())}
+        self._free: set[Axis] = set() if dynamic is False else axes
+        self._asked: set[Axis] = set()
+        self._chosen = isinstance(dynamic, bool) or (dynamic is None and not fixed)
+        self.captured = self._settle()
+
+    def fix(self, axes: Iterable[Axis], reason: str) -> None:
+        """Fix some axes after all, and trace again.
+
+        Raises:
+            ExportError: When the user wanted them free.
+        """
+        self._fix(self.captured, set(axes), reason)
+        self.captured = self._settle()
+
+    def others(self) -> list[Example]:
+        """The example in other sizes: larger, and smaller, as far as the model itself takes them."""
+        captured = self.captured
+        values = {symbol: captured.value(symbol) for symbol in captured.bases}
+        larger = {symbol: size + _more(captured, symbol) for symbol, size in values.items()}
+        smaller = {symbol: max(1, size - _more(captured, symbol)) for symbol, size in values.items()}
+        given = [tensor.shape for tensor in self.given.tensors]
+        found = [captured.resized(sizes) for sizes in (larger, smaller) if sizes != values]
+        found = [example for example in found if [tensor.shape for tensor in example.tensors] != given]
+        return [example for example in found if self._refuses(example) is None]
+
+    def wrong(self, matches: Callable[[Example], bool]) -> set[Axis]:
+        """The axes that a file cannot vary though the trace can: `matches` tells whether it is right on inputs."""
+        captured, alone = self.captured, set()
+        for symbol, axes in captured.bases.items():
+            example = captured.resized({symbol: captured.value(symbol) + _more(captured, symbol)})
+            if self._refuses(example) is None and not matches(example):
+                alone.update(axes)
+        return alone or set(captured.symbols)
+
+    def _settle(self) -> Captured:
+        """Trace with as much free as the tracer and the model can vary."""
+        while True:
+            example, free = self._without_ones()
+            captured = capture(self.model, example, operators=self.operators, free=free)
+            frozen = {axis for axis in free if axis not in captured.symbols}
+            doubled = {axis for axis in frozen if self._size(self.given, axis) != self._size(example, axis)}
+            stuck = self._stuck(captured)
+            if doubled:
+                # The trace has made a constant of a size that is not the example's.
+                self._free -= doubled
+            elif stuck is not None:
+                self._fix(captured, *stuck)
+            elif not self._chosen:
+                self._choose(captured)
+            else:
+                reason = "the trace takes it for a constant (does the model call len(x), or int() of a size?)"
+                self._require(self._asked - set(captured.symbols), reason)
+                return captured
+
+    def _choose(self, captured: Captured) -> None:
+        """Free what the user wants free, and fix what is to be fixed."""
+        self._chosen = True
+        if self.dynamic is not None:
+            self._asked = self._positions(chosen_axes(self.dynamic, captured.inputs, "dynamic"))
+            self._free = set(self._asked)
+        if self.fixed_by_user is not None:
+            self._free -= self._positions(chosen_axes(self.fixed_by_user, captured.inputs, "fixed"))
+
+    def _fix(self, captured: Captured, axes: set[Axis], reason: str) -> None:
+        self._require(self._asked & axes, reason)
+        self._free -= axes
+        for position, axis in sorted(axes):
+            size = self._size(self.given, (position, axis))
+            self.notes.append(f"{self.given.names[position]}: axis {axis} is fixed at {size}: {reason}")
+
+    def _require(self, refused: set[Axis], reason: str) -> None:
+        if refused:
+            names = ", ".join(f"axis {axis} of {self.given.names[position]}" for position, axis in sorted(refused))
+            raise ExportError(f"dynamic=: {names} cannot be free: {reason}")
+
+    def _positions(self, chosen: Collection[tuple[str, int]]) -> set[Axis]:
+        return {(self.given.names.index(name), axis) for name, axis in chosen}
+
+    @staticmethod
+    def _size(example: Example, axis: Axis) -> int:
+        return int(example.tensors[axis[0]].shape[axis[1]])
+
+    def _without_ones(self) -> tuple[Example, frozenset[Axis]]:
+        """The example with every free size of one doubled that can be, for the tracer takes one for a constant."""
+        ones = sorted(axis for axis in self._free if self._size(self.given, axis) == 1)
+        for count in range(len(ones), 0, -1):
+            # Few axes in practice; a model with many inputs of one row keeps to the first attempts.
+            for chosen in islice(combinations(ones, count), 20):
+                larger = self.given.resized(dict.fromkeys(chosen, 2))
+                if self._refuses(larger) is None:
+                    return larger, frozenset(self._free - set(ones) | set(chosen))
+        return self.given, frozenset(self._free - set(ones))
+
+    def _refuses(self, example: Example) -> str | None:
+        """None if the model takes these inputs, else what it says."""
+        try:
+            example.call(self.model)
+        except Exception as error:  # Whatever the model's own code raises for a size that it does not know.
+            return f"the model does not run with {_shapes(example)} ({_first_line(error)})"
+        return None
+
+    def _stuck(self, captured: Captured) -> tuple[set[Axis], str] | None:
+        """The axes of one symbol that the trace leaves free and the model cannot vary, and what it says."""
+        larger = {symbol: captured.value(symbol) + _more(captured, symbol) for symbol in captured.bases}
+        if self._refuses(captured.resized(larger)) is None:
+            return None
+        for symbol, axes in captured.bases.items():
+            reason = self._refuses(captured.resized({symbol: captured.value(symbol) + _more(captured, symbol)}))
+            if reason is not None:
+                return set(axes), reason
+        return None  # Each runs alone: two inputs that only fit each other.
+
+
+def _more(captured: Captured, symbol: Any) -> int:
+    return 3 if captured.seen.axes.get(str(symbol)) == "time" else 1
+
+
+def _shapes(example: Example) -> str:
+    return ", ".join("×".join(map(str, tensor.shape)) or "a scalar" for tensor in example.tensors)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,271 @@
+"""Files carry the states that models carry: taken and returned, kept in modules, or started from zeros."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reprune
+from reprune.runtimes import open_file
+from reprune.torch.export import export
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+class Keeper(nn.Module):
+    """Keeps its state from call to call, in a way that a subclass names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.output = nn.GRU(5, 7, batch_first=True), nn.Linear(7, 2)
+
+    def step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state = self.gru(x, state)
+        return self.output(y), state
+
+
+class InAttribute(Keeper):
+    state: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, self.state = self.step(x, self.state)
+        return y
+
+
+class InPlace(Keeper):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.full((1, 1, 7), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.step(x, self.state.clone())
+        self.state.copy_(state)
+        return y
+
+
+class InDict(Keeper):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[str, list[Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.step(x, self.memory["states"][0] if self.memory else None)
+        self.memory["states"] = [state]
+        return y
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = InAttribute()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x).tanh()
+
+
+@pytest.mark.parametrize("build", [InAttribute, InPlace, InDict, Inner])
+def test_what_a_model_keeps_becomes_inputs_and_outputs(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    report = export(model, torch.randn(1, 3, 5), tmp_path / "model.onnx")
+    (pair,) = report.states
+    assert report.inputs[pair.input] == (1, "batch", 7)
+    assert pair.start == "nothing"
+    assert all(comparison.calls == 3 for comparison in report.comparisons)
+    assert not report.notes
+    run, states = open_file(tmp_path / "model.onnx"), []
+    for _ in range(4):
+        x = torch.randn(1, 2, 5)
+        output, *states = run(x.numpy(), *states)
+        np.testing.assert_allclose(output, model(x).detach().numpy(), atol=1e-6)
+
+
+def test_the_file_s_metadata_names_the_pairs(tmp_path: Path) -> None:
+    report = export(InAttribute(), torch.randn(1, 3, 5), tmp_path / "model.onnx")
+    stored = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(stored["reprune.states"]) == [{"input": "state", "output": "state_next", "start": "nothing"}]
+    assert "state state_next → state, at first nothing" in str(report)
+
+
+class Counting(Keeper):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.step(x, None)[0] * self.calls
+
+
+class Growing(Keeper):
+    seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.step(x, None)
+        self.seen = y if self.seen is None else torch.cat([self.seen, y], 1)
+        return self.seen.mean(1)
+
+
+class Remembering(Keeper):
+    """Keeps its last answer for a loss, and never reads it."""
+
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last, _ = self.step(x, None)
+        return self.last
+
+
+@pytest.mark.parametrize(("build", "name"), [(Counting, "calls"), (Growing, "seen"), (Remembering, None)])
+def test_what_a_file_cannot_carry_is_said(build: Callable[[], nn.Module], name: str | None, tmp_path: Path) -> None:
+    model = build()
+    report = export(model, torch.randn(1, 3, 5), tmp_path / "model.onnx")
+    assert report.states == ()
+    assert [f"({name})" in note for note in report.notes] == ([True] if name else [])
+    assert report.difference < 1e-6
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.output = nn.LSTM(5, 12, 2, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor, hc: tuple[Tensor, Tensor]) -> Any:
+        y, hc = self.lstm(x, hc)
+        return self.output(y), hc
+
+
+class Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.output = nn.GRUCell(5, 12), nn.LSTMCell(12, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        h = self.low(x, states[0])
+        top, c = self.high(h, (states[1], states[2]))
+        return self.output(top), [h, top, c]
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+CARRIED = {
+    "layers": (TwoLayers, (torch.randn(2, 4, 5), (zeros(2, 2, 12), zeros(2, 2, 12)))),
+    "cells": (Cells, (torch.randn(2, 5), [zeros(2, 12), zeros(2, 9), zeros(2, 9)])),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_states_come_back_in_the_width_in_which_they_go_in(name: str, pruned: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, example = CARRIED[name]
+    model = build().eval()
+    if pruned:
+        counts = {"lstm:*": 5} if name == "layers" else {"low:l0": 5}
+        model = reprune.prune(model, [example], counts=counts, ratio=None, method="magnitude").model
+    report = export(model, example, tmp_path / "model.onnx")
+    assert len(report.states) == (2 if name == "layers" else 3)
+    for pair in report.states:
+        assert report.inputs[pair.input] == report.outputs[pair.output]
+    # The model starts from zeros of its old width, the file from zeros of the new one.
+    run, start = open_file(tmp_path / "model.onnx"), example
+    shapes = [tuple(3 if size == "batch" else size for size in report.inputs[pair.input]) for pair in report.states]
+    states = [np.zeros(shape, np.float32) for shape in shapes]
+    kept: Any = torch.utils._pytree.tree_map(lambda t: t.new_zeros(*t.shape[:-2], 3, t.shape[-1]), start[1])
+    for _ in range(3):
+        x = torch.randn(3, *example[0].shape[1:])
+        expected, kept = model(x, kept)
+        output, *states = run(x.numpy(), *states)
+        np.testing.assert_allclose(output, expected.detach().numpy(), atol=1e-6)
+
+
+def test_a_denoiser_s_output_is_no_state(tmp_path: Path) -> None:
+    class Denoiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.output = nn.GRU(5, 7, batch_first=True), nn.Linear(7, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(self.gru(x)[0])
+
+    assert export(Denoiser(), torch.randn(2, 3, 5), tmp_path / "model.onnx").states == ()
+
+
+class Loop(nn.Module):
+    """A loop over cells from a learned beginning and from zeros; backwards if wanted."""
+
+    def __init__(self, backwards: bool = False) -> None:
+        super().__init__()
+        self.low, self.high, self.output = nn.GRUCell(5, 7), nn.LSTMCell(7, 6), nn.Linear(6, 2)
+        self.begin = nn.Parameter(torch.randn(1, 7))
+        self.backwards = backwards
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, hc = self.begin.expand(x.shape[0], -1), None
+        outputs = []
+        for step in reversed(x.unbind(1)) if self.backwards else x.unbind(1):
+            h = self.low(step, h)
+            hc = self.high(h, hc)
+            outputs.append(self.output(hc[0]))
+        return torch.stack(outputs, 1)
+
+
+def test_loops_over_cells_run_frame_by_frame(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Loop().eval()
+    report = export(model, torch.randn(1, 1, 5), tmp_path / "model.onnx", streaming=True)
+    assert [pair.input for pair in report.states] == ["low.h_0", "high.h_0", "high.c_0"]
+    frames = torch.randn(3, 6, 5)
+    expected = model(frames).detach().numpy()
+    run, states = open_file(tmp_path / "model.onnx"), []
+    for step in range(6):
+        output, *states = run(frames[:, step : step + 1].numpy(), *states)
+        np.testing.assert_allclose(output[:, 0], expected[:, step], atol=1e-5)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(5, 7, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0].mean(1)
+
+
+def test_streaming_says_what_else_reads_across_steps(tmp_path: Path) -> None:
+    report = export(Pooled(), torch.randn(1, 4, 5), tmp_path / "model.onnx", streaming=True)
+    assert any("reads across steps" in note for note in report.notes)
+    report = export(Loop(backwards=True), torch.randn(1, 4, 5), tmp_path / "model.onnx", streaming=True)
+    assert any("reads across steps" in note for note in report.notes)
+
+
+def test_pt2_files_stream_too(tmp_path: Path) -> None:
+    model = InAttribute().eval()
+    report = export(model, torch.randn(1, 3, 5), tmp_path / "model.pt2")
+    assert [pair.start for pair in report.states] == ["zeros"]
+    run, states = open_file(tmp_path / "model.pt2"), [np.zeros((1, 1, 7), np.float32)]
+    for _ in range(3):
+        x = torch.randn(1, 3, 5)
+        output, *states = run(x.numpy(), *states)
+        np.testing.assert_allclose(output, model(x).detach().numpy(), atol=1e-6)
+
+
+def test_models_that_cannot_be_copied_are_explained(tmp_path: Path) -> None:
+    import threading
+
+    model = Pooled()
+    model.guard = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(reprune.UnsupportedModelError, match="cannot be copied"):
+        export(model, torch.randn(1, 4, 5), tmp_path / "model.onnx")
+    trained = Remembering()
+    trained(torch.randn(2, 3, 5)).sum().backward()
+    assert export(trained, torch.randn(1, 4, 5), tmp_path / "model.onnx").difference < 1e-6

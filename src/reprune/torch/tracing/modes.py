@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reprune.torch.tracing.kernels import KERNELS
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.rules import apply_rule, given_sizes, pin_summaries, record_sizes, summaries_of
+from reprune.torch.tracing.rules import apply_rule, given_sizes, pin_summaries, record_sizes, sized, summaries_of
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -47,6 +47,7 @@ class _FunctionMode(TorchFunctionMode):
         if out is not NotImplemented:
             with self._tracer.paused():
                 record_sizes(self._tracer, name, args, kwargs, out)
+                out = sized(self._tracer, func, args, out)
         return out
 
 

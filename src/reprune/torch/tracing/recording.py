@@ -11,7 +11,7 @@ import torch
 
 from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import Couplings, Ids
-from reprune.torch.tracing.sizes import Expression
+from reprune.torch.tracing.sizes import SizeUse
 
 Axis = tuple[str, int]
 
@@ -85,7 +85,7 @@ class Recording:
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
     direct: list[Ids] = field(default_factory=list)
     count_coupled: list[list[str]] = field(default_factory=list)
-    sizes: list[tuple[Expression, Ids, bool]] = field(default_factory=list)
+    sizes: list[SizeUse] = field(default_factory=list)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
     couplers: list[tuple[Ids, Site]] = field(default_factory=list)
     outside_states: set[str] = field(default_factory=set)

@@ -1,37 +1,93 @@
-"""Sizes that a model's own code takes from its attributes: `x.view(-1, self.hidden_size)`.
+"""Sizes that a model's own code takes from its attributes or off tensors: `x.view(-1, self.hidden_size)`.
 
-While a model is traced, the integers on its modules are replaced by ones that remember where they came from. An
-operation that is given such an integer as a size tells which attribute must change when units are removed.
+While a model is traced, the integers on its modules are replaced by ones that remember where they came from, and so are
+the lengths of axes that hold units. Sums and products of them remember, too. An operation that is given such an integer
+as a size tells which attribute must change when units are removed, or which layers must keep equal numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
+
+from reprune.torch.tracing.labels import Ids
 
 Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Expression:
-    """`factor * attribute`, the attribute being the integer at `path` below the module `owner`."""
+class Attribute:
+    """The integer at `path` below the module `owner`, and its value while the model was traced."""
 
     owner: str
     path: Path
-    factor: Fraction = Fraction(1)
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class AxisSize:
+    """The length of an axis that held these labels when it was asked for."""
+
+    labels: Ids
+
+    @property
+    def value(self) -> int:
+        """The length."""
+        return len(self.labels)
+
+
+Term = Attribute | AxisSize
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`Σ factor · term + constant`."""
+
+    terms: Mapping[Term, Fraction]
+    constant: Fraction = Fraction(0)
+
+    def __add__(self, other: Expression) -> Expression:
+        """The sum of two sizes."""
+        terms = {
+            term: self.terms.get(term, Fraction(0)) + other.terms.get(term, 0) for term in {**self.terms, **other.terms}
+        }
+        return Expression({term: factor for term, factor in terms.items() if factor}, self.constant + other.constant)
+
+    def scaled(self, factor: Fraction) -> Expression:
+        """A multiple, or a fraction."""
+        return Expression({term: factor * one for term, one in self.terms.items()}, factor * self.constant)
+
+
+class SizeUse(NamedTuple):
+    """An expression that is the number of these labels.
+
+    Attributes:
+        expression: The expression.
+        labels: The labels.
+        firm: Whether it must stay so; a layer that takes states of either width needs no such size.
+    """
+
+    expression: Expression
+    labels: Ids
+    firm: bool
+
+
+Comparison = tuple[Expression, Expression]
+_COMPARED: ContextVar[list[Comparison] | None] = ContextVar("compared", default=None)
 
 
 class SizeInt(int):
-    """An integer that remembers the attribute it was computed from."""
+    """An integer that remembers what it was computed from."""
 
-    expression: Expression | None
+    expression: Expression
 
-    def __new__(cls, value: int, expression: Expression | None) -> SizeInt:
+    def __new__(cls, value: int, expression: Expression) -> SizeInt:
         """An integer of this value, computed by this expression."""
         self = super().__new__(cls, value)
         self.expression = expression
@@ -40,44 +96,100 @@ class SizeInt(int):
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
+    def __add__(self, other: Any) -> Any:
+        return (
+            _sized(int(self) + other, self.expression + _expression(other))
+            if isinstance(other, int)
+            else int(self) + other
+        )
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other if isinstance(other, int) else int(self) - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
+
     def __mul__(self, other: Any) -> Any:
         if type(other) is int:
-            if other == 0:
-                return 0  # The first of several slices, `0 * n`: no size of anything.
-            return self._scaled(int(self) * other, Fraction(other))
+            return _sized(int(self) * other, self.expression.scaled(Fraction(other)))
         if isinstance(other, SizeInt):
             # Of `directions * hidden` the larger one is the size.
             large, small = (self, other) if int(self) >= int(other) else (other, self)
-            return large._scaled(int(self) * int(other), Fraction(int(small)))
+            return _sized(int(self) * int(other), large.expression.scaled(Fraction(int(small))))
         return int(self) * other
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Any:
-        return self._scaled(-int(self), Fraction(-1))
+        return _sized(-int(self), self.expression.scaled(Fraction(-1)))
 
     def __floordiv__(self, other: Any) -> Any:
         if isinstance(other, int) and other > 0 and int(self) % int(other) == 0:
-            return self._scaled(int(self) // int(other), Fraction(1, int(other)))
+            return _sized(int(self) // int(other), self.expression.scaled(Fraction(1, int(other))))
         return int(self) // other
 
-    def _scaled(self, value: int, factor: Fraction) -> SizeInt:
-        found = self.expression
-        return SizeInt(value, found and Expression(found.owner, found.path, found.factor * factor))
+    # Comparing an attribute with the length of an axis says what the attribute is the size of.
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared(other) == other
+
+    def __ne__(self, other: object) -> bool:
+        return self._compared(other) != other
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compared(other) < other
+
+    def __le__(self, other: Any) -> Any:
+        return self._compared(other) <= other
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compared(other) > other
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compared(other) >= other
+
+    __hash__ = int.__hash__
+
+    def _compared(self, other: Any) -> int:
+        seen = _COMPARED.get()
+        if seen is not None and isinstance(other, SizeInt) and int(self) == int(other):
+            seen.append((self.expression, other.expression))
+        return int(self)
+
+
+def _expression(value: int) -> Expression:
+    return value.expression if isinstance(value, SizeInt) else Expression({}, Fraction(value))
+
+
+def _sized(value: int, expression: Expression) -> int:
+    return SizeInt(value, expression) if expression.terms else int(value)
 
 
 @contextmanager
-def tagged_sizes(model: nn.Module) -> Iterator[None]:
-    """Replace the integers on the model's modules by `SizeInt`s, and put them back afterwards."""
-    undo: list[tuple[Any, Any, int]] = []
+def tagged_sizes(model: nn.Module) -> Iterator[list[Comparison]]:
+    """Replace the integers on the model's modules by `SizeInt`s, and put them back afterwards.
+
+    Yields:
+        A list that fills with the sizes that were found equal where the model's code compares them.
+    """
+    undo: list[tuple[Any, Any, Any]] = []
     seen: set[int] = set()
+    compared: list[Comparison] = []
+    token = _COMPARED.set(compared)
     try:
         for owner, module in model.named_modules():
             _tag(vars(module), owner, (), undo, seen, depth=3)
-        yield
+        yield compared
     finally:
+        _COMPARED.reset(token)
         for container, key, value in reversed(undo):
             container[key] = value
+
+
+# What PyTorch keeps of every module is none of its sizes.
+_INTERNAL = frozenset(vars(nn.Module()))
 
 
 def _tag(container: Any, owner: str, path: Path, undo: list[Any], seen: set[int], depth: int) -> None:
@@ -86,15 +198,32 @@ def _tag(container: Any, owner: str, path: Path, undo: list[Any], seen: set[int]
     seen.add(id(container))
     items = list(container.items() if isinstance(container, MutableMapping) else enumerate(container))
     for key, value in items:
-        if type(value) is int and value > 1 and not (isinstance(key, str) and key.startswith("_")):
-            undo.append((container, key, value))
-            container[key] = SizeInt(value, Expression(owner, (*path, key)))
-        elif isinstance(value, (nn.Module, type)) or (isinstance(key, str) and key.startswith("_")):
+        here = (*path, key)
+        if key in _INTERNAL or isinstance(value, (nn.Module, type)):
             continue
+        if is_size(value) or (isinstance(value, tuple) and any(is_size(item) for item in value)):
+            undo.append((container, key, value))
+            container[key] = _tagged(value, owner, here)
         elif isinstance(value, (dict, list)):
-            _tag(value, owner, (*path, key), undo, seen, depth - 1)
+            _tag(value, owner, here, undo, seen, depth - 1)
         elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and path_like(value):
-            _tag(vars(value), owner, (*path, key), undo, seen, depth - 1)
+            _tag(vars(value), owner, here, undo, seen, depth - 1)
+
+
+def _tagged(value: Any, owner: str, path: Path) -> Any:
+    if isinstance(value, tuple):
+        return rebuilt(value, [_tagged(item, owner, (*path, place)) for place, item in enumerate(value)])
+    return SizeInt(value, Expression({Attribute(owner, path, value): Fraction(1)})) if is_size(value) else value
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value may be a number of units."""
+    return type(value) is int and value > 1
+
+
+def rebuilt(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """A tuple of the same type with other items."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def path_like(value: Any) -> bool:
@@ -102,16 +231,29 @@ def path_like(value: Any) -> bool:
     return not type(value).__module__.startswith(("torch", "numpy", "builtins", "collections"))
 
 
+def get_size(module: nn.Module, path: Path) -> Any:
+    """What stands at `path` below `module`, through attributes, mappings, lists and tuples."""
+    holder: Any = module
+    for key in path:
+        holder = holder[key] if _is_container(holder) else getattr(holder, str(key))
+    return holder
+
+
 def set_size(module: nn.Module, path: Path, value: int) -> None:
-    """Set the integer at `path` below `module`, through attributes, mappings and lists."""
-    holder: Any = vars(module)
-    for key in path[:-1]:
-        holder = holder[key] if _is_container(holder) else vars(holder)[key]
-    if _is_container(holder):
-        holder[path[-1]] = value
+    """Set the integer at `path` below `module`, through attributes, mappings, lists and tuples."""
+    holder, key, new = get_size(module, path[:-1]), path[-1], value
+    if isinstance(holder, tuple):
+        items = list(holder)
+        items[int(key)] = new
+        set_size(module, path[:-1], rebuilt(holder, items))  # type: ignore[arg-type]
+    elif _is_container(holder):
+        holder[key] = new
+    elif isinstance(holder, nn.Module):
+        setattr(holder, str(key), new)
     else:
-        setattr(holder, str(path[-1]), value)
+        # Frozen dataclasses take no assignment; their copies are as much the model's own.
+        object.__setattr__(holder, str(key), new)
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (MutableMapping, MutableSequence))
+    return isinstance(value, (MutableMapping, MutableSequence, tuple))

@@ -18,12 +18,12 @@ from reprune.core.layers import (
     Pin,
     Role,
     Site,
-    SizeAttribute,
     Slot,
     Span,
     Structure,
 )
-from reprune.torch.tracing.labels import NONE, TAG, Ids
+from reprune.torch.tracing.attributes import Sizes, extent
+from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.recording import Recording, RecurrentLayer
 from reprune.torch.tracing.widths import Widths
 
@@ -59,7 +59,8 @@ class Builder:
         """The structure; `extra_pins` are layers pinned for reasons found after the trace."""
         self._pin_sites()
         groups = self._groups()
-        sizes, bonds = self._sizes()
+        solver = Sizes(self._places, {name: len(layer.labels) for name, layer in self._layers.items()})
+        sizes, bonds = solver.solve(self.recording.sizes)
         self._pins.update(extra_pins or {})
         count_coupled = self._equal_bonds([*self._count_coupled(), *bonds])
         slots = tuple(self._slots())
@@ -247,12 +248,9 @@ class Builder:
 
     def extent(self, labels: Ids) -> Extent:
         """Length of an axis with these labels, as a function of the units kept."""
-        held = Counter(place[0] for place in self._places(labels) if place is not None)
-        times = {name: count // len(self._layers[name].labels) for name, count in held.items()}
-        fixed = len(labels) - sum(times[name] * len(self._layers[name].labels) for name in times)
-        return Extent(fixed, tuple((name, factor) for name, factor in times.items() if factor))
+        return extent(self._places(labels), {name: len(layer.labels) for name, layer in self._layers.items()})
 
-    # -- consumers, costs, sizes -------------------------------------------------------------------------------------
+    # -- consumers, costs -------------------------------------------------------------------------------------
 
     def _consumers(self, shapes: dict[str, tuple[int, ...]]) -> Iterable[Consumer]:
         for (name, axis), bias in self.recording.biases.items():
@@ -271,26 +269,3 @@ class Builder:
                 extents.append(known[key])
             merged[tuple(extents)] += product.rows
         return (Contraction(float(rows), extents) for extents, rows in merged.items())
-
-    def _sizes(self) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
-        """Attributes to change, and the layers that must keep equal counts because they share one."""
-        attributes: dict[tuple[str, tuple[str | int, ...]], SizeAttribute] = {}
-        bonds: list[tuple[str, ...]] = []
-        hard = [(expression, labels) for expression, labels, firm in self.recording.sizes if firm]
-        users: dict[tuple[str, tuple[str | int, ...]], set[str]] = {}
-        for expression, labels in hard:
-            extent = self.extent(labels[labels < TAG])
-            if not extent.layers:
-                continue
-            key = (expression.owner, expression.path)
-            factor = abs(expression.factor)
-            attributes.setdefault(key, SizeAttribute(*key, extent, times=factor.denominator, divisor=factor.numerator))
-            users.setdefault(key, set()).update(name for name, _ in extent.layers)
-        for expression, labels, firm in self.recording.sizes:
-            key = (expression.owner, expression.path)
-            if not firm and key in users:
-                users[key].update(self.layers_of(labels))
-        for names in users.values():
-            if len(names) > 1:
-                bonds.append(tuple(sorted(names)))
-        return tuple(attributes.values()), bonds

@@ -7,7 +7,7 @@ rules; every other operation has one in `rules/`, or pins what it touches.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, has_storage, storage_id, unit_ids
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
-from reprune.torch.tracing.sizes import Expression
+from reprune.torch.tracing.sizes import AxisSize, Comparison, Expression, SizeUse
 from reprune.torch.tracing.widths import MODULES, Widths
 
 
@@ -295,7 +295,15 @@ class Tracer:
         """Record that a size taken from an attribute is the number of these labels."""
         labels = labels[labels < TAG]
         if (labels > NONE).any():
-            self.recording.sizes.append((expression, labels, hard))
+            self.recording.sizes.append(SizeUse(expression, labels, hard))
+
+    def compare_sizes(self, compared: Iterable[Comparison]) -> None:
+        """Note what the model's code found equal: what an attribute is compared with is what it is the size of."""
+        for first, second in dict.fromkeys(compared):
+            for one, other in ((first, second), (second, first)):
+                for term in other.terms:
+                    if isinstance(term, AxisSize) and len(other.terms) == 1 and not other.constant:
+                        self.constrain(one, term.labels)
 
     def tag(self, expression: Expression) -> int:
         """The label of tensors whose length was taken from an attribute."""

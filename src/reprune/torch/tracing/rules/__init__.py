@@ -12,12 +12,12 @@ from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.elementwise import unknown
 from reprune.torch.tracing.rules.movement import check_view
 from reprune.torch.tracing.rules.op import Op
-from reprune.torch.tracing.rules.size_uses import given_sizes, record_sizes
+from reprune.torch.tracing.rules.size_uses import given_sizes, record_sizes, sized
 from reprune.torch.tracing.rules.summaries import follow_summaries, pin_summaries, summaries_of
 from reprune.torch.tracing.rules.table import class_of, rule_of
 from reprune.torch.tracing.tracer import Tracer
 
-__all__ = ["apply_rule", "given_sizes", "pin_summaries", "record_sizes", "summaries_of"]
+__all__ = ["apply_rule", "given_sizes", "pin_summaries", "record_sizes", "sized", "summaries_of"]
 
 # A result of these depends on what they are given element by element, along dimensions, or by where it stands.
 _SPREADS = {"moves", "accumulates", "pointwise", "along dimensions"}

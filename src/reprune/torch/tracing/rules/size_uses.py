@@ -1,56 +1,66 @@
-"""Sizes taken from attributes: which operation was given one, and what it is the number of."""
+"""Sizes from attributes and off tensors: which operation was given one, and what it is the number of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 from reprune.torch.tracing.labels import Ids, lines, varies
-from reprune.torch.tracing.sizes import SizeInt
+from reprune.torch.tracing.sizes import AxisSize, Expression, SizeInt
 from reprune.torch.tracing.tracer import Tracer
 
 _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0,
               "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1, "new": 1}  # fmt: skip
-_SIZED_VIEWS = {"view", "reshape", "expand", "unflatten"}
+_SIZED_VIEWS = {"view", "reshape", "expand", "unflatten", "broadcast_to"}
+_NORMS = {"layer_norm", "rms_norm"}
+
+
+def sized(tracer: Tracer, func: Any, args: Sequence[Any], out: Any) -> Any:
+    """What `tensor.shape` and `tensor.size(…)` return, lengths of axes that hold units as numbers that remember it."""
+    if func is torch.Tensor.size or func is torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
+        found = tracer.units(args[0])
+        if found is None:
+            return out
+        if isinstance(out, int):
+            return _length(found, args[1] % found.ndim, out) if len(args) > 1 else out
+        return torch.Size([_length(found, axis, size) for axis, size in enumerate(out)])
+    return out
+
+
+def _length(found: torch.Tensor, axis: int, size: int) -> int:
+    if size < 2 or not varies(found, axis):
+        return size
+    return SizeInt(size, Expression({AxisSize(lines(found, axis)[0]): Fraction(1)}))
 
 
 def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-    """Note attributes that were given to an operation as a size, a boundary or a position."""
-    if not any(
-        isinstance(value, SizeInt) for value in _integers((args[1:] if name == "__getitem__" else args, kwargs))
-    ):
+    """Note sizes that were given to an operation as a size, a boundary or a position."""
+    given = (args[1:] if name == "__getitem__" else args, kwargs)
+    if not any(isinstance(value, SizeInt) for value in _integers(given)):
         return
-    if name in _FACTORIES and isinstance(out, torch.Tensor):
-        for axis, size in enumerate(_sizes(args[_FACTORIES[name] :], kwargs)):
-            if isinstance(size, SizeInt) and size.expression is not None and out.ndim:
+    if name in _FACTORIES and isinstance(out, torch.Tensor) and out.ndim:
+        for size in _sizes(args[_FACTORIES[name] :], kwargs):
+            if isinstance(size, SizeInt):
                 # A factory may be given several such sizes; the last one, the feature axis, counts.
                 tracer.memory.set(out, torch.full((), tracer.tag(size.expression)).expand(out.shape))
-                del axis
     elif name in _SIZED_VIEWS:
-        found = tracer.units(out)
-        sizes = _sizes(args[1:], kwargs)
-        if found is not None and len(sizes) == out.ndim:
-            for axis, size in enumerate(sizes):
-                _constrain(tracer, size, lines(found, axis) if varies(found, axis) else ())
+        _shape(tracer, out, _sizes(args[1:], kwargs))
+    elif name in _NORMS:
+        _shape(tracer, args[0], [None] * args[0].ndim + list(kwargs.get("normalized_shape", args[1])))
     elif name == "__getitem__":
-        _record_slices(tracer, args[0], args[1])
-    elif name in ("split", "narrow", "chunk"):
-        _record_pieces(tracer, name, args, kwargs, [out] if isinstance(out, torch.Tensor) else list(out))
+        _slices(tracer, args[0], args[1])
+    elif name == "split":
+        _pieces(tracer, out, kwargs.get("split_size", args[1]), kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    elif name == "narrow":
+        dim, start, length = (kwargs.get(key, args[k] if k < len(args) else 0) for k, key in _NARROW)
+        _before(tracer, args[0], int(dim), start)
+        _along(tracer, out, int(dim), length)
 
 
-def _record_pieces(
-    tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], pieces: Sequence[torch.Tensor]
-) -> None:
-    dim = kwargs.get("dim", args[2] if name == "split" and len(args) > 2 else args[1] if name == "narrow" else 0)
-    given = args[1] if name == "split" and len(args) > 1 and isinstance(args[1], (list, tuple)) else None
-    # A list has one size for every piece; a single number is that of each, and the first one stands for all.
-    for piece, sizes in zip(pieces, given or [(args[1:], kwargs)], strict=False):
-        found = tracer.units(piece)
-        for size in _integers(sizes):
-            if found is not None and varies(found, int(dim)):
-                _constrain(tracer, size, lines(found, int(dim)))
+_NARROW = ((1, "dim"), (2, "start"), (3, "length"))
 
 
 def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
@@ -60,10 +70,21 @@ def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Se
     return _sizes(args[1:], kwargs) if name in ("view", "reshape") else ()
 
 
-def _record_slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
-    found = tracer.units(source)
-    if found is None:
-        return
+def _shape(tracer: Tracer, tensor: torch.Tensor, sizes: Sequence[Any]) -> None:
+    """The last of these sizes are those of the tensor's axes."""
+    for axis, size in enumerate(sizes[-tensor.ndim :] if len(sizes) >= tensor.ndim > 0 else ()):
+        _along(tracer, tensor, axis, size)
+
+
+def _pieces(tracer: Tracer, pieces: Sequence[torch.Tensor], sizes: Any, dim: Any) -> None:
+    """Pieces of a split each have the size that was written for them."""
+    each = sizes if isinstance(sizes, (list, tuple)) else [sizes] * len(pieces)
+    for piece, size in zip(pieces, each, strict=False):
+        if piece.size(int(dim)) == size:
+            _along(tracer, piece, int(dim), size)
+
+
+def _slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
     index = index if isinstance(index, tuple) else (index,)
     used = sum(1 for item in index if item is not None and item is not Ellipsis)
     dim = 0
@@ -71,16 +92,31 @@ def _record_slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
         if item is Ellipsis:
             dim += source.ndim - used
         elif item is not None:
-            if isinstance(item, slice) and varies(found, dim):
-                for bound in (item.start, item.stop):
-                    if isinstance(bound, SizeInt):
-                        held = lines(found, dim)
-                        _constrain(tracer, bound, held[:, :bound] if bound > 0 else held[:, bound:])
+            if isinstance(item, slice):
+                _before(tracer, source, dim, item.start)
+                _before(tracer, source, dim, item.stop)
             dim += 1
 
 
+def _along(tracer: Tracer, tensor: torch.Tensor, dim: int, size: Any) -> None:
+    """A size is the length of an axis."""
+    found = tracer.units(tensor) if isinstance(size, SizeInt) else None
+    if found is not None and varies(found, dim):
+        _constrain(tracer, size, lines(found, dim))
+
+
+def _before(tracer: Tracer, tensor: torch.Tensor, dim: int, bound: Any) -> None:
+    """A size is a position on an axis: the number of what lies before it, or after a negative one."""
+    found = tracer.units(tensor) if isinstance(bound, SizeInt) else None
+    if found is not None and varies(found, dim):
+        held = lines(found, dim)
+        _constrain(
+            tracer, bound if bound > 0 else -bound, held[:, : int(bound)] if bound > 0 else held[:, int(bound) :]
+        )
+
+
 def _constrain(tracer: Tracer, size: Any, held: Iterable[Ids]) -> None:
-    if isinstance(size, SizeInt) and size.expression is not None:
+    if isinstance(size, SizeInt):
         for line in held:
             tracer.constrain(size.expression, line)
 

@@ -1,0 +1,130 @@
+"""From the uses of sizes that a trace recorded to attributes to change, and to layers that must keep equal numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import groupby, permutations
+from typing import NamedTuple
+
+from reprune.core.layers import Extent, SizeAttribute
+from reprune.torch.tracing.labels import TAG, Ids
+from reprune.torch.tracing.sizes import Attribute, SizeUse, Term
+
+Place = tuple[str, int] | None
+"""Layer and unit of one position on an axis, or None where it holds no unit."""
+
+
+class _Claim(NamedTuple):
+    """An attribute times a factor is the length of an axis."""
+
+    extent: Extent
+    factor: Fraction
+
+    @property
+    def shares(self) -> frozenset[tuple[str, Fraction]]:
+        """What each layer contributes to the attribute."""
+        return frozenset((name, times / self.factor) for name, times in self.extent.layers)
+
+
+class Sizes:
+    """Attributes and bonds, from all uses together.
+
+    Args:
+        places: The layer and unit of each label.
+        units: Units of every layer.
+    """
+
+    def __init__(self, places: Callable[[Ids], Sequence[Place]], units: Mapping[str, int]) -> None:
+        self._places, self._units = places, units
+        self._claims: dict[Attribute, list[_Claim]] = {}
+        self._bonds: list[tuple[str, ...]] = []
+
+    def solve(self, uses: Iterable[SizeUse]) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
+        """Attributes to change, and sets of layers that must keep equal numbers of units."""
+        uses = list(uses)
+        for use in uses:
+            if use.firm:
+                self._use(use)
+        for use in uses:
+            if not use.firm:
+                self._loose(use)
+        attributes = tuple(self._attribute(term, claims) for term, claims in self._claims.items())
+        return attributes, self._bonds
+
+    def _use(self, use: SizeUse) -> None:
+        places = list(self._places(use.labels[use.labels < TAG]))
+        terms = list(use.expression.terms.items())
+        if not any(places):
+            return
+        if len(terms) == 1:
+            constant = use.expression.constant
+            self._claim(*terms[0], places, int(constant) if constant.denominator == 1 else 0)
+            return
+        for (term, factor), part in _shared_out(terms, int(use.expression.constant), places):
+            self._claim(term, factor, part, 0)
+
+    def _claim(self, term: Term, factor: Fraction, places: Sequence[Place], constant: int) -> None:
+        found = extent(places, self._units)
+        if not found.layers or factor <= 0:
+            return
+        claim = _Claim(Extent(found.fixed - constant, found.layers), factor)
+        if isinstance(term, Attribute):
+            self._claims.setdefault(term, []).append(claim)
+            return
+        read = _Claim(extent(self._places(term.labels), self._units), Fraction(1))
+        if read.extent.layers and read.shares != claim.shares:
+            self._bond([read, claim])
+
+    def _loose(self, use: SizeUse) -> None:
+        """Layers that take states of an attribute's width share its number only if something else needs it."""
+        names = {place[0] for place in self._places(use.labels) if place is not None}
+        for term in use.expression.terms:
+            held = self._claims.get(term, []) if isinstance(term, Attribute) else []
+            every = tuple(sorted({name for claim in held for name, _ in claim.extent.layers} | names))
+            if held and len(every) > 1:
+                self._bonds.append(every)
+
+    def _attribute(self, term: Attribute, claims: Sequence[_Claim]) -> SizeAttribute:
+        whole = all((times / claims[0].factor).denominator == 1 for _, times in claims[0].extent.layers)
+        if not whole or len({claim.shares for claim in claims}) > 1:
+            self._bond(claims)
+        length, factor = claims[0]
+        return SizeAttribute(term.owner, term.path, length, times=factor.denominator, divisor=factor.numerator)
+
+    def _bond(self, claims: Sequence[_Claim]) -> None:
+        names = tuple(sorted({name for claim in claims for name, _ in claim.extent.layers}))
+        if len(names) > 1:
+            self._bonds.append(names)
+
+
+def extent(places: Sequence[Place], units: Mapping[str, int]) -> Extent:
+    """Length of an axis with these places, as a function of the units kept."""
+    held = Counter(place[0] for place in places if place is not None)
+    times = {name: count // units[name] for name, count in held.items()}
+    fixed = len(places) - sum(times[name] * units[name] for name in times)
+    return Extent(fixed, tuple((name, factor) for name, factor in times.items() if factor))
+
+
+def _shared_out(
+    terms: Sequence[tuple[Term, Fraction]], constant: int, places: Sequence[Place]
+) -> list[tuple[tuple[Term, Fraction], Sequence[Place]]]:
+    """A sum of sizes along an axis: which term is the length of which part, in the order written or another one."""
+    seams = {0, len(places)}
+    at = 0
+    for _, run in groupby(places, key=lambda place: place and place[0]):
+        at += len(list(run))
+        seams.add(at)
+    parts: list[tuple[tuple[Term, Fraction] | None, int]] = [(term, int(term[1] * term[0].value)) for term in terms]
+    parts += [(None, constant)] if constant else []
+    for order in permutations(parts) if len(parts) <= 4 and all(length > 0 for _, length in parts) else ():
+        ends = [sum(length for _, length in order[: k + 1]) for k in range(len(order))]
+        if ends[-1] == len(places) and seams.issuperset(ends):
+            starts = [0, *ends]
+            return [
+                (term, places[start:end])
+                for (term, _), start, end in zip(order, starts, ends, strict=False)
+                if term is not None
+            ]
+    return []

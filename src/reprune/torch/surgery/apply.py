@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -40,13 +40,17 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     removed = plan.removed()
     # Units that are also read without a weight are silenced at their source.
     direct = {name: units for name, units in removed.items() if plan.structure.layers[name].direct}
-    with torch.no_grad():
-        for slot in plan.structure.slots:
-            gone = slot.positions(removed if slot.role == "reads" else direct)
-            if len(gone) and tensors[slot.tensor].is_floating_point():
-                index = torch.from_numpy(gone).to(tensors[slot.tensor].device)
-                tensors[slot.tensor].data.index_fill_(slot.axis, index, 0)
+    for slot in plan.structure.slots:
+        silence(tensors, slot, removed if slot.role == "reads" else direct)
     return masked
+
+
+def silence(tensors: Mapping[str, torch.Tensor], slot: Slot, units: Mapping[str, Sequence[int]]) -> None:
+    """Set what a slot holds of these units to zero."""
+    gone = slot.positions(units)
+    if len(gone) and tensors[slot.tensor].is_floating_point():
+        index = torch.from_numpy(gone).to(tensors[slot.tensor].device)
+        tensors[slot.tensor].data.index_fill_(slot.axis, index, 0)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

@@ -7,7 +7,7 @@ pruned model must compute what the masked one does; a size written into the user
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from reprune.core.layers import Pin, Site, Structure
 from reprune.core.passes import Forward
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import blocks_of, held_back, inexact, random_plan
-from reprune.torch.surgery.apply import apply, mask, named_tensors
+from reprune.torch.surgery.apply import apply, mask, named_tensors, silence
+from reprune.torch.surgery.guesses import guesses
 from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.location import of_error
+from reprune.torch.tracing.location import of_error, of_failure, ours
 from reprune.torch.tracing.record import Trace, eval_mode
 from reprune.torch.tracing.recording import tensors_in
 
@@ -46,7 +47,7 @@ def rehearse(
             return structure
     for block in blocks_of(structure):
         pin = trial.problem(structure, [block])
-        if pin is not None:
+        if pin is not None and not trial.mended(pins, block):
             pins.update(dict.fromkeys(block, pin))
     structure = found.structure(pins)
     left = blocks_of(structure)
@@ -116,9 +117,7 @@ class _Trial:
         except RepruneError:
             raise
         except Exception as error:
-            text = str(error).strip().split("\n")[0]
-            site = of_error(error, type(error).__name__)
-            return Pin(site, f"the model's code does not run with fewer units: {text}")
+            return _why(error, structure.layers[blocks[0][0]].units)
         # One comparison passes both checks; what failed is only asked when it does not.
         if not compare or not _differ(self._full_size(_noisy(self._model, plan)), outputs):
             return None
@@ -135,6 +134,20 @@ class _Trial:
                 site, "its units are summed or multiplied without a weight and count there even when they are zero"
             )
         return Pin(site, "with fewer units the model's code computes something else: a size is written into it")
+
+    def mended(self, pins: Mapping[str, Pin], block: Sequence[str]) -> bool:
+        """Whether the layers of a block can lose units once some attributes are taken as sizes; these are kept then."""
+        for sizes in guesses(self._model, self._found.structure(dict(pins)), block):
+            self._found.assume(sizes)
+            structure = self._found.structure(dict(pins))
+            together = [other for other in blocks_of(structure) if set(other) & set(block)]
+            try:
+                if together and self.problem(structure, together) is None:
+                    return True
+            except RepruneError:
+                pass  # What reads units unseen is told without a guess.
+            self._found.withdraw(sizes)
+        return False
 
     def _full_size(self, model: nn.Module) -> list[torch.Tensor]:
         try:
@@ -160,6 +173,19 @@ class _Trial:
         return _differ(self.outputs(mask(self._model, plan)), self.outputs(_noisy(self._model, plan)))
 
 
+def _why(error: Exception, units: int) -> Pin:
+    """What to say of code that fails with fewer units, and whose gap it is."""
+    text = (str(error).strip() or repr(error)).split("\n")[0]
+    site = of_error(error, type(error).__name__)
+    if ours(error):
+        return Pin(site, f"reprune itself fails on it ({text}): a gap of reprune, not of the model")
+    return Pin(
+        site,
+        f"the model's code does not run with fewer units: {text}{of_failure(error, units)}. A size did not follow: "
+        f"take it from a tensor or a module (h.size(-1), rnn.hidden_size) where it is {units}, or made of it",
+    )
+
+
 def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
     """The masked model, with noise in the removed units' own weights: nothing reads them, so nothing may change."""
     masked = mask(model, plan)
@@ -179,6 +205,10 @@ def _noisy(model: nn.Module, plan: Plan) -> nn.Module:
             noise = torch.randn(shape, generator=generator).to(tensor)
             current = tensor.data.index_select(slot.axis, gone.to(tensor.device))
             tensor.data.index_copy_(slot.axis, gone.to(tensor.device), current + noise)
+    # Units that read each other through noise would grow without bound, from step to step.
+    for slot in plan.structure.slots:
+        if slot.role == "reads":
+            silence(tensors, slot, removed)
     return masked
 
 

@@ -41,9 +41,18 @@ class Sizes:
         self._claims: dict[Attribute, list[_Claim]] = {}
         self._bonds: list[tuple[str, ...]] = []
 
-    def solve(self, uses: Iterable[SizeUse]) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
-        """Attributes to change, and sets of layers that must keep equal numbers of units."""
+    def solve(
+        self, uses: Iterable[SizeUse], assumed: Iterable[SizeAttribute] = ()
+    ) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
+        """Attributes to change, and sets of layers that must keep equal numbers of units.
+
+        Args:
+            uses: What the trace saw.
+            assumed: Attributes that are taken as sizes without having been seen.
+        """
         uses = list(uses)
+        for size in assumed:
+            self._claims.setdefault(Attribute(size.owner, size.path, 0), []).append(_Claim(size.extent, Fraction(1)))
         for use in uses:
             if use.firm:
                 self._use(use)

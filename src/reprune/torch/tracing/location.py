@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,36 @@ def of_error(error: BaseException, operation: str) -> Site:
             location = f"{name}:{step.tb_lineno}"
         step = step.tb_next
     return Site(operation, location)
+
+
+def of_failure(error: BaseException, size: int) -> str:
+    """The line of the user's code that an error passed through last, and what there is still of this size."""
+    frame: tuple[FrameType, int] | None = None
+    step = error.__traceback__
+    while isinstance(step, TracebackType):
+        if not step.tb_frame.f_code.co_filename.startswith(_OURS):
+            frame = step.tb_frame, step.tb_lineno
+        step = step.tb_next
+    if frame is None:
+        return ""
+    found, number = frame
+    names = []
+    for name, value in found.f_locals.items():
+        if isinstance(value, torch.Tensor) and size in value.shape:
+            names.append(f"{name} is {tuple(value.shape)}")
+        elif type(value) is int and value == size:
+            names.append(f"{name} is {value}")
+    line = linecache.getline(found.f_code.co_filename, number).strip()
+    still = f", where {', '.join(names[:4])}" if names else ""
+    return f" in `{line}`{still}" if line else still
+
+
+def ours(error: BaseException) -> bool:
+    """Whether an error was raised by reprune's own code, rather than by the model or by PyTorch for it."""
+    step, file = error.__traceback__, ""
+    while isinstance(step, TracebackType):
+        file, step = step.tb_frame.f_code.co_filename, step.tb_next
+    return file.startswith(_OURS[0]) and not file.endswith("modes.py")
 
 
 def of_function(function: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.layers import Scope, Site, Structure
+from reprune.core.layers import Scope, Site, SizeAttribute, Structure
 from reprune.core.passes import Forward
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.calling import invoke
@@ -69,6 +69,15 @@ class Trace:
         before = len(held)
         _bind_modules(modules, self._builder.recording)
         return len(held) > before
+
+    def assume(self, sizes: Sequence[SizeAttribute]) -> None:
+        """Take these attributes as sizes from now on, beside those that the trace saw."""
+        self._builder.assumed += sizes
+
+    def withdraw(self, sizes: Sequence[SizeAttribute]) -> None:
+        """Assume these no longer."""
+        for size in sizes:
+            self._builder.assumed.remove(size)
 
     def suspect(self, layers: Sequence[str]) -> Site | None:
         """The last place at which units of these layers met a size that the trace could not see."""

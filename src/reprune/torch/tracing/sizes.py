@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from reprune.torch.tracing.labels import Ids
@@ -180,7 +181,9 @@ def tagged_sizes(model: nn.Module) -> Iterator[list[Comparison]]:
     token = _COMPARED.set(compared)
     try:
         for owner, module in model.named_modules():
-            _tag(vars(module), owner, (), undo, seen, depth=3)
+            for container, key, path, value in _held(vars(module), (), seen, depth=5):
+                undo.append((container, key, value))
+                container[key] = _tagged(value, owner, path)
         yield compared
     finally:
         _COMPARED.reset(token)
@@ -192,33 +195,49 @@ def tagged_sizes(model: nn.Module) -> Iterator[list[Comparison]]:
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def _tag(container: Any, owner: str, path: Path, undo: list[Any], seen: set[int], depth: int) -> None:
+def integers(model: nn.Module) -> Iterator[Attribute]:
+    """Every integer on the modules of the model's own classes that may be a size, those of the classes included."""
+    seen: set[int] = set()
+    for owner, module in model.named_modules():
+        kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
+        if type(module) not in kinds:
+            continue
+        held = vars(module)
+        for name, value in {name: value for kind in reversed(kinds) for name, value in vars(kind).items()}.items():
+            if name not in held and is_size(value):
+                yield Attribute(owner, (name,), value)
+        for _, _, path, value in _held(held, (), seen, depth=5):
+            for place, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+                if is_size(item):
+                    yield Attribute(owner, path if place is None else (*path, place), int(item))
+
+
+def _held(container: Any, path: Path, seen: set[int], depth: int) -> Iterator[tuple[Any, Any, Path, Any]]:
+    """Integers, and tuples of them, below a module: what holds them, under which key, their path, and their value."""
     if id(container) in seen or depth == 0:
         return
     seen.add(id(container))
-    items = list(container.items() if isinstance(container, MutableMapping) else enumerate(container))
-    for key, value in items:
+    for key, value in list(container.items() if isinstance(container, MutableMapping) else enumerate(container)):
         here = (*path, key)
         if key in _INTERNAL or isinstance(value, (nn.Module, type)):
             continue
         if is_size(value) or (isinstance(value, tuple) and any(is_size(item) for item in value)):
-            undo.append((container, key, value))
-            container[key] = _tagged(value, owner, here)
+            yield container, key, here, value
         elif isinstance(value, (dict, list)):
-            _tag(value, owner, here, undo, seen, depth - 1)
+            yield from _held(value, here, seen, depth - 1)
         elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and path_like(value):
-            _tag(vars(value), owner, here, undo, seen, depth - 1)
+            yield from _held(vars(value), here, seen, depth - 1)
 
 
 def _tagged(value: Any, owner: str, path: Path) -> Any:
     if isinstance(value, tuple):
         return rebuilt(value, [_tagged(item, owner, (*path, place)) for place, item in enumerate(value)])
-    return SizeInt(value, Expression({Attribute(owner, path, value): Fraction(1)})) if is_size(value) else value
+    return SizeInt(value, Expression({Attribute(owner, path, int(value)): Fraction(1)})) if is_size(value) else value
 
 
 def is_size(value: Any) -> bool:
     """Whether a value may be a number of units."""
-    return type(value) is int and value > 1
+    return (type(value) is int or isinstance(value, np.integer)) and int(value) > 1
 
 
 def rebuilt(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from reprune.core.layers import (
     Pin,
     Role,
     Site,
+    SizeAttribute,
     Slot,
     Span,
     Structure,
@@ -38,6 +39,7 @@ class Builder:
         self._tensors = tensors
         self._parameters = parameters
         self._couplings = recording.couplings
+        self.assumed: list[SizeAttribute] = []
         self._pins: dict[str, Pin] = {}
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
         self._layers = dict(recording.layers)
@@ -60,7 +62,7 @@ class Builder:
         self._pin_sites()
         groups = self._groups()
         solver = Sizes(self._places, {name: len(layer.labels) for name, layer in self._layers.items()})
-        sizes, bonds = solver.solve(self.recording.sizes)
+        sizes, bonds = solver.solve(self.recording.sizes, self.assumed)
         self._pins.update(extra_pins or {})
         count_coupled = self._equal_bonds([*self._count_coupled(), *bonds])
         slots = tuple(self._slots())

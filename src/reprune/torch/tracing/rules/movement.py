@@ -115,7 +115,8 @@ def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[
             ids = torch.from_numpy(layers[name].labels)
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
     if after and len(after) < len(before) and _side_by_side(op, whole):
-        op.tracer.recording.count_coupled.append(list(before))
+        if op.name not in ("slice", "narrow", "split_with_sizes"):  # Those cut where a size says, equal or not.
+            op.tracer.recording.count_coupled.append(list(before))
         op.tracer.suspect(whole, op.name)
 
 

@@ -1,0 +1,254 @@
+"""Sizes wherever a model's code keeps them: pruned exactly, and changed with the units; two of one value told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import reprune.torch
+from reprune.core.layers import Structure
+from tests.helpers.torch_oracle import check_oracle, random_plans
+
+
+def frames(steps: int = 5) -> torch.Tensor:
+    return torch.randn(4, steps, 5, dtype=torch.float64)
+
+
+def exact(model: nn.Module, layers: dict[str, int]) -> Structure:
+    """All of these layers lose units, as many of each as it likes, and the smaller model is exact."""
+    torch.manual_seed(0)
+    model = model.double()
+    structure = reprune.torch.inspect(model, [frames()]).structure
+    assert {name: layer.units for name, layer in structure.layers.items()} == layers
+    assert structure.prunable == tuple(layers), {name: str(layer.pin) for name, layer in structure.layers.items()}
+    for plan in random_plans(structure, 3):
+        assert all(len(kept) < layers[name] for name, kept in plan.kept.items())
+        check_oracle(model, plan, frames(7))
+    return structure
+
+
+@dataclass(frozen=True)
+class Settings:
+    hidden: int = 12
+
+
+class Cell(nn.Module):
+    """A written cell whose size is kept by `keep` and looked up by `size`."""
+
+    CLASS = 12
+
+    def __init__(self, keep: Callable[[Any], None], size: Callable[[Any], int], zeros: Any = torch.zeros) -> None:
+        super().__init__()
+        keep(self)
+        self._look, self._zeros = size, zeros
+        self.gates, self.out = nn.Linear(5 + 12, 36), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = self._look(self)
+        h = self._zeros(x.size(0), n).to(x.dtype)
+        for step in x.unbind(1):
+            r, c, u = torch.split(self.gates(torch.cat([step, h], -1)), [n] * 3, -1)
+            c, u = torch.tanh(r.sigmoid() * c), u.sigmoid()
+            h = u * c + (1 - u) * h
+        return self.out(h)
+
+
+def keeps(**values: Any) -> Callable[[Any], None]:
+    return lambda cell: vars(cell).update(values)
+
+
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "public": lambda: Cell(keeps(n=12), lambda cell: cell.n),
+    "private": lambda: Cell(keeps(_n=12), lambda cell: cell._n),
+    "product": lambda: Cell(keeps(_gates=36), lambda cell: cell._gates // 3),
+    "sum": lambda: Cell(keeps(_n=17), lambda cell: cell._n - 5),
+    "list": lambda: Cell(keeps(sizes=[5, 12, 3]), lambda cell: cell.sizes[1]),
+    "tuple": lambda: Cell(keeps(sizes=(5, 12, 3)), lambda cell: cell.sizes[1]),
+    "shape": lambda: Cell(keeps(shape=torch.Size((12,))), lambda cell: cell.shape[0]),
+    "nested": lambda: Cell(keeps(config={"cell": {"size": [12]}}), lambda cell: cell.config["cell"]["size"][0]),
+    "frozen dataclass": lambda: Cell(keeps(config=Settings()), lambda cell: cell.config.hidden),
+    "class": lambda: Cell(keeps(), lambda cell: cell.CLASS),
+    "legacy constructor": lambda: Cell(keeps(n=12), lambda cell: cell.n, lambda *s: torch.FloatTensor(*s).fill_(0)),
+    "tensor constructor": lambda: Cell(keeps(_n=12), lambda cell: cell._n, lambda *s: torch.Tensor(*s).zero_()),
+    "NumPy": lambda: Cell(keeps(n=12), lambda cell: cell.n, lambda *s: torch.from_numpy(np.zeros(s))),
+    "NumPy integer": lambda: Cell(keeps(n=np.int64(12)), lambda cell: int(cell.n)),
+    "text": lambda: Cell(keeps(n="12"), lambda cell: cell.gates.out_features // 3),
+}
+
+
+@pytest.mark.parametrize("build", KEPT.values(), ids=KEPT)
+def test_wherever_it_is_kept(build: Callable[[], nn.Module]) -> None:
+    exact(build(), {":l0": 12})
+
+
+class Two(nn.Module):
+    """Two layers of one size, side by side; `cut` takes them apart again."""
+
+    def __init__(
+        self, cut: Callable[[Any, torch.Tensor], torch.Tensor], one: int = 8, two: int = 8, **kept: Any
+    ) -> None:
+        super().__init__()
+        self.a, self.b = nn.GRU(5, one, batch_first=True), nn.GRU(5, two, batch_first=True)
+        self.p, self.q, self._cut = nn.Linear(one, 3), nn.Linear(two, 3), cut
+        vars(self).update(kept)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self._cut(self, torch.cat([self.a(x)[0], self.b(x)[0]], -1))
+        return self.p(first) + self.q(second)
+
+
+def test_two_attributes_of_one_value_are_told_apart() -> None:
+    structure = exact(Two(lambda m, y: y.split([m.n, m.m], -1), n=8, m=8), {"a:l0": 8, "b:l0": 8})
+    assert not structure.count_coupled
+    assert {(size.path, size.extent.layers) for size in structure.sizes} == {
+        (("n",), (("a:l0", 1),)), (("m",), (("b:l0", 1),)),
+    }  # fmt: skip
+
+
+def test_one_attribute_of_two_layers_keeps_them_equal() -> None:
+    structure = exact(
+        Two(lambda m, y: [y[..., i * m.n : (i + 1) * m.n] for i in range(2)], n=8), {"a:l0": 8, "b:l0": 8}
+    )
+    assert structure.count_coupled == (("a:l0", "b:l0"),)
+
+
+def test_layers_of_different_sizes_cut_at_the_seam_are_free() -> None:
+    structure = exact(Two(lambda m, y: (y[..., : m.n], y[..., m.n :]), 8, 6, n=8), {"a:l0": 8, "b:l0": 6})
+    assert not structure.count_coupled
+
+
+def test_sums_of_sizes() -> None:
+    def cut(model: Any, y: torch.Tensor) -> Any:
+        return y.reshape(-1, model.n + model.m).view(*y.shape[:2], model.total).split([model.n, model.m], -1)
+
+    structure = exact(Two(cut, 8, 6, n=8, m=6, total=14), {"a:l0": 8, "b:l0": 6})
+    assert {(size.path, size.extent.layers) for size in structure.sizes} == {
+        (("n",), (("a:l0", 1),)), (("m",), (("b:l0", 1),)), (("total",), (("a:l0", 1), ("b:l0", 1))),
+    }  # fmt: skip
+    assert not structure.count_coupled
+
+
+class Compared(nn.Module):
+    """Features are padded up to a size that nothing else uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.start, self.cell, self.out = 12, nn.Linear(5, 12), nn.GRUCell(12, 12), nn.Linear(12, 3)
+        self.message = nn.Linear(12, 12, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.start(x[:, 0])
+        if h.size(-1) < self.width:
+            h = F.pad(h, (0, self.width - h.size(-1)))
+        for _ in range(3):
+            h = self.cell(self.message(h), h)
+        return self.out(h)
+
+
+def test_only_compared() -> None:
+    exact(Compared(), {"cell:l0": 12})
+
+
+class ReadOff(nn.Module):
+    """The state of one layer is made in the size of another one's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.GRU(5, 8, batch_first=True), nn.GRUCell(8, 8)
+        self.query, self.out = nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        encoded = self.encoder(x)[0]
+        h = encoded.new_zeros(encoded.size(0), encoded.size(-1))
+        for step in encoded.unbind(1):
+            h = self.decoder(step + self.query(h) * 0.1, h)
+        return self.out(h)
+
+
+def test_a_size_read_off_one_layer_and_used_for_another_keeps_them_equal() -> None:
+    torch.manual_seed(0)
+    model = ReadOff().double()
+    structure = reprune.torch.inspect(model, [frames()]).structure
+    assert structure.prunable == ("encoder:l0", "decoder:l0")
+    for plan in random_plans(structure, 2):
+        assert len(plan.kept["encoder:l0"]) == len(plan.kept["decoder:l0"]) < 8
+        check_oracle(model, plan, frames())
+
+
+class Norm(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.n, self.rnn, self.out = how, 12, nn.LSTM(5, 12, batch_first=True), nn.Linear(12, 3)
+        self.layer = nn.LayerNorm(12, elementwise_affine=False)
+        self.rms = nn.RMSNorm((12,), elementwise_affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.rnn(x)[0]
+        ways = {"layer": self.layer, "rms": self.rms, "functional": lambda h: F.layer_norm(h, (self.n,))}
+        return self.out(ways[self.how](h))
+
+
+@pytest.mark.parametrize("how", ["layer", "rms", "functional"])
+def test_normalised_shape(how: str) -> None:
+    model = Norm(how)
+    result = reprune.torch.prune(model, [torch.randn(4, 6, 5)], 0.5, method="magnitude")
+    assert result.plan.counts() == {"rnn:l0": 6}
+    assert result.plan.structure.layers["rnn:l0"].approximate is not None
+    h = result.model.rnn(x := torch.randn(4, 6, 5))[0]
+    expected = F.rms_norm(h, (6,)) if how == "rms" else F.layer_norm(h, (6,))
+    torch.testing.assert_close(result.model(x), result.model.out(expected))
+
+
+class Written(nn.Module):
+    """The number itself stands in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.query, self.out = nn.GRUCell(5, 12), nn.Linear(12, 5, bias=False), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(x.size(0), 12, dtype=x.dtype)
+        for step in x.unbind(1):
+            h = self.cell(step + self.query(h), h)
+        return self.out(h)
+
+
+def test_a_number_in_the_code_is_told_with_its_line() -> None:
+    layer = reprune.torch.inspect(Written().double(), [frames()]).structure.layers["cell:l0"]
+    assert layer.pin is not None
+    reason = str(layer.pin)
+    assert "does not run with fewer units" in reason
+    assert "`h = self.cell(step + self.query(h), h)`, where h is (4, 12)" in reason
+    assert "take it from a tensor or a module" in reason
+    assert __file__ in reason
+
+
+def test_attributes_are_as_they_were() -> None:
+    model = Cell(keeps(sizes=(5, 12, 3), _n=12), lambda cell: cell.sizes[1]).double()
+    small = reprune.torch.prune(model, [frames()], 0.5, method="magnitude").model
+    assert model.sizes == (5, 12, 3)
+    assert all(type(size) is int for size in model.sizes)
+    assert small.sizes == (5, 6, 3)
+
+
+@pytest.mark.parametrize("steps", [200, 500])
+def test_units_that_grow_without_bound_are_rehearsed_within_it(steps: int) -> None:
+    """ReLU units that read each other through noise overflow; nothing of it may reach the comparison."""
+
+    class Relu(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.RNN(8, 64, nonlinearity="relu", batch_first=True), nn.Linear(64, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.rnn(x)[0])
+
+    torch.manual_seed(0)
+    assert reprune.torch.inspect(Relu(), [torch.randn(4, steps, 8)]).structure.prunable == ("rnn:l0",)

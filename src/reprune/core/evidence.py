@@ -53,8 +53,9 @@ class LayerEvidence:
 
     @cached_property
     def incoming(self) -> Array:
-        """Incoming gate weights of every unit, concatenated (units × weights): 8 blocks for an LSTM. No biases."""
-        return self._gather("own")
+        """Incoming weights of every unit, concatenated (units × weights): 8 blocks of an LSTM, a filter. No biases."""
+        blocks = self._gather("own") or self._gather("reads")  # A table that is tied to a decoder is both.
+        return array_namespace(*blocks).concat(blocks, axis=1)
 
     @cached_property
     def outgoing(self) -> Array:
@@ -62,7 +63,8 @@ class LayerEvidence:
 
         A consumer that reads only some of the units holds zeros for the others.
         """
-        return self._gather("reads")
+        blocks = self._gather("reads") or [self.incoming[:, :0]]
+        return array_namespace(*blocks).concat(blocks, axis=1)
 
     @cached_property
     def spectrum(self) -> NDArray[np.float64]:
@@ -142,7 +144,8 @@ class LayerEvidence:
                 found.append((reading, np.concatenate(positions, axis=1)))
         return found
 
-    def _gather(self, role: Role) -> Array:
+    def _gather(self, role: Role) -> list[Array]:
+        """Weights on the axes of one role, a block for every run of units (units × weights)."""
         blocks: list[Array] = []
         for slot in self._structure.slots_of(self.name, role):
             tensor = _at_least_single(self._tensors[slot.tensor])
@@ -150,7 +153,7 @@ class LayerEvidence:
                 continue
             rows = array_namespace(tensor).moveaxis(tensor, slot.axis, 0)
             blocks.extend(self._block(rows, span) for span in slot.spans if span.layer == self.name)
-        return array_namespace(*blocks).concat(blocks, axis=1)
+        return blocks
 
     def _block(self, rows: Array, span: Span) -> Array:
         """One row per unit of the layer out of the rows of an axis, zero for units that the span does not hold."""

@@ -15,9 +15,15 @@ TAG = 1 << 40
 
 
 class Couplings:
-    """Labels, merged into classes of units that must be removed together."""
+    """Labels, merged into classes of units that must be removed together.
+
+    Attributes:
+        version: Changes whenever there are new labels or classes are merged.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
+        self._flat: Ids | None = None
         self._parent: Ids = np.zeros(1, dtype=np.int64)
         self._space: Ids = np.zeros(1, dtype=np.int64)
 
@@ -27,6 +33,7 @@ class Couplings:
         self._space = np.concatenate([self._space, np.full(count, self._space[-1] + 1)])
         labels = np.arange(start, start + count)
         self._parent = np.concatenate([self._parent, labels])
+        self._changed()
         return labels
 
     def space(self, labels: Ids) -> Ids:
@@ -35,12 +42,16 @@ class Couplings:
 
     def roots(self, labels: Ids) -> Ids:
         """The class of each label; 0 and everything that names no unit stay 0."""
-        found = self._parent[np.where((labels > NONE) & (labels < TAG), labels, NONE)]
-        while True:
-            up = self._parent[found]
-            if np.array_equal(up, found):
-                return found
-            found = up
+        if self._flat is None:
+            flat = self._parent
+            while not np.array_equal(up := flat[flat], flat):
+                flat = up
+            self._flat = flat
+        return np.asarray(self._flat[np.where((labels > NONE) & (labels < TAG), labels, NONE)])
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._flat = None
 
     def union(self, first: Ids, second: Ids) -> bool:
         """Couple `first[i]` with `second[i]` for every i; pairs without two units are passed over.
@@ -52,7 +63,10 @@ class Couplings:
         for a, b in zip(one[open_pairs].tolist(), two[open_pairs].tolist(), strict=True):
             a, b = self._find(a), self._find(b)
             self._parent[max(a, b)] = min(a, b)
-        return bool(open_pairs.any())
+        merged = bool(open_pairs.any())
+        if merged:
+            self._changed()
+        return merged
 
     def _find(self, label: int) -> int:
         while self._parent[label] != label:

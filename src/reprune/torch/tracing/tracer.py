@@ -17,7 +17,17 @@ import torch
 from torch import nn
 
 from reprune.core.layers import Role, Site
-from reprune.torch.tracing.labels import NONE, TAG, Ids, ShadowMemory, compact, has_storage, storage_id, unit_ids
+from reprune.torch.tracing.labels import (
+    NONE,
+    TAG,
+    Ids,
+    ShadowMemory,
+    compact,
+    has_storage,
+    squeeze_constant,
+    storage_id,
+    unit_ids,
+)
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes import AxisSize, Comparison, Expression, SizeUse
@@ -85,7 +95,7 @@ class Tracer:
         if highest <= NONE:
             return None
         if self.widths.layers:
-            return self.representatives(small.clamp(min=NONE)).expand(found.shape)
+            return self.representatives(squeeze_constant(small.clamp(min=NONE))).expand(found.shape)
         return found if lowest >= NONE else small.clamp(min=NONE).expand(found.shape)
 
     def representatives(self, labels: torch.Tensor) -> torch.Tensor:
@@ -213,11 +223,7 @@ class Tracer:
             mine = found[spaces == couplings.space(layer.labels[:1])]
             if len(mine):
                 held[name] = mine
-        for name, layer in self.widths.layers.items():
-            mine = np.intersect1d(found, couplings.roots(layer.labels))
-            if len(mine):
-                held[name] = mine
-        return held
+        return {**held, **self.widths.holding(found, couplings)}
 
     def is_recurrent(self, labels: torch.Tensor) -> bool:
         """Whether units of a recurrent layer are among the labels."""

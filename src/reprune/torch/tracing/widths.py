@@ -49,6 +49,9 @@ class Widths:
     cuts: dict[str, set[int]] = field(default_factory=dict)
     heads: list[Ids] = field(default_factory=list)
     splits: list[tuple[torch.Tensor, list[int]]] = field(default_factory=list)
+    _index: tuple[tuple[int, int], Ids, Ids] = (
+        (-1, 0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    )  # fmt: skip
 
     @property
     def everywhere(self) -> bool:
@@ -68,6 +71,24 @@ class Widths:
             return False
         self.cuts.setdefault(address, set()).update((int(places[0]), int(places[-1]) + 1))
         return True
+
+    def sizes(self, couplings: Couplings) -> dict[str, int]:
+        """Number of classes in every width."""
+        return {name: len(np.unique(couplings.roots(layer.labels))) for name, layer in self.layers.items()}
+
+    def holding(self, classes: Ids, couplings: Couplings) -> dict[str, Ids]:
+        """Which widths hold any of these classes, and which of them."""
+        version = (couplings.version, len(self.layers))
+        if version != self._index[0]:
+            roots = [np.unique(couplings.roots(layer.labels)) for layer in self.layers.values()]
+            holders = np.repeat(np.arange(len(roots)), [len(held) for held in roots])
+            every = np.concatenate(roots) if roots else np.zeros(0, dtype=np.int64)
+            order = np.argsort(every, kind="stable")
+            self._index = (version, every[order], holders[order])
+        _, every, holders = self._index
+        places = np.flatnonzero(np.isin(every, classes))
+        names = list(self.layers)
+        return {names[index]: every[places[holders[places] == index]] for index in np.unique(holders[places]).tolist()}
 
     # -- after the pass ----------------------------------------------------------------------------------------------
 

@@ -172,12 +172,11 @@ def _open_axis(tracer: Tracer, labels: torch.Tensor, dims: Sequence[int]) -> int
 
 def _holds_parts(tracer: Tracer, labels: torch.Tensor, dim: int) -> bool:
     """Whether some line along this axis holds several units of a width, and not all."""
-    classes = {name: np.unique(tracer.recording.couplings.roots(w.labels)) for name, w in tracer.widths.layers.items()}
+    classes = tracer.widths.sizes(tracer.recording.couplings)
     return any(
-        1 < len(units) < len(classes[name])
+        1 < len(units) < classes.get(name, 0)
         for line in lines(labels, dim)
         for name, units in tracer.units_by_layer(torch.from_numpy(line)).items()
-        if name in classes
     )
 
 

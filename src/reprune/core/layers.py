@@ -89,12 +89,7 @@ class Slot:
             >>> slot.positions({"lstm:l0": [0, 3]}).tolist()
             [1, 4]
         """
-        marked = np.zeros(self.size, dtype=bool)
-        for span in self.spans:
-            chosen = np.asarray(units.get(span.layer, ()), dtype=np.int64) - span.unit
-            chosen = chosen[(chosen >= 0) & (chosen < span.units)]
-            marked[(span.start + chosen[:, None] * span.each + np.arange(span.each)).ravel()] = True
-        return np.flatnonzero(marked)
+        return _positions(self.spans, self.size, units)
 
     def extent(self, units: Counts) -> Extent:
         """Length of the axis as a function of the units kept.
@@ -109,6 +104,16 @@ class Slot:
         times = {layer: positions // units[layer] for layer, positions in held.items()}
         fixed = self.size - sum(factor * units[layer] for layer, factor in times.items())
         return Extent(fixed, tuple((layer, factor) for layer, factor in times.items() if factor))
+
+
+def _positions(spans: Iterable[Span], size: int, units: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+    """Sorted positions, on an axis of this size, that hold one of `units`."""
+    marked = np.zeros(size, dtype=bool)
+    for span in spans:
+        chosen = np.asarray(units.get(span.layer, ()), dtype=np.int64) - span.unit
+        chosen = chosen[(chosen >= 0) & (chosen < span.units)]
+        marked[(span.start + chosen[:, None] * span.each + np.arange(span.each)).ravel()] = True
+    return np.flatnonzero(marked)
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,60 @@ class SizeAttribute:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A tensor in which hidden units enter or leave the model, or rest in it between two calls.
+
+    Attributes:
+        path: Where it is. Of what `forward` takes: the argument's name, then indices, keys or fields
+            (`("state", 0)`). Of what it returns: indices, keys or fields, none for a lone tensor. Of what a module
+            keeps: the module's path, the attribute's name, then as above.
+        axis: The axis whose positions are units.
+        size: Its length before pruning.
+        pieces: Which positions belong to which units; one entry for all of the tensor, or one for every index of
+            `along`.
+        along: The axis on which states of several layers are stacked, or None.
+    """
+
+    path: tuple[str | int, ...]
+    axis: int
+    size: int
+    pieces: tuple[tuple[Span, ...], ...]
+    along: int | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose units it holds."""
+        return tuple(dict.fromkeys(span.layer for spans in self.pieces for span in spans))
+
+    def stay(self, removed: Mapping[str, Sequence[int]]) -> list[NDArray[np.int64]]:
+        """For every piece, the positions that are left without the units `removed` (`{layer: unit indices}`).
+
+        Example:
+            >>> port = Port(("state",), 1, 5, ((Span(1, "lstm:l0", 0, 4),),))
+            >>> [positions.tolist() for positions in port.stay({"lstm:l0": [1, 2]})]
+            [[0, 1, 4]]
+        """
+        everything = np.arange(self.size)
+        return [np.setdiff1d(everything, _positions(spans, self.size, removed)) for spans in self.pieces]
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.path)) or "the output"
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """A state of the model's interface: the tensor that `forward` takes, the one that it returns for it, or both.
+
+    Attributes:
+        given: Where it comes in, None where a packed state comes back in more tensors than it was given in.
+        returned: Where it comes back, None where it does not.
+    """
+
+    given: Port | None
+    returned: Port | None
+
+
+@dataclass(frozen=True)
 class Structure:
     """What a trace found.
 
@@ -207,6 +266,8 @@ class Structure:
         outside_states: Layers that are given initial states which the trace cannot size (from the caller, or zeros
             of a written-out size): they keep accepting states of the original width.
         buffers: Tensors in `shapes` that are no parameters, such as a running mean.
+        states: States that the caller hands in and gets back.
+        kept_states: States that modules keep from one call to the next.
     """
 
     layers: Mapping[str, Layer]
@@ -221,6 +282,8 @@ class Structure:
     sizes: tuple[SizeAttribute, ...] = ()
     outside_states: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    states: tuple[CarriedState, ...] = ()
+    kept_states: tuple[Port, ...] = ()
 
     @cached_property
     def _by_layer(self) -> dict[str, list[Slot]]:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from reprune.core.cost import MEASURES, Measure
 from reprune.core.errors import PlanError
 from reprune.core.latency import LatencyTable
-from reprune.core.layers import Consumer, Extent, Layer, Slot, Structure
+from reprune.core.layers import Consumer, Extent, Layer, Port, Slot, Span, Structure
 
 FORMAT = "reprune-plan"
 VERSION = 1
@@ -253,6 +253,11 @@ def _check_structure(structure: Structure) -> None:
         if (consumer.tensor, consumer.axis) not in known:
             raise PlanError(f"consumer {consumer.tensor!r} axis {consumer.axis}: the plan has no such slot.")
     _check_known("buffers", structure.buffers, structure.shapes)
+    for state in structure.states:
+        for port in (state.given, state.returned):
+            _check_port(structure, port)
+    for port in structure.kept_states:
+        _check_port(structure, port)
     _check_couplings(structure)
     _check_costs(structure)
 
@@ -299,15 +304,31 @@ def _check_slot(structure: Structure, slot: Slot) -> None:
     shape = structure.shapes.get(slot.tensor)
     if shape is None or not 0 <= slot.axis < len(shape) or shape[slot.axis] != slot.size:
         raise PlanError(f"slot {slot.tensor!r} axis {slot.axis}: does not fit the shape {shape} given for it.")
+    _check_spans(structure, f"slot {slot.tensor!r}", slot.spans, slot.size)
+
+
+def _check_port(structure: Structure, port: Port | None) -> None:
+    if port is None:
+        return
+    where = f"state {port}"
+    if not port.pieces or (port.along is None and len(port.pieces) > 1) or port.along == port.axis:
+        raise PlanError(f"{where}: {len(port.pieces)} pieces along axis {port.along} do not fit units on {port.axis}.")
+    if min(port.axis, port.axis if port.along is None else port.along, port.size - 1) < 0:
+        raise PlanError(f"{where}: axis {port.axis} of length {port.size} along {port.along} is none of a tensor.")
+    for spans in port.pieces:
+        _check_spans(structure, where, spans, port.size)
+
+
+def _check_spans(structure: Structure, where: str, spans: Iterable[Span], size: int) -> None:
     end = 0
-    for span in slot.spans:
+    for span in spans:
         layer = structure.layers.get(span.layer)
         if layer is None:
-            raise PlanError(f"slot {slot.tensor!r} names {span.layer!r}, which is not a layer of the plan.")
+            raise PlanError(f"{where} names {span.layer!r}, which is not a layer of the plan.")
         if min(span.start, span.unit) < 0 or min(span.units, span.each) < 1 or span.unit + span.units > layer.units:
-            raise PlanError(f"slot {slot.tensor!r}: {span} is outside the {layer.units} units of {span.layer!r}.")
-        if span.start < end or span.start + span.units * span.each > slot.size:
-            raise PlanError(f"slot {slot.tensor!r}: {span} overlaps another one or leaves the axis of {slot.size}.")
+            raise PlanError(f"{where}: {span} is outside the {layer.units} units of {span.layer!r}.")
+        if span.start < end or span.start + span.units * span.each > size:
+            raise PlanError(f"{where}: {span} overlaps another one or leaves the axis of {size}.")
         end = span.start + span.units * span.each
 
 

@@ -13,8 +13,9 @@ from reprune.core.errors import PlanError
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
 from reprune.torch.ragged.base import RaggedBase
-from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN, StateSelector, unroll
+from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN, unroll
 from reprune.torch.surgery.attention import NarrowAttention
+from reprune.torch.surgery.states import accept_states
 from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.sizes import set_size
 
@@ -81,7 +82,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         owner = small.get_submodule(size.owner)
         if not isinstance(owner, (nn.RNNBase, nn.RNNCellBase, *RAGGED)):
             set_size(owner, size.path, size.extent(counts) * size.times // size.divisor)
-    _select_states(small, plan)
+    accept_states(small, plan)
     return small
 
 
@@ -279,43 +280,3 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             for key, child in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
                 if child is old:
                     holder[key] = new
-
-
-# -- initial states from outside -------------------------------------------------------------------------------------
-
-
-def _select_states(model: nn.Module, plan: Plan) -> None:
-    """Let modules whose states come from outside go on accepting states of the original width."""
-    structure = plan.structure
-    given = {
-        name.split(":")[0] for name in structure.outside_states if len(plan.kept[name]) < structure.layers[name].units
-    }
-    for path in given:
-        module = model.get_submodule(path)
-        names = [name for name in structure.layers if name.split(":")[0] == path]
-        cells = _ordered([name for name in names if not name.endswith(":projection")])
-        projections = _ordered([name for name in names if name.endswith(":projection")])
-        hidden = projections or cells
-
-        def sizes(of: list[str]) -> list[int]:
-            return [structure.layers[name].units for name in of]
-
-        def kept(of: list[str]) -> list[list[int]]:
-            return [plan.kept[name] for name in of]
-
-        cell_sizes, cell_kept = (sizes(cells), kept(cells)) if projections else (None, None)
-        selector = StateSelector(sizes(hidden), kept(hidden), cell_full_sizes=cell_sizes, cell_kept=cell_kept)
-        if isinstance(module, RAGGED):
-            module.state_selector = selector
-        else:
-            module.register_forward_pre_hook(selector, with_kwargs=True)
-
-
-def _ordered(names: list[str]) -> list[str]:
-    """Layers in the order of PyTorch's stacked states: by layer, then forward before reverse."""
-
-    def key(name: str) -> tuple[int, bool]:
-        suffix = name.split(":")[1]
-        return int(suffix.removesuffix("_reverse")[1:]), suffix.endswith("_reverse")
-
-    return sorted(names, key=key)

@@ -117,6 +117,7 @@ def _label(
     steps = x.numel() // x.shape[-1]
     for name, axis in cell.inputs.items():
         labels = tracer.axis(prefix + name, axis, "reads")
+        tracer.origins.meet("read", tracer.origin(x), labels, prefix + name)
         found = tracer.units(x)
         for line in lines(found, -1) if found is not None else ():
             tracer.couple_lines(labels, line)
@@ -124,13 +125,19 @@ def _label(
         axes = tuple(tracer.axis(prefix + name, axis, "follows") for axis in range(tracer.tensors[prefix + name].ndim))
         tracer.recording.products.append(Product(steps, axes))
     for state in states:
-        found = tracer.units(state)
-        for line in lines(found, -1) if found is not None and state.shape[-1] == len(layer.labels) else ():
-            tracer.couple_lines(line, layer.labels)
+        if state.shape[-1] == len(layer.labels):
+            _couple_state(tracer, layer, state)
     for tensor in out:
         if tensor.ndim and tensor.shape[-1] == len(layer.labels):
             tracer.memory.set(tensor, torch.from_numpy(layer.emitted).to(tensor.device).expand(tensor.shape))
     tracer.recording.steps[layer.name] = tracer.recording.steps.get(layer.name, 0) + steps
+
+
+def _couple_state(tracer: Tracer, layer: RecurrentLayer, state: torch.Tensor) -> None:
+    tracer.origins.meet("state", tracer.origin(state), layer.labels)
+    found = tracer.units(state)
+    for line in lines(found, -1) if found is not None else ():
+        tracer.couple_lines(line, layer.labels)
 
 
 def _layer(module: nn.Module, path: str, cell: DeclaredCell, tracer: Tracer) -> RecurrentLayer:

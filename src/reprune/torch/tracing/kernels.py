@@ -50,7 +50,7 @@ def trace_sequence(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
             for direction in range(directions):
                 start = (level * directions + direction) * per_piece
                 piece = _piece(tracer, cell, weights[start : start + per_piece], bool(has_biases))
-                _connect(tracer, piece, cell, below, steps)
+                _connect(tracer, piece, cell, data if level == 0 else None, below, steps)
                 row.append(piece)
             pieces += row
             below = [np.concatenate([piece.output.emitted for piece in row])]
@@ -67,7 +67,7 @@ def trace_cell(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
         data, hx = args[0], args[1]
         weights = [weight for weight in args[2:] if weight is not None]
         piece = _piece(tracer, cell, weights, len(weights) == 4)
-        _connect(tracer, piece, cell, _feature_lines(tracer, data), data.numel() // data.shape[-1])
+        _connect(tracer, piece, cell, data, _feature_lines(tracer, data), data.numel() // data.shape[-1])
         states = list(hx) if cell == "lstm" else [hx]
         _initial_states(tracer, [piece], [state.unsqueeze(0) for state in states])
         for state in out if cell == "lstm" else [out]:
@@ -104,7 +104,9 @@ def _piece(tracer: Tracer, cell: str, weights: Sequence[torch.Tensor], has_biase
     return _Piece(layer, projected, weights)
 
 
-def _connect(tracer: Tracer, piece: _Piece, cell: str, below: Sequence[Ids], steps: int) -> None:
+def _connect(
+    tracer: Tracer, piece: _Piece, cell: str, data: torch.Tensor | None, below: Sequence[Ids], steps: int
+) -> None:
     """Label the axes of the piece's weights, and record its matrix products."""
     gates = np.tile(piece.layer.labels, GATES[cell])
     name = piece.layer.name
@@ -116,6 +118,9 @@ def _connect(tracer: Tracer, piece: _Piece, cell: str, below: Sequence[Ids], ste
     inputs = tracer.weight_lines(w_ih, 1, "reads")
     for (_, line), feature in ((one, two) for one in inputs for two in below):
         tracer.couple_lines(line, feature)
+    if data is not None:
+        for (reader, _), line in inputs:
+            tracer.origins.meet("read", tracer.origin(data), line, reader)
     for weight, bias in zip((w_ih, w_hh), biases or (None, None), strict=True):
         _consumer(tracer, weight, bias)
     feature = inputs[0][1] if inputs else np.zeros(w_ih.shape[1], dtype=np.int64)
@@ -160,25 +165,28 @@ def _feature_lines(tracer: Tracer, data: torch.Tensor) -> list[Ids]:
 
 def _initial_states(tracer: Tracer, pieces: Sequence[_Piece], states: Sequence[torch.Tensor]) -> None:
     """Couple the units of given states with those of the layers that take them."""
-    if pieces[0].layer.module in tracer.without_state:
-        return
     for index, state in enumerate(states):
+        if tracer.is_own_zeros(state):
+            continue
+        origins = tracer.origin(state)
         labels = tracer.units(state)
-        learned = tracer.weight_lines(state[0], -1, "follows") if tracer.is_weight(state) and len(state) == 1 else []
         for k, piece in enumerate(pieces):
             layer = piece.output if index == 0 else piece.layer
-            if learned:
-                tracer.couple_lines(learned[0][1], layer.labels)
-                continue
+            alone = len(state) == 1 and tracer.is_weight(state)
+            learned = tracer.weight_lines(state[k], -1, "follows") if alone else []
+            for _, line in learned:
+                tracer.couple_lines(line, layer.labels)
+            if origins is not None:
+                tracer.origins.meet("state", origins[k], layer.labels)
             given = lines(labels[k], -1) if labels is not None else np.zeros((0, 0), dtype=np.int64)
             for line in given:
                 for tag in np.unique(line[line >= TAG]):
                     tracer.constrain(tracer.tags[tag - TAG], layer.labels, hard=False)
                 tracer.couple_lines(np.where(line < TAG, line, NONE), layer.labels)
-            if not len(given) or bool(((given == NONE) | (given >= TAG)).any()):
+            unknown = not len(given) or bool(((given == NONE) | (given >= TAG)).any())
+            # What came from outside the call may be a carried state; it is judged when all calls are over.
+            if unknown and not learned and origins is None:
                 tracer.recording.outside_states.add(layer.name)
-                if storage_id(state) in tracer.inputs:
-                    tracer.recording.carried.add(layer.name)
 
 
 def _outputs(tracer: Tracer, pieces: Sequence[_Piece], out: Sequence[torch.Tensor], directions: int) -> None:

@@ -36,6 +36,10 @@ class Couplings:
         self._changed()
         return labels
 
+    def all(self) -> Ids:
+        """Every label there is."""
+        return np.arange(len(self._parent))
+
     def space(self, labels: Ids) -> Ids:
         """Which call of `new` made each label: labels of one layer or axis share a space."""
         return self._space[labels]

@@ -15,6 +15,7 @@ import torch
 from reprune.core.layers import Site
 
 _OURS = (str(Path(__file__).parent.parent.parent), str(Path(torch.__file__).parent))
+_RECURRENT = {torch.nn.modules.rnn.__file__, str(Path(__file__).parent.parent / "ragged" / "base.py")}
 
 
 def here(operation: str) -> Site:
@@ -25,6 +26,16 @@ def here(operation: str) -> Site:
     if frame is None:
         return Site(operation, "")
     return Site(operation, f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def in_recurrent_module() -> bool:
+    """Whether PyTorch's or reprune's own code of recurrent modules is what called, rather than the user's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename not in _RECURRENT:
+        if not frame.f_code.co_filename.startswith((*_OURS, "<frozen")):
+            return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def of_error(error: BaseException, operation: str) -> Site:

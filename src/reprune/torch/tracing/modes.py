@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.torch.tracing.kernels import KERNELS
-from reprune.torch.tracing.location import here
+from reprune.torch.tracing.location import here, in_recurrent_module
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules import apply_rule, given_sizes, pin_summaries, record_sizes, sized, summaries_of
 from reprune.torch.tracing.tracer import Tracer
@@ -44,6 +44,8 @@ class _FunctionMode(TorchFunctionMode):
             return out
         with self._tracer.given_sizes(given_sizes(name, args, kwargs)):
             out = func(*args, **kwargs)
+        if name in ("zeros", "new_zeros", "stack") and in_recurrent_module():
+            self._tracer.note_own_zeros(name, args, out)
         if out is not NotImplemented:
             with self._tracer.paused():
                 record_sizes(self._tracer, name, args, kwargs, out)

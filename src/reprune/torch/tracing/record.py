@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect as python_inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,18 +16,16 @@ from reprune.core.passes import Forward
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.calling import invoke
 from reprune.torch.tracing.cells import traced_cells
-from reprune.torch.tracing.copies import duplicate, fresh
-from reprune.torch.tracing.labels import storage_id
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.feedback import Calls
 from reprune.torch.tracing.location import of_function
-from reprune.torch.tracing.modes import run
 from reprune.torch.tracing.recording import Recording, tensors_in
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.sizes import tagged_sizes
+from reprune.torch.tracing.states import Interface, pair
 from reprune.torch.tracing.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
 from reprune.torch.tracing.widths import ALL
-
-_STATE_NAMES = re.compile(r"hidden|state|^h_?[0nx]?$|^hx$|^hc$|carry|memory|prev")
 
 
 def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Structure:
@@ -108,11 +104,14 @@ def record(
         inputs: Take the columns of every `nn.Embedding` likewise.
     """
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
-    model = duplicate(model)
+    original, model = model, duplicate(model)
     tracer = Tracer(model, ALL if scope == "all" else {"embedding"} if inputs else ())
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
-    example = fresh(example)
-    tracer.inputs.update(storage_id(tensor) for tensor in tensors_in(example))
+    parameters = sum(p.numel() for p in model.parameters())
+
+    def builder() -> Builder:
+        return Builder(tracer.recording, tracer.widths, tracer.tensors, parameters)
+
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
@@ -121,18 +120,20 @@ def record(
         stack.enter_context(traced_cells(model, tracer))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fastpath())
-        output = run(tracer, lambda: invoke(model, example, forward))
+        calls = Calls(original, Interface(tracer, model), builder)
+        output = calls.run(lambda batch: invoke(model, batch, forward), example)
     tracer.compare_sizes(compared)
-    states = _outputs(model, tracer, example, output, forward)
+    states = pair(tracer, builder(), calls.interface, output)
+    _outputs(tracer, output, states, forward or type(model).forward)
     _bind_modules(equal, tracer.recording)
-    builder = Builder(tracer.recording, tracer.widths, tracer.tensors, sum(p.numel() for p in model.parameters()))
-    if not builder.has_layers:
+    found = builder()
+    if not found.has_layers:
         raise UnsupportedModelError(
             f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
             "nn.RNN, their cells, and weights that are applied again and again to what they produced; with scope='all' "
             "for convolutions, linear maps and embeddings, too."
         )
-    return Trace(builder, frozenset(states), _uniform_modules(model, uniform=True))
+    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True))
 
 
 def _bind_modules(paths: Sequence[str], recording: Recording) -> None:
@@ -163,35 +164,15 @@ def _replaceable(module: nn.RNNBase) -> bool:
     return plain and all(name in module._parameters for names in module._all_weights for name in names)
 
 
-def _outputs(model: nn.Module, tracer: Tracer, example: Any, output: Any, forward: Forward | None) -> list[int]:
-    """Units that reach the model's output stay, but for final states that the caller hands back as initial ones.
-
-    Returns the positions of such states among the output's tensors.
-    """
-    states = []
-    site = Site("output", of_function(forward or type(model).forward))
+def _outputs(tracer: Tracer, output: Any, states: Sequence[int], forward: Callable[..., Any]) -> None:
+    """Units that reach the model's output stay, but for states that the caller hands back: at these positions."""
+    site = Site("output", of_function(forward))
     for index, tensor in enumerate(tensors_in(output)):
-        state = tracer.states.get(storage_id(tensor))
-        recording = tracer.recording
-        if state is not None and (set(state.layers) <= recording.carried or _takes_states(model, example)):
-            recording.outside_states.update(state.layers)
+        if index in states:
             tracer.touch(tensor)
-            states.append(index)
-            continue
-        tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
-        pin_summaries(tracer, summaries_of(tracer, [tensor]))
-    return states
-
-
-def _takes_states(model: nn.Module, example: Any) -> bool:
-    """Whether `forward` has an optional argument for a state, which this example leaves out."""
-    parameters = list(python_inspect.signature(model.forward).parameters.values())
-    if isinstance(example, Mapping):
-        left = [p for p in parameters if example.get(p.name) is None]
-    else:
-        given = list(example) if isinstance(example, (list, tuple)) else [example]
-        left = [p for index, p in enumerate(parameters) if index >= len(given) or given[index] is None]
-    return any(p.default is None and _STATE_NAMES.search(p.name) for p in left)
+        else:
+            tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
+            pin_summaries(tracer, summaries_of(tracer, [tensor]))
 
 
 @contextmanager
@@ -208,23 +189,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _module_hooks(model: nn.Module, tracer: Tracer) -> Iterator[None]:
-    """Tell states that a recurrent module makes itself from states that it is given."""
+    """Tell what a recurrent module does with its states from what the user's code does."""
     handles = []
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[1] if len(args) > 1 else kwargs.get("hx")
-            (tracer.without_state.add if given is None else tracer.without_state.discard)(name)
-            tracer.inside_module += 1
-
-        return hook
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        tracer.inside_module += 1
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tracer.inside_module -= 1
 
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase, RaggedBase)):
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
     try:
         yield

@@ -11,6 +11,7 @@ import torch
 
 from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import Couplings, Ids
+from reprune.torch.tracing.leaves import Path
 from reprune.torch.tracing.sizes import SizeUse
 
 Axis = tuple[str, int]
@@ -69,6 +70,13 @@ class Summary(NamedTuple):
         return f"'{self.operation}' runs over its units, and the result is used: with fewer units it is another one"
 
 
+class Labelled(NamedTuple):
+    """A tensor of the model's interface, or one that a module keeps: where it is, and labels of its elements."""
+
+    path: Path
+    labels: torch.Tensor
+
+
 @dataclass
 class Recording:
     """What one traced pass left behind."""
@@ -89,8 +97,17 @@ class Recording:
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
     couplers: list[tuple[Ids, Site]] = field(default_factory=list)
     outside_states: set[str] = field(default_factory=set)
-    carried: set[str] = field(default_factory=set)
     steps: dict[str, int] = field(default_factory=dict)
+    states: list[tuple[Labelled | None, Labelled | None]] = field(default_factory=list)
+    kept_states: list[Labelled] = field(default_factory=list)
+    before_feedback: Ids | None = None
+
+    def begin_feedback(self) -> None:
+        """The model is about to run again, on the states that it returned: what is counted per call starts anew."""
+        self.before_feedback = self.couplings.roots(self.couplings.all())
+        for counts in (self.uses, self.rows, self.steps):
+            counts.clear()
+        self.products.clear()
 
 
 def tensors_in(value: Any) -> Iterable[torch.Tensor]:

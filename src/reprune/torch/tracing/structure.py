@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from reprune.core.layers import (
+    CarriedState,
     Consumer,
     Contraction,
     Extent,
     Layer,
     Pin,
+    Port,
     Role,
     Site,
     SizeAttribute,
@@ -25,7 +27,8 @@ from reprune.core.layers import (
 )
 from reprune.torch.tracing.attributes import Sizes, extent
 from reprune.torch.tracing.labels import NONE, Ids
-from reprune.torch.tracing.recording import Recording, RecurrentLayer
+from reprune.torch.tracing.ports import port
+from reprune.torch.tracing.recording import Labelled, Recording, RecurrentLayer
 from reprune.torch.tracing.widths import Widths
 
 
@@ -64,7 +67,11 @@ class Builder:
         solver = Sizes(self._places, {name: len(layer.labels) for name, layer in self._layers.items()})
         sizes, bonds = solver.solve(self.recording.sizes, self.assumed)
         self._pins.update(extra_pins or {})
-        count_coupled = self._equal_bonds([*self._count_coupled(), *bonds])
+        states = tuple(CarriedState(*map(self._port, pair)) for pair in self.recording.states)
+        kept_states = tuple(found for found in map(self._port, self.recording.kept_states) if found is not None)
+        ports = [port for state in states for port in (state.given, state.returned)] + list(kept_states)
+        bonds += [port.layers for port in ports if port is not None and port.along is not None]
+        count_coupled = self._equal_bonds([*self._count_coupled(), *(bond for bond in bonds if len(bond) > 1)])
         slots = tuple(self._slots())
         shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
         named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
@@ -91,12 +98,28 @@ class Builder:
             buffers=buffers,
             sizes=sizes,
             outside_states=tuple(name for name in layers if name in self.recording.outside_states),
+            states=states,
+            kept_states=kept_states,
         )
+
+    def recurrent_layers_of(self, labels: Ids) -> list[str]:
+        """Names of the recurrent layers among them."""
+        recurrent = set(list(self._layers)[: self._recurrent])
+        return [name for name in self.layers_of(labels) if name in recurrent]
 
     def layers_of(self, labels: Ids) -> list[str]:
         """Names of the layers that hold any of these classes."""
         roots = set(self._couplings.roots(labels).tolist()) - {NONE}
         return [name for name, held in self._roots.items() if roots & set(held.tolist())]
+
+    def _port(self, state: Labelled | None) -> Port | None:
+        """Where units enter or leave in this tensor."""
+
+        def classes(labels: Ids) -> Ids:
+            roots = self._couplings.roots(labels)
+            return np.where(np.isin(roots, list(self._unit_of)), roots, NONE)
+
+        return None if state is None else port(state, classes, lambda line: tuple(self._spans(line)))
 
     def _is_parameter(self, name: str) -> bool:
         return isinstance(self._tensors[name], torch.nn.Parameter)
@@ -108,9 +131,9 @@ class Builder:
         known = self._known()
         found: dict[str, RecurrentLayer] = {}
         for (name, axis), roles in self.recording.roles.items():
-            if "reads" not in roles or self.recording.uses.get(name, 0) < 2:
-                continue
             labels = self.recording.axes[name, axis]
+            if "reads" not in roles or (self.recording.uses.get(name, 0) < 2 and not self._fed_back(name, labels)):
+                continue
             read = self._couplings.roots(labels)
             made = {
                 root
@@ -126,6 +149,22 @@ class Builder:
                 self.recording.steps.setdefault(address, self.recording.rows.get(name, 1))
                 known |= set(read[state].tolist())
         return found
+
+    def _fed_back(self, name: str, labels: Ids) -> bool:
+        """Whether a weight reads what it helped to produce in the call before: the state of a single step."""
+        before = self.recording.before_feedback
+        if before is None:
+            return False
+
+        def classes(of: Ids) -> set[int]:
+            return set(before[of[of < len(before)]].tolist()) - {NONE}
+
+        own = [
+            line
+            for (other, axis), line in self.recording.axes.items()
+            if other == name and "own" in self.recording.roles[other, axis]
+        ]
+        return not any(classes(labels) & classes(line) for line in own)
 
     def _known(self) -> set[int]:
         """Classes that are units of the layers found so far."""

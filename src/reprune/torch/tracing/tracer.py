@@ -29,6 +29,7 @@ from reprune.torch.tracing.labels import (
     unit_ids,
 )
 from reprune.torch.tracing.location import here
+from reprune.torch.tracing.origins import Origins
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes import AxisSize, Comparison, Expression, SizeUse
 from reprune.torch.tracing.widths import MODULES, Widths
@@ -46,8 +47,7 @@ class Tracer:
         self.tags: list[Expression] = []
         self.states: dict[int, State] = {}
         self.summaries: dict[int, list[Summary]] = {}
-        self.inputs: set[int] = set()
-        self.without_state: set[str] = set()
+        self._own_zeros: dict[int, torch.Tensor] = {}
         self.inside_module = 0
         self.inside_piece = False
         self.pauses = 0
@@ -71,6 +71,7 @@ class Tracer:
             base += tensor.numel()
         self._starts = np.array([*self._base.values(), base])
         self._names = list(self._base)
+        self.origins = Origins(base)
 
     # -- labels of tensors -------------------------------------------------------------------------------------------
 
@@ -110,7 +111,14 @@ class Tracer:
         if self.is_parameter(tensor):
             return True
         found = self.memory.get(tensor)
-        return found is not None and bool((compact(found) < NONE).any()) and not bool((compact(found) > NONE).any())
+        if found is None:
+            return False
+        small = compact(found)
+        return bool(((small < NONE) & (small > -self._starts[-1])).any()) and not bool((small > NONE).any())
+
+    def origin(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Labels of the elements that came from outside this call (see `origins.py`), or None when there are none."""
+        return None if self.is_parameter(tensor) else self.origins.of(self.memory.get(tensor))
 
     def owner(self, tensor: torch.Tensor) -> str | None:
         """Name of the parameter or buffer that the tensor is a view of, or None."""
@@ -210,6 +218,7 @@ class Tracer:
         found = self.memory.get(weight)
         if found is None or not bool((found < NONE).any()):
             return None
+        found = torch.where(found > -self._starts[-1], found, NONE)
         flat = found.movedim(dim, -1).reshape(-1, weight.size(dim))
         flat = flat[(flat != NONE).any(1)]
         return np.asarray(-flat.clamp(max=0).cpu().numpy())
@@ -326,6 +335,15 @@ class Tracer:
     def suspect(self, labels: torch.Tensor, operation: str) -> None:
         """Record a place that may hold a size the trace cannot see, for the message if the rehearsal fails."""
         self.recording.suspects.append((unit_ids(labels), here(operation)))
+
+    def note_own_zeros(self, name: str, args: Sequence[Any], out: torch.Tensor) -> None:
+        """A recurrent module makes zero states because it was given none, or stacks such."""
+        if name != "stack" or all(self.is_own_zeros(tensor) for tensor in args[0]):
+            self._own_zeros[storage_id(out)] = out  # Held on to, so that no other tensor gets its address.
+
+    def is_own_zeros(self, tensor: torch.Tensor) -> bool:
+        """Whether a recurrent module made this state itself."""
+        return storage_id(tensor) in self._own_zeros
 
     def is_stacked_state(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a whole final state of all layers, rather than a piece of one."""

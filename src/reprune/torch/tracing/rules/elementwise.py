@@ -31,9 +31,15 @@ def combine(op: Op, shape: torch.Size) -> Labels:
             weights.append(tensor)
         elif tensor.numel() > 1:
             plain.append(tensor)
+    origins = [found for found in map(tracer.origin, operands) if found is not None]
     if base is None:
         alike = not any(_crosses(tracer, weight, tensor) for weight in weights for tensor in plain)
-        return _combine_weights(op, weights, shape) if weights and alike else None
+        if weights and alike:
+            return _combine_weights(op, weights, shape)
+        # Of several tensors from outside the one that is not repeated is the state; the others mask or shift it.
+        return max(origins, key=lambda found: compact(found).numel()).expand(shape) if origins else None
+    for found in origins:
+        tracer.origins.meet("beside", found, base)
     for weight in weights:
         follow(op, base, weight)
     for tensor in plain:
@@ -112,6 +118,8 @@ def copy(op: Op) -> Labels:
     if found is None:
         return None
     op.tracer.meet_tags(op.tracer.memory.get(op.args[0]), found)
+    if op.tracer.is_parameter(op.args[0]) and op.tracer.units(op.args[1]) is not None:
+        follow(op, found.expand(op.out.shape), op.args[0])  # A buffer that keeps a state.
     return found.expand(op.out.shape)
 
 

@@ -50,6 +50,8 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     for one in left.contracted:
         for two in right.contracted:
             tracer.couple_lines(one, two)
+    _meet(tracer, left, right, -1)
+    _meet(tracer, right, left, -2)
     _record_reading(op, left, right)
     _record_reading(op, right, left)
     own = _record_consumer(op, right, -1, bias) if right.weight else _record_consumer(op, left, -2, bias)
@@ -100,6 +102,13 @@ def _follow_batch(op: Op, left: _Side, right: _Side) -> None:
             for _, line in op.tracer.weight_lines(other.tensor, dim, "follows") if varies(side.free, dim) else ():
                 for units in lines(side.free, dim):
                     op.tracer.couple_lines(line, units)
+
+
+def _meet(tracer: Tracer, side: _Side, other: _Side, contracted: int) -> None:
+    """What came from outside the call is read by a weight."""
+    origins = None if side.weight else tracer.origin(side.tensor)
+    for (name, _), line in zip(other.axes, other.contracted, strict=False):
+        tracer.origins.meet("read", origins, line if contracted == -1 else line[:, None], name)
 
 
 def _one_free(op: Op, left: _Side, right: _Side) -> tuple[_Side, _Side]:
@@ -241,6 +250,7 @@ def convolution(op: Op) -> Labels:
     reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
     along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
     for axis, line in reading:
+        tracer.origins.meet("read", tracer.origin(data), line.reshape(-1, *[1] * (data.ndim - 2)), axis[0])
         for one in along:
             tracer.couple_lines(line, one)
         if not depthwise:

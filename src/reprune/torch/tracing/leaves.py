@@ -1,0 +1,74 @@
+"""Tensors in nested arguments and results, by where they are: read them, and put others in their places."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+Path = tuple[str | int, ...]
+Change = Callable[[Path, torch.Tensor], Any]
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses, with its path, in the order of `tensors_in`."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    for key, item in items(value):
+        yield from leaves(item, (*path, key))
+
+
+def replaced(value: Any, change: Change, path: Path = ()) -> Any:
+    """The same nest with `change(path, tensor)` in the place of every tensor; what does not change is not copied."""
+    if isinstance(value, torch.Tensor):
+        return change(path, value)
+    new = [(key, item, replaced(item, change, (*path, key))) for key, item in items(value)]
+    changed = {key: found for key, item, found in new if found is not item}
+    if not changed:
+        return value
+    if isinstance(value, Mapping):
+        return type(value)({**value, **changed})  # type: ignore[call-arg]
+    if isinstance(value, (list, tuple)):
+        held = [found for _, _, found in new]
+        return type(value)(*held) if hasattr(value, "_fields") else type(value)(held)
+    twin = copy.copy(value)
+    for key, found in changed.items():
+        object.__setattr__(twin, str(key), found)
+    return twin
+
+
+def items(value: Any) -> list[tuple[str | int, Any]]:
+    """What a tuple, list, mapping or dataclass holds, by index, key or field; nothing for other values."""
+    if isinstance(value, Mapping):
+        return [(key, item) for key, item in value.items() if isinstance(key, (str, int))]
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return [(name, getattr(value, name)) for name in value.__dataclass_fields__ if hasattr(value, name)]
+    return []
+
+
+def positional_names(module: nn.Module) -> list[str]:
+    """Names of the parameters of `forward` that can be given by position."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def named(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str | int, Any]]:
+    """Arguments by the names of their parameters (`positional_names`); by position what `*args` takes."""
+    given: list[tuple[str | int, Any]] = [
+        (names[index] if index < len(names) else index, value) for index, value in enumerate(args)
+    ]
+    return [*given, *kwargs.items()]
+
+
+def replaced_arguments(
+    names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Change
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with `change(path, tensor)` in the place of every tensor; paths begin as `named` says."""
+    new = [replaced(value, change, (name,)) for name, value in named(names, args, kwargs)]
+    return tuple(new[: len(args)]), dict(zip(kwargs, new[len(args) :], strict=True))

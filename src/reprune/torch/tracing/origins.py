@@ -1,0 +1,111 @@
+"""Where elements came from: tensors that the caller hands in, or that a module kept, and the units that they meet.
+
+Each element of such a tensor carries a label of its own, below those of the weights' elements. Movement keeps it, so
+does arithmetic with anything but units. Where it meets units or a weight that reads it, the label that it met is noted
+beside the tensor: so it shows which axis of which tensor is a state of which layer, however it got there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from reprune.core.layers import Site
+from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, varies
+from reprune.torch.tracing.leaves import Path
+from reprune.torch.tracing.location import here
+
+Meeting = Literal["state", "beside", "read"]
+"""Taken as an initial state, combined element by element, or read by a weight."""
+
+
+@dataclass
+class Source:
+    """A tensor from outside a call, and what its elements met.
+
+    Attributes:
+        path: Where it is among the arguments of `forward`, or in the model (see `Port.path`).
+        shape: Its shape.
+        first: The label of its first element, counted downwards.
+        held: Whether a module keeps it; an argument otherwise.
+        met: For each kind of meeting the first label that each element met (elements), NONE for the others.
+        sites: Where that was first.
+        readers: Weights that read it.
+    """
+
+    path: Path
+    shape: torch.Size
+    first: int
+    held: bool
+    met: dict[Meeting, Ids] = field(default_factory=dict)
+    sites: dict[Meeting, Site] = field(default_factory=dict)
+    readers: set[str] = field(default_factory=set)
+
+
+class Origins:
+    """The sources of a trace.
+
+    Args:
+        first: The first number that no weight's element uses.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = self._next = first
+        self.sources: list[Source] = []
+
+    def add(self, path: Path, tensor: torch.Tensor, *, held: bool) -> torch.Tensor:
+        """A new source; returns labels for its elements."""
+        source = Source(path, tensor.shape, self._next, held)
+        self.sources.append(source)
+        self._next += tensor.numel()
+        return -torch.arange(source.first, self._next, device=tensor.device).view(tensor.shape)
+
+    def of(self, labels: torch.Tensor | None) -> torch.Tensor | None:
+        """The part of a tensor's labels that names elements of sources, or None when it has none."""
+        if labels is None or not self.sources:
+            return None
+        small = compact(labels)
+        mine = small <= -self._first
+        return torch.where(mine, small, NONE).expand(labels.shape) if bool(mine.any()) else None
+
+    def meet(self, kind: Meeting, origins: torch.Tensor | None, labels: torch.Tensor | Ids, reader: str = "") -> None:
+        """Elements of sources meet labels at the same position; the two broadcast.
+
+        Elements that are repeated along an axis on which the labels vary do not lie along it: they are passed over.
+        """
+        if origins is None:
+            return
+        met = torch.as_tensor(labels, device=origins.device)
+        met = torch.broadcast_tensors(met, origins)[0]  # type: ignore[no-untyped-call]
+        small = compact(origins)
+        small = small.view(*[1] * (met.ndim - small.ndim), *small.shape)
+        if any(small.size(d) < met.size(d) and varies(met, d) for d in range(met.ndim)):
+            return
+        met = torch.where((met > NONE) & (met < TAG), met, NONE)
+        for d in range(met.ndim):
+            met = met.narrow(d, 0, 1) if small.size(d) == 1 and met.size(d) > 1 else met
+        ids, met = torch.broadcast_tensors(-small, met)  # type: ignore[no-untyped-call]
+        found, values = ids.reshape(-1).cpu().numpy(), met.reshape(-1).cpu().numpy()
+        chosen = (found > NONE) & (values > NONE)
+        found, values = found[chosen], values[chosen]
+        if len(found):
+            self._note(kind, found, values, reader)
+
+    def _note(self, kind: Meeting, found: Ids, values: Ids, reader: str) -> None:
+        lowest, highest = int(found.min()), int(found.max())
+        for source in self.sources:
+            size = source.shape.numel()
+            if not lowest < source.first + size or highest < source.first:
+                continue
+            mine = (found >= source.first) & (found < source.first + size)
+            if not mine.any():
+                continue
+            table = source.met.setdefault(kind, np.zeros(size, dtype=np.int64))
+            places = found[mine] - source.first
+            table[places] = np.where(table[places] == NONE, values[mine], table[places])
+            source.sites.setdefault(kind, here(kind))
+            if reader:
+                source.readers.add(reader)

@@ -1,0 +1,250 @@
+"""States of the model's interface: found in a first call, followed in a second one.
+
+In the first call every tensor that comes from outside is a source (`origins.py`), and what it meets is noted. A source
+that meets units as a state does, and for which the model returns a tensor of the same units, is a carried state. In
+the second call it carries the labels of these units, as if the caller had handed back what the first call returned: all
+that the model's code does to it is then followed as for any other activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.torch.tracing.labels import NONE, Ids, storage_id
+from reprune.torch.tracing.leaves import Path, leaves, positional_names, replaced_arguments
+from reprune.torch.tracing.origins import Source
+from reprune.torch.tracing.recording import Labelled
+from reprune.torch.tracing.structure import Builder
+from reprune.torch.tracing.tracer import Tracer
+
+_OWN_FIELDS = {"_parameters", "_modules", "_flat_weights"}
+
+
+class Interface:
+    """Labels what the model's `forward` is given and what its modules keep, whenever it is called.
+
+    Args:
+        tracer: The trace.
+        model: The model that is traced.
+    """
+
+    def __init__(self, tracer: Tracer, model: nn.Module) -> None:
+        self.tracer = tracer
+        self.model = model
+        self._names = positional_names(model)
+        self.states: dict[tuple[bool, Path], torch.Tensor] = {}
+        """Labels of the states that are known, by whether a module keeps them and by path."""
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        """What the model was given, None as long as it was not called."""
+        self._first = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """In this context, a call of the model labels what it is given and what is kept."""
+        self._first = len(self.tracer.origins.sources)
+        handle = self.model.register_forward_pre_hook(self._label, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What came from outside in the last call."""
+        return self.tracer.origins.sources[self._first :]
+
+    def _label(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.given = args, kwargs
+        for path, tensor in kept_tensors(self.model):
+            self._label_one(path, tensor, held=True)
+        seen: set[int] = set()
+
+        def change(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+            if storage_id(tensor) in seen:
+                tensor = tensor.clone()  # One tensor given twice is two sources.
+            seen.add(storage_id(tensor))
+            self._label_one(path, tensor, held=False)
+            return tensor
+
+        with self.tracer.paused():
+            return replaced_arguments(self._names, args, kwargs, change)
+
+    def _label_one(self, path: Path, tensor: torch.Tensor, *, held: bool) -> None:
+        tracer = self.tracer
+        if not tensor.is_floating_point() or tensor.numel() < 2 or tracer.is_parameter(tensor):
+            return
+        known = self.states.get((held, path))
+        if tracer.units(tensor) is not None:
+            return  # What this trace computed before.
+        if known is not None and known.shape == tensor.shape:
+            tracer.memory.set(tensor, known)
+        else:
+            tracer.memory.set(tensor, tracer.origins.add(path, tensor, held=held))
+
+
+def kept_tensors(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Tensors that modules keep in attributes, lists, dictionaries and buffers, but for their parameters."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in _OWN_FIELDS and "hooks" not in name:
+                yield from leaves(value, (path, name))
+
+
+def kept_units(interface: Interface) -> list[Labelled]:
+    """Tensors that modules keep and that hold units."""
+    tracer = interface.tracer
+    held = [(path, tensor) for path, tensor in kept_tensors(interface.model) if not tracer.is_parameter(tensor)]
+    return _labelled(tracer, held)
+
+
+def _labelled(tracer: Tracer, tensors: Iterable[tuple[Path, torch.Tensor]]) -> list[Labelled]:
+    found = [(path, tracer.units(tensor)) for path, tensor in tensors]
+    return [Labelled(path, labels) for path, labels in found if labels is not None]
+
+
+def recognised(interface: Interface, builder: Builder, output: Any) -> dict[tuple[bool, Path], torch.Tensor]:
+    """Sources of the last call that are states, with labels of their elements."""
+    tracer = interface.tracer
+    returned = _labelled(tracer, leaves(output))
+    kept = {labelled.path: labelled.labels for labelled in kept_units(interface)}
+    judge = _Judge(tracer, builder)
+    found: dict[tuple[bool, Path], torch.Tensor] = {}
+    for source in interface.sources:
+        if source.held:
+            back = [kept[source.path]] if source.path in kept else []
+        else:
+            back = [labels for _, labels in returned]
+        labels = judge.state(source, [one for one in back if one.shape == source.shape] or back)
+        if labels is None:
+            continue
+        found[source.held, source.path] = torch.from_numpy(labels).view(source.shape)
+        taken = [k for k, one in enumerate(returned) if judge.same(one.labels, labels, source.shape)]
+        if taken and not source.held:
+            returned.pop(taken[0])
+    return found
+
+
+class _Judge:
+    """Tells states from other tensors that a model is given."""
+
+    def __init__(self, tracer: Tracer, builder: Builder) -> None:
+        self._tracer, self._builder = tracer, builder
+        self._recording = tracer.recording
+        self._roots = tracer.recording.couplings.roots
+        self._own: dict[str, set[int]] = {}
+        self._reads: dict[str, set[int]] = {}
+        for (name, axis), roles in self._recording.roles.items():
+            classes = self._classes(self._recording.axes[name, axis])
+            for role, table in (("own", self._own), ("reads", self._reads)):
+                if role in roles:
+                    table.setdefault(name, set()).update(classes)
+
+    def state(self, source: Source, back: Sequence[torch.Tensor]) -> Ids | None:
+        """Labels (elements) of a source that is a state, given what comes back and might be it; None otherwise."""
+        taken = source.met.get("state")
+        if taken is not None and (taken > NONE).all():
+            carried = any(self._layers(one) & self._layers(taken) for one in back)
+            return taken if carried or self._only_own_readers(source, self._classes(taken)) else None
+        if taken is not None or not source.met:
+            return None
+        beside, read = (source.met.get(kind, np.zeros(1, dtype=np.int64)) for kind in ("beside", "read"))
+        met = np.where(beside > NONE, beside, read)
+        if not (met > NONE).all():
+            return None
+        layers = self._builder.recurrent_layers_of(met)
+        if layers:
+            return met if self._only_own_readers(source, self._classes(met)) else None
+        for one in back:
+            if one.shape == source.shape and self._comes_back(source, beside, read, flat(one)):
+                return flat(one)
+        return None
+
+    def same(self, one: torch.Tensor, labels: Ids, shape: torch.Size) -> bool:
+        """Whether a returned tensor holds the units of a state at the same places."""
+        return one.shape == shape and np.array_equal(self._roots(flat(one)), self._roots(labels))
+
+    def _comes_back(self, source: Source, beside: Ids, read: Ids, back: Ids) -> bool:
+        """Whether a returned tensor is what one step of a written cell makes of this source.
+
+        Where the source is combined with units, they are those that come back. Where a weight reads it, that weight has
+        a hand in what comes back. The cell reads something else as well, and something else reads the cell: a residual
+        block is no recurrent layer.
+        """
+        classes = self._classes(back)
+        if not (back > NONE).all() or len(classes) < 2:
+            return False
+        combined = np.broadcast_to(beside > NONE, back.shape)
+        if not np.array_equal(self._roots(np.broadcast_to(beside, back.shape)[combined]), self._roots(back[combined])):
+            return False
+        if any(not classes <= self._own.get(name, set()) for name in source.readers):
+            return False
+        cell = classes | self._classes(read)
+        makers = {name for name, own in self._own.items() if own & classes}
+        tables = {name for name in makers if name not in self._reads and self._tracer.tensors[name].ndim > 1}
+        fed = tables or any(self._reads.get(name, set()) - cell for name in makers)
+        return bool(fed) and any(reads & classes and name not in makers for name, reads in self._reads.items())
+
+    def _only_own_readers(self, source: Source, classes: set[int]) -> bool:
+        return all(self._reads[name] & classes for name in source.readers)
+
+    def _layers(self, labels: torch.Tensor | Ids) -> set[str]:
+        return set(self._builder.recurrent_layers_of(flat(labels) if isinstance(labels, torch.Tensor) else labels))
+
+    def _classes(self, labels: Ids) -> set[int]:
+        return set(self._roots(labels).tolist()) - {NONE}
+
+
+def pair(tracer: Tracer, builder: Builder, interface: Interface, output: Any) -> list[int]:
+    """Record which state that was given comes back in which tensors; returns the positions of these in the output.
+
+    A state comes back in the tensor of its shape and units. What remains of its elements can come back in tensors of
+    other shapes: parts of a packed state, say. Whatever else holds units is none of the state.
+    """
+    recording = tracer.recording
+    roots = recording.couplings.roots
+    given = [Labelled(path, labels) for (held, path), labels in interface.states.items() if not held]
+    tensors = list(leaves(output))
+    open_outputs = {
+        position: Labelled(path, labels)
+        for position, (path, tensor) in enumerate(tensors)
+        if (labels := tracer.units(tensor)) is not None
+    }
+    carried: list[int] = []
+    budgets = []
+    for one in given:
+        found = next((k for k, back in open_outputs.items() if _equal(roots, one.labels, back.labels)), None)
+        if found is None:
+            budgets.append((one, one.labels.numel()))
+            continue
+        recording.states.append((one, open_outputs.pop(found)))
+        carried.append(found)
+    for one, budget in budgets:
+        layers, partner = set(builder.recurrent_layers_of(flat(one.labels))), False
+        for k, back in list(open_outputs.items()):
+            if layers.issuperset(builder.recurrent_layers_of(flat(back.labels))) and back.labels.numel() <= budget:
+                budget -= back.labels.numel()
+                recording.states.append((None if partner else one, open_outputs.pop(k)))
+                carried.append(k)
+                partner = True
+        if not partner:
+            recording.states.append((one, None))
+    recording.kept_states = kept_units(interface)
+    for source in interface.sources:
+        if "state" in source.met:
+            recording.outside_states.update(builder.recurrent_layers_of(source.met["state"]))
+    return carried
+
+
+def _equal(roots: Any, one: torch.Tensor, two: torch.Tensor) -> bool:
+    return one.shape == two.shape and np.array_equal(roots(flat(one)), roots(flat(two)))
+
+
+def flat(labels: torch.Tensor) -> Ids:
+    """The labels in one line."""
+    return labels.reshape(-1).cpu().numpy()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz spoken-digits war-and-peace bench check format clean
+.PHONY: help demo docs wheel test test-slow fuzz spoken-digits war-and-peace bench check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,15 @@ war-and-peace: $(STAMP)  ## the language-model recipe on War and Peace ($$REPRUN
 bench: $(STAMP)  ## the speed of pruned models beside what their MACs promise
 	$(BIN)/python benchmarks/deployment.py
 
+docs: $(STAMP)  ## build the documentation site into site/, tutorials executed; a broken link is an error
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+wheel: $(STAMP)  ## build the wheel and the source archive into dist/, and look at what is in them
+	rm -rf dist
+	$(BIN)/python -m build -q
+	$(BIN)/python tests/docs/archives.py dist
+
 check: $(STAMP)  ## lint, format, types, import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +69,4 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and every build output
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

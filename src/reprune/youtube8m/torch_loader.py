@@ -186,7 +186,8 @@ class RecordLoader:
     Args:
         dataset: What to read.
         workers: How many processes read, at most 256; 0 reads in this one.
-        pin_memory: Copy batches into page-locked memory, from which they go to a GPU in the background.
+        pin_memory: Copy batches into page-locked memory, from which they go to a GPU in the
+            background. Without a GPU there is nothing to be gained, and nothing is done.
         prefetch: How many batches each worker reads ahead.
 
     Raises:
@@ -208,7 +209,7 @@ class RecordLoader:
         self.epoch = 0
         """The epoch that the next pass reads, or the current one inside a pass."""
         self._workers = workers
-        self._pin_memory = pin_memory
+        self._pin_memory = pin_memory and torch.cuda.is_available()
         self._done = 0
         self._skip = 0
         self._loader: DataLoader[Any] = DataLoader(

@@ -1,0 +1,86 @@
+"""Methods and ratios side by side: quality, size and speed of what each leaves of one trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from reprune.recipes.bench.bench import Comparison, bench
+from reprune.recipes.run.options import Options
+from reprune.recipes.run.quiet import quiet
+from reprune.recipes.video.recipe import run
+from reprune.recipes.video.torch_recipe import YouTube8M
+
+RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+def run_variants(
+    options: Options, out: Path, variants: Sequence[tuple[str, float]], say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """The summaries of pruning one dense model in several ways, the run in `out` first.
+
+    Args:
+        options: Options of the finished run in `out`, which trained the dense model.
+        out: Its folder; the others are in folders below, and go on where they were interrupted.
+        variants: Method and ratio of each of the others.
+        say: Told what is going on.
+    """
+    found = {_name(options.method, options.ratio): run(options, out, resume=True, say=lambda _: None)}
+    for method, ratio in variants:
+        other = replace(options, method=method, ratio=ratio, dense=str(out))
+        name = _name(method, ratio)
+        say(f"Pruning to {1 - ratio:.0%} with {method}, and fine-tuning")
+        found[name] = run(other, out / name.replace(" ", "-"), resume=True, say=lambda _: None)
+    return found
+
+
+def measure_speed(options: Options, out: Path, names: Sequence[str]) -> Comparison:
+    """Latency of the dense and of every pruned model for one video on one thread, in the runtimes that are there."""
+    recipe = YouTube8M(options)
+    folders = [out, *(out / name.replace(" ", "-") for name in names[1:])]
+    models = {"dense": recipe.load(recipe.build(), out / "dense.safetensors")}
+    models |= {name: recipe.load_pruned(recipe.build(), folder) for name, folder in zip(names, folders, strict=True)}
+    installed = [name for name in RUNTIMES if name == "torch" or find_spec(name)]
+    with quiet():
+        example = recipe.data().sample()
+        return bench({name: model.eval() for name, model in models.items()}, example, runtimes=installed, threads=(1,))
+
+
+def table(summaries: Mapping[str, Mapping[str, Any]], speed: Comparison) -> str:
+    """All of it as a table, and a sentence about the fastest."""
+    runtimes = list(dict.fromkeys(row.runtime for row in speed.rows))
+    times = {(row.model, row.runtime): row.median_ms for row in speed.rows}
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    headers = ["GAP@20", "parameters", "MACs per frame"]
+    for name in ("", *headers, *(f"ms, {RUNTIMES[runtime]}" for runtime in runtimes)):
+        rows.add_column(name, justify="right" if name else "left")
+    first = next(iter(summaries.values()))
+    for name, measured in {"dense": first["dense"], **{n: s["pruned"] for n, s in summaries.items()}}.items():
+        cells = [f"{measured['gap']:.4f}", f"{measured['parameters']:,}", f"{measured['macs']:,}"]
+        rows.add_row(name, *cells, *(f"{times[name, runtime]:.2f}" for runtime in runtimes))
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(rows)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join([*lines, "", *(_verdict(times, runtime, list(summaries)) for runtime in runtimes)])
+
+
+def _verdict(times: Mapping[tuple[str, str], float], runtime: str, names: Sequence[str]) -> str:
+    """What the numbers say, whatever they are."""
+    fastest = min(names, key=lambda name: times[name, runtime])
+    gain = times["dense", runtime] / times[fastest, runtime]
+    where = f"One video in {RUNTIMES[runtime]}, one thread"
+    if gain > 1.05:
+        return f"{where}: {fastest} takes {times[fastest, runtime]:.2f} ms, {gain:.1f} times as fast as dense."
+    return f"{where}: none is faster than dense; layers this small spend their time on calls, not on arithmetic."
+
+
+def _name(method: str, ratio: float) -> str:
+    return f"{method} {round(100 * ratio)}%"

@@ -196,6 +196,7 @@ def test_a_leak_is_caught() -> None:
     class Blind:
         def __init__(self) -> None:
             self.inputs = [x]
+            self.states = [None], [None]
 
         def structure(self, pins: Any = None) -> Structure:
             found = reprune.keras.trace(model, x)

@@ -80,6 +80,52 @@ def loop_of_tensorflow(x: Any, cell: Any, head: Any) -> Any:
     return head(tf.reshape(tf.stack(found, axis=1), [-1, T * 5]))
 
 
+class PerNode(L.Layer):
+    """One LSTM over every node of a graph: batch × time × nodes × features, with sizes computed from the shape."""
+
+    def __init__(self, how: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.rnn, self.head, self.how = L.LSTM(6), L.Dense(3), how
+
+    def call(self, x: Any) -> Any:
+        n, b, t, f = K.shape(K.transpose(x, [2, 0, 1, 3]))
+        rows = b * n if self.how == "product" else (n - 1) * b + b
+        flat = K.reshape(K.transpose(x, [2, 0, 1, 3]), (rows, t, f))
+        return K.transpose(K.reshape(self.head(self.rnn(flat)), (n, b, 3)), [1, 2, 0])
+
+
+@pytest.mark.parametrize("how", ["product", "sum"])
+def test_sizes_computed_from_a_shape(how: str) -> None:
+    model = zoo.functional(lambda x: PerNode(how, name="nodes")(x), (T, 3, F))
+    x = zoo.inputs_for(model, 4)
+    info = reprune.keras.inspect(model, [x])
+    assert not info.pinned
+    plan = some_plan(info.structure, 1)
+    small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    assert error(outputs(masked, x), outputs(small, x)) < RELATIVE
+    assert error(outputs(masked, x[:3]), outputs(small, x[:3])) < RELATIVE
+
+
+class Numbered(L.Layer):
+    """Needs the number of sequences for something else than a shape."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rnn, self.head = L.LSTM(6), L.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.rnn(x)) + K.expand_dims(K.cast(K.arange(K.shape(x)[0]), "float32"), 1)
+
+
+def test_what_cannot_be_followed_is_told_with_its_line() -> None:
+    model = zoo.functional(lambda x: Numbered(name="numbered")(L.GRU(4, return_sequences=True, name="before")(x)))
+    structure = reprune.keras.trace(model, zoo.inputs_for(model))
+    for layer in structure.layers.values():
+        assert layer.pin is not None
+        assert "a Numbered, whose code cannot be followed" in layer.pin.reason
+        assert Path(__file__).name in layer.pin.site.location
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "flattened": lambda: Whole(flattened, rnn=zoo.lstm(6), head=L.Dense(2)),
     "lists-and-dicts": lambda: Whole(

@@ -12,6 +12,7 @@ from reprune.core.errors import PlanError
 from reprune.core.plan import Plan
 from reprune.keras.surgery.cloning import Cloner, named_cells
 from reprune.keras.surgery.compiling import compile_like
+from reprune.keras.surgery.layers import hand_over
 from reprune.keras.surgery.rename import fitted
 from reprune.keras.tracing.graph import ModelGraph, array, graph_of
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of
@@ -121,6 +122,7 @@ def _rebuilt(
                     f"{tuple(new.shape)}: a size is written into the model. Leave the layer alone with exclude=[…]."
                 )
             new.assign(value)
+        hand_over(layer, cloner.of(layer))
         _copy_states(layer, cloner.of(layer), plan, cells)
     return compile_like(model, rebuilt)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from reprune.core.errors import UnsupportedModelError
 from reprune.core.plan import Plan
+from reprune.keras.surgery.layers import as_it_is, is_plain, made_anew
 from reprune.keras.surgery.ragged import RaggedBidirectional
 from reprune.keras.tracing.configuration import made_with
 from reprune.keras.tracing.graph import ModelGraph, array
@@ -85,6 +85,9 @@ class Cloner:
             config = {**made_with(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
             shape = getattr(operation, "_output_shape", None)
             return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
+        sizes = self._sizes_in(operation)
+        if is_plain(operation) and not sizes:
+            return as_it_is(operation)
         config = made_with(operation)
         cell = getattr(operation, "cell", operation)
         size = self._sizes.get(self._cells.get(id(cell), ""), width(cell))
@@ -93,16 +96,11 @@ class Cloner:
         if isinstance(operation, keras.layers.MultiHeadAttention) and config.get("output_shape") is None:
             # Left out, it is the width of the query, which may shrink.
             config["output_shape"] = (int(operation.output_dense.kernel.shape[-1]),)
-        for (attribute, *place), value in self._sizes_in(operation):
+        for (attribute, *place), value in sizes:
             key = str(attribute)
             if key in config:
                 config[key] = _written(config[key], [int(axis) for axis in place], value)
-        try:
-            clone = type(operation).from_config(config)
-        except TypeError as error:
-            raise UnsupportedModelError(
-                f"{type(operation).__name__} {operation.name!r} cannot be copied from its get_config(): {error}"
-            ) from error
+        clone = made_anew(operation, config)
         if hasattr(operation, "use_cudnn"):
             clone.use_cudnn = operation.use_cudnn
         return clone
@@ -139,6 +137,9 @@ class Cloner:
                 index, axis = (int(part) for part in place)
                 shapes[index][axis] = value
         layers = [tensor._keras_history.operation for tensor in inputs]
+        for shape, layer in zip(shapes, layers, strict=True):
+            for (_, position), value in self._sizes_in(layer):
+                shape[int(position)] = value
         return [
             keras.layers.InputLayer.from_config({**layer.get_config(), "batch_shape": tuple(shape)}).output
             for shape, layer in zip(shapes, layers, strict=True)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from reprune.core.errors import VerificationError
-from reprune.core.layers import Pin, Site, Structure
+from reprune.core.layers import Pin, Site, Slot, Structure
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import Blocks, blocks_of, held_back, inexact, random_plan
 from reprune.keras.surgery.apply import apply, mask
@@ -59,7 +59,8 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model)
-    if not inexact(plan) and trial.differs(trial.outputs(mask(model, plan)), trial.outputs(small)):
+    masked = trial.cut(trial.outputs(mask(model, plan)), plan)
+    if not inexact(plan) and trial.differs(masked, trial.outputs(small, plan)):
         raise VerificationError(
             f"The pruned model does not compute what the masked one does on the first batch: the layers are "
             f"{', '.join(name for name, gone in plan.removed().items() if gone)}. It is not returned. Exclude layers "
@@ -70,18 +71,30 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
 class _Trial:
     def __init__(self, found: Trace, model: Any) -> None:
         self._inputs = found.inputs
+        self._taken, self._returned = found.states
         self._model = model
         # A model that is random even when it infers cannot be compared, only rebuilt.
         self._comparable = not self.differs(self.outputs(model), self.outputs(model))
 
-    def outputs(self, model: Any) -> list[Array]:
-        """Output tensors on the example, from the model's own present state."""
-        graph = graph_of(model)
-        with states_kept(graph):
-            return [array(value) for value in keras.tree.flatten(graph.root(self._inputs_of(graph)))]
+    def outputs(self, model: Any, plan: Plan | None = None) -> list[Array]:
+        """Output tensors on the example, from the model's own present state.
 
-    def _inputs_of(self, graph: Any) -> Any:
-        return keras.tree.pack_sequence_as(graph.root.input, self._inputs)
+        Args:
+            model: The model.
+            plan: What it was pruned by: states that it is handed have fewer units.
+        """
+        graph = graph_of(model)
+        inputs = self._inputs if plan is None else _cut(self._inputs, self._taken, plan)
+        with states_kept(graph):
+            return [array(value) for value in keras.tree.flatten(graph.root(self._packed(graph, inputs)))]
+
+    def cut(self, outputs: Sequence[Array], plan: Plan) -> list[Array]:
+        """Outputs of the masked model, without the removed units in states that it returns."""
+        return _cut(outputs, self._returned, plan)
+
+    def _packed(self, graph: Any, inputs: Sequence[Any]) -> Any:
+        given = [None if value is None else keras.ops.convert_to_tensor(value) for value in inputs]
+        return keras.tree.pack_sequence_as(graph.root.input, given)
 
     def differs(self, first: Sequence[Array], second: Sequence[Array]) -> bool:
         """Whether two lists of outputs differ by more than rounding."""
@@ -96,7 +109,7 @@ class _Trial:
             # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
             return
         graph = graph_of(self._model)
-        given = self._inputs_of(graph)
+        given = self._packed(graph, self._inputs)
         with states_kept(graph):
             found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
             values = [array(value) for value in keras.tree.flatten(found)]
@@ -128,9 +141,9 @@ class _Trial:
             return False
         plan = random_plan(structure, exact)
         masked = mask(self._model, plan)
-        before = self.outputs(masked)
+        before = self.cut(self.outputs(masked), plan)
         _add_noise(masked, plan)
-        return self.differs(before, self.outputs(masked))
+        return self.differs(before, self.cut(self.outputs(masked), plan))
 
     def problem(self, structure: Structure, blocks: Blocks) -> Pin | None:
         """Why these layers cannot lose units, or None."""
@@ -138,16 +151,24 @@ class _Trial:
             return None
         plan = random_plan(structure, blocks)
         try:
-            outputs = self.outputs(apply(self._model, plan))
+            outputs = self.outputs(apply(self._model, plan), plan)
         except Exception as error:
             # Rebuilding calls the user's layers, which may raise anything when a size does not fit.
             text = str(error).strip().split("\n")[0]
             return Pin(Site(type(error).__name__, ""), f"the model cannot be rebuilt with fewer units: {text}")
         if not self._comparable or inexact(plan):
             return None
-        if not self.differs(self.outputs(mask(self._model, plan)), outputs):
+        if not self.differs(self.cut(self.outputs(mask(self._model, plan)), plan), outputs):
             return None
         return Pin(Site("rebuild", ""), "with fewer units the model computes something else: a size is written into it")
+
+
+def _cut(values: Sequence[Any], axes: Sequence[Slot | None], plan: Plan) -> list[Any]:
+    removed = plan.removed()
+    return [
+        value if slot is None else np.delete(array(value), slot.positions(removed), axis=slot.axis)
+        for value, slot in zip(values, axes, strict=True)
+    ]
 
 
 def _add_noise(model: Any, plan: Plan) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import keras.src.ops
 
+from reprune.keras.tracing.open_sizes import OpenSize
+
 
 @keras.saving.register_keras_serializable(package="reprune")
 class BatchZeros(keras.layers.Layer):  # type: ignore[misc]
@@ -48,13 +50,14 @@ def zeros_of(inputs: Any) -> Iterator[None]:
 
     def zeros(shape: Any, dtype: Any = None) -> Any:
         batch, *sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
-        if batch is not None and None not in sizes:
+        if not any(size is None or isinstance(size, OpenSize) for size in (batch, *sizes)):
             return plain(shape, dtype)
-        if batch is not None or not sizes or None in sizes:
+        source = tensor if batch is None else getattr(batch, "tensor", None)
+        if source is None or not sizes or any(size is None or isinstance(size, OpenSize) for size in sizes):
             raise ValueError(f"zeros of shape {shape} are wider than is known before the model runs")
         # Counted from 0 for every model, so that a plan finds them in another process.
         made.append(BatchZeros(sizes, dtype=dtype, name=f"zeros_{len(made)}"))
-        return made[-1](tensor)
+        return made[-1](source)
 
     # Keras itself looks it up in another module than its users.
     places = (keras.ops, keras.src.ops)

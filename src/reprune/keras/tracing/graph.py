@@ -6,13 +6,16 @@ symbolic inputs once, which gives them one.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
 
+import reprune
 from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.keras.tracing.configuration import loose_weights, sublayers
 from reprune.keras.tracing.positional import Arguments
@@ -37,6 +40,7 @@ class ModelGraph:
             first.
         inner: The graph inside an operation by id: nested models, and custom layers made of layers.
         opened: Ids of the operations that had no graph of their own.
+        closed: Why the code of a layer made of layers could not be followed, and where, by the layer's id.
     """
 
     def __init__(self, root: Graph) -> None:
@@ -44,6 +48,7 @@ class ModelGraph:
         self.paths: dict[int, str] = {}
         self.inner: dict[int, Graph] = {}
         self.opened: set[int] = set()
+        self.closed: dict[int, tuple[str, str]] = {}
         self.operations: list[Any] = []
         self._visit(root, "")
 
@@ -83,8 +88,10 @@ class ModelGraph:
         try:
             with followed(inputs):
                 graph = keras.Model(inputs, operation.call(*args, **kwargs), name=operation.name)
-        except Exception:
+        except Exception as error:
             # Whatever a stranger's code raises on symbolic inputs: the layer stays closed, and pins what it reads.
+            said = str(error).strip() or type(error).__name__
+            self.closed[id(operation)] = said.splitlines()[0], _line_of(error)
             return None
         self.opened.add(id(operation))
         return graph
@@ -157,6 +164,18 @@ def own_graph(layer: Any) -> Graph | None:
     if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
         return layer
     return None
+
+
+def _line_of(error: BaseException) -> str:
+    """Where an error was met in somebody's own code, as `file:line`."""
+    libraries = [Path(str(part.__file__)).parent for part in (keras, reprune)]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in Path(frame.filename).parts
+        and not any(library in Path(frame.filename).parents for library in libraries)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _is_composite(operation: Any) -> bool:

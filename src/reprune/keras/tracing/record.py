@@ -15,7 +15,7 @@ from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of, spans_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
-from reprune.keras.tracing.tracer import Tracer
+from reprune.keras.tracing.tracer import Traced, Tracer, carried_inputs, returned_states
 
 Forward = Callable[[Any, Any], Any]
 Unit = tuple[str, int]
@@ -46,6 +46,15 @@ class Trace:
         """
         return _Resolver(self._tracer, self._uniform).structure(pins or {})
 
+    @property
+    def states(self) -> tuple[list[Slot | None], list[Slot | None]]:
+        """The axis that knows units, for each of the model's inputs and outputs; None where there is none."""
+        resolver = _Resolver(self._tracer, self._uniform)
+        returned = {id(state) for state in returned_states(self._tracer)}
+        taken = [tensor if tensor.shadow else None for tensor in self._tracer.inputs]
+        given = [tensor if id(tensor) in returned else None for tensor in self._tracer.outputs]
+        return [resolver.axis(tensor) for tensor in taken], [resolver.axis(tensor) for tensor in given]
+
 
 def record(model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False) -> Trace:
     """Run a model on an example with labels beside every tensor.
@@ -59,10 +68,19 @@ def record(model: Any, example: Any, forward: Forward | None = None, *, uniform:
     example = captured(model, example, forward)
     graph = graph_of(model, example)
     inputs = _few(graph, flat_inputs(graph.root, example))
-    tracer = Tracer(graph, rule_of)
     with states_kept(graph):
+        tracer = Tracer(graph, rule_of, _carried(graph, inputs))
         tracer.run(inputs)
     return Trace(graph, inputs, tracer, uniform)
+
+
+def _carried(graph: ModelGraph, inputs: Sequence[Any]) -> list[int]:
+    """Inputs that are states which the model also returns: found out by labelling all of them."""
+    if min(len(inputs), len(graph.root.outputs)) < 2:
+        return []
+    tracer = Tracer(graph, rule_of, range(len(inputs)))
+    tracer.run(inputs)
+    return carried_inputs(tracer)
 
 
 def trace(model: Any, example: Any, forward: Forward | None = None) -> Structure:
@@ -219,6 +237,13 @@ class _Resolver:
             members = self._classes.get(root, [])
             units.append(own if own is not None else members[0] if members and root != NONE else None)
         return units
+
+    def axis(self, tensor: Traced | None) -> Slot | None:
+        """The axis of a tensor that knows units."""
+        if tensor is None or tensor.shadow is None:
+            return None
+        units = self._units(tensor.shadow.labels)
+        return Slot("", tensor.shadow.axis, len(units), "follows", spans_of(units))
 
     def _extent(self, axis: int | Ids) -> Extent:
         return Extent(axis) if isinstance(axis, int) else extent_of(self._units(axis), self._sizes)

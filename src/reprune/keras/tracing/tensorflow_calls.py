@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from reprune.keras.tracing.open_sizes import OpenSize
+
 K = keras.ops
 Translation = Callable[..., Any]
 
@@ -65,7 +67,7 @@ def _dispatcher(table: dict[tuple[str, str], Translation]) -> Any:
 
 def _is_open(leaf: Any) -> bool:
     # A shape with a batch size that is not known is as symbolic as a tensor.
-    return isinstance(leaf, keras.KerasTensor) or leaf is None
+    return isinstance(leaf, (keras.KerasTensor, OpenSize)) or leaf is None
 
 
 def _key(function: Any) -> tuple[str, str]:

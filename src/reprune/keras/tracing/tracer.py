@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,16 +74,32 @@ class Records:
     direct: list[tuple[Ids, Site]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
     consumers: dict[tuple[str, int], str | None] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     sizes: dict[tuple[str, tuple[str | int, ...]], Ids] = field(default_factory=dict)
     steps: float = 0.0
 
 
 class Tracer:
-    """Runs a model's graph on an example, with labels beside every tensor."""
+    """Runs a model's graph on an example, with labels beside every tensor.
 
-    def __init__(self, graph: ModelGraph, rule_of: Callable[[Any], Callable[[Call], Any]]) -> None:
+    Args:
+        graph: The graph.
+        rule_of: What to do with an operation.
+        carried: Which inputs are labelled, too, along their last axis: states that the caller carries.
+
+    Attributes:
+        inputs: What the model was run on.
+        outputs: What it returned.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, rule_of: Callable[[Any], Callable[[Call], Any]], carried: Collection[int] = ()
+    ) -> None:
         self.graph = graph
+        self.carried = carried
+        self.inputs: list[Traced] = []
+        self.outputs: list[Traced] = []
         self._rule_of = rule_of
         self.couplings = Couplings()
         self.records = Records()
@@ -96,10 +112,22 @@ class Tracer:
                 self._names.setdefault(id(variable), name)
 
     def run(self, inputs: Sequence[Any]) -> None:
-        """Trace the root graph on example tensors; what reaches the outputs is pinned."""
-        outputs = run(self.graph.root, [Traced(value) for value in inputs], self.call)
-        for name, output in zip(self.graph.root.output_names, keras.tree.flatten(outputs), strict=False):
-            self.pin(output, Site(f"output {name!r}", ""), "its units are an output of the model")
+        """Trace the root graph on example tensors; what reaches the outputs is pinned, but for carried states."""
+        self.inputs = [self._input(place, value) for place, value in enumerate(inputs)]
+        self.outputs = keras.tree.flatten(run(self.graph.root, self.inputs, self.call))
+        returned = returned_states(self)
+        for name, output in zip(self.graph.root.output_names, self.outputs, strict=False):
+            if not any(output is state for state in returned):
+                self.pin(output, Site(f"output {name!r}", ""), "its units are an output of the model")
+
+    def _input(self, place: int, value: Any) -> Traced:
+        if place not in self.carried or value is None or len(value.shape) < 2:
+            return Traced(value)
+        axis = len(value.shape) - 1
+        labels = self.couplings.new(int(value.shape[axis]))
+        entry = self.graph.root.inputs[place]._keras_history.operation
+        self.records.sizes[self.graph.paths[id(entry)], ("batch_shape", axis)] = labels
+        return Traced(value, Shadow(axis, labels))
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         """Run one operation on traced arguments."""
@@ -124,6 +152,13 @@ class Tracer:
         known = self.records.sizes.setdefault((call.path, path), labels)
         if known is not labels:
             self.tie(known, labels, call.site, "a size that is used at several places counts units in only one")
+
+    def take_state(self, labels: Ids) -> None:
+        """Note the labelled inputs of the model that a layer is about to take for its state."""
+        taken = set(self.couplings.roots(labels).tolist()) - {NONE}
+        for place, tensor in enumerate(self.inputs):
+            if tensor.shadow is not None and taken.intersection(self.couplings.roots(tensor.shadow.labels).tolist()):
+                self.records.taken.add(place)
 
     def names_units(self, labels: Ids) -> bool:
         """Whether any label is a unit, or is coupled to one by now."""
@@ -221,10 +256,10 @@ class Call:
         value = self.values()
         return Traced(value, shadow(axis % len(value.shape), labels, silent))
 
-    def pinned(self, reason: str) -> Any:
+    def pinned(self, reason: str, line: str = "") -> Any:
         """Outputs without labels, every argument's labels pinned."""
         for tensor in self.tensors:
-            self.tracer.pin(tensor, self.site, reason)
+            self.tracer.pin(tensor, Site(self.site.operation, line), reason)
         return self.plain()
 
 
@@ -277,3 +312,32 @@ def _gathered(call: Call, grid: Ids) -> Shadow | None:
         first = np.where(first > NONE, first, np.where(line == NONE, NONE, np.maximum(first, line)))
     silent = all(tensor.shadow is None or tensor.shadow.silent for tensor in call.tensors)
     return shadow(axis, np.where(first == PADDING, NONE, first), silent)
+
+
+def returned_states(tracer: Tracer) -> list[Traced]:
+    """Outputs that are states of the caller's: each has the units of a labelled input of the same rank."""
+    given = [tensor for place, tensor in enumerate(tracer.inputs) if place in tracer.carried]
+    found = []
+    for output in tracer.outputs:
+        mate = next((tensor for tensor in given if _same_units(tracer, tensor, output)), None)
+        if mate is not None:
+            given = [tensor for tensor in given if tensor is not mate]
+            found.append(output)
+    return found
+
+
+def carried_inputs(tracer: Tracer) -> list[int]:
+    """Of the labelled inputs, those that a recurrent layer takes for a state and that come back as outputs."""
+    returned = returned_states(tracer)
+    return [
+        place
+        for place in sorted(tracer.records.taken)
+        if any(_same_units(tracer, tracer.inputs[place], output) for output in returned)
+    ]
+
+
+def _same_units(tracer: Tracer, one: Traced, other: Traced) -> bool:
+    if one.shadow is None or other.shadow is None or len(one.shape) != len(other.shape):
+        return False
+    first, second = (tracer.couplings.roots(tensor.shadow.labels) for tensor in (one, other) if tensor.shadow)
+    return np.array_equal(first, second) and tracer.names_units(other.shadow.labels)

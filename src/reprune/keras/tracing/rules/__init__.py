@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from reprune.core.layers import Pin
+from reprune.core.layers import Pin, Site
 from reprune.keras.tracing.configuration import loose_weights, sublayers
 from reprune.keras.tracing.rules import attention, elementwise, movement, recurrent, weights
 from reprune.keras.tracing.tracer import Call, moved
@@ -94,9 +94,11 @@ def rule_of(operation: Any) -> Rule:
 def unknown(call: Call) -> Any:
     """What nobody has described: it may do anything with what it reads."""
     operation = call.operation
+    why, line = call.tracer.graph.closed.get(id(operation), ("", ""))
+    followed = f"whose code cannot be followed{': ' * bool(why)}{why}"
     for layer in _inside(operation):
         for suffix, cell in recurrent.cells_of(layer):
-            pin = Pin(call.site, f"it is inside a {type(operation).__name__}, whose code cannot be followed")
+            pin = Pin(Site(call.site.operation, line), f"it is inside a {type(operation).__name__}, {followed}")
             name = f"{call.path}/{layer.name}{suffix}"
             kind = recurrent.cell_kind(cell)
             call.tracer.refused[name] = (kind[0] if kind else "custom", recurrent.width(cell), pin)
@@ -108,6 +110,8 @@ def unknown(call: Call) -> Any:
             f"{type(operation).__name__} holds weights of its own ({', '.join(own)}), whose use cannot be followed: "
             "make it of layers such as keras.layers.Dense"
         )
+    if why:
+        return call.pinned(f"it is read by a {type(operation).__name__}, {followed}", line)
     return call.pinned(f"what {type(operation).__name__} does with its units is not known")
 
 

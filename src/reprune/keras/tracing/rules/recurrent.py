@@ -148,7 +148,9 @@ def run_cells(
         labels = last.labels if last.labels.any() else np.zeros(last.units, dtype=np.int64)
         held += [last] * kind[2]
     for state, cell in zip(states, held, strict=False):
-        call.tracer.tie(state.along(1 if channel == 2 else -1), cell.labels, call.site, STATE)
+        labels = state.along(1 if channel == 2 else -1)
+        call.tracer.take_state(labels)
+        call.tracer.tie(labels, cell.labels, call.site, STATE)
     assert last is not None
     return last, held
 

@@ -1,4 +1,4 @@
-"""Models from files, those of Keras 2 included where Keras 3 can take them."""
+"""Reading a file, translated first where Keras 2 wrote it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ import h5py
 import keras
 
 from reprune.core.errors import UnsupportedModelError
+from reprune.keras.legacy.configuration import translated
+from reprune.keras.legacy.cudnn import LAYERS, translate_weights
 
-_RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "Bidirectional")
 _LONGEST = 300
 
 
 def load_model(path: str | Path) -> Any:
     """A model from a `.keras` or `.h5` file, also of Keras 2. It is not compiled.
 
-    What Keras 2 wrote differently is put into the words of Keras 3: its module names, the option `time_major`, states
-    handed to recurrent layers.
+    What Keras 2 wrote differently is put into the words of Keras 3: module names, sequential models that are a list,
+    layers inside `Bidirectional`, states handed to recurrent layers. What it computed differently is kept: its
+    `hard_sigmoid` is another function than that of Keras 3, its `GRU` resets before the product unless told otherwise,
+    and `CuDNNLSTM` and `CuDNNGRU`, which Keras 3 does not have, become `LSTM` and `GRU` with the same weights.
 
     Args:
         path: The file.
@@ -52,7 +55,9 @@ def load_model(path: str | Path) -> Any:
         ) from None
     except Exception as error:
         # Whatever a file of another version, or a class that is not known, leads to.
-        said = str(error).strip().splitlines()[0]
+        # Keras tells the cause last, after every layer around it.
+        cause = str(error).rpartition("Exception encountered: ")[2].strip() or type(error).__name__
+        said = cause.splitlines()[0]
         said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
         raise UnsupportedModelError(
             f"{path} cannot be opened with Keras {keras.__version__}: {said}. Custom classes must be registered first "
@@ -73,7 +78,11 @@ def _readable(path: Path, folder: Path) -> Path:
                 return path
             file.extractall(folder / "parts")
         config = folder / "parts" / "config.json"
-        config.write_text(json.dumps(translated(json.loads(config.read_text()))))
+        text = config.read_text()
+        for name in LAYERS:
+            if f'"{name}"' in text:
+                raise ValueError(f"it has a {name} in the .keras format, whose weights lie elsewhere: save it as .h5")
+        config.write_text(json.dumps(translated(json.loads(text))))
         with zipfile.ZipFile(copy, "w") as file:
             for part in (folder / "parts").iterdir():
                 file.write(part, part.name)
@@ -81,62 +90,20 @@ def _readable(path: Path, folder: Path) -> Path:
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
             raise _WeightsOnlyError
-        if _is_keras_3(file.attrs.get("keras_version")):
+        version = file.attrs.get("keras_version")
+        if _is_keras_3(version):
             return path
+        if str(version).startswith("1."):
+            raise ValueError(f"Keras {version} wrote it, which had other names for everything: open it with Keras 2")
     shutil.copyfile(path, copy)
     with h5py.File(copy, "r+") as file:
         file.attrs["model_config"] = json.dumps(translated(json.loads(file.attrs["model_config"])))
+        translate_weights(file)
     return copy
 
 
 def _is_keras_3(version: Any) -> bool:
     return version is not None and int(str(version).split(".")[0]) >= 3
-
-
-def translated(config: Any) -> Any:
-    """A model's configuration by Keras 2, in the words of Keras 3.
-
-    Raises:
-        ValueError: When it asks for what Keras 3 does not have.
-    """
-    if isinstance(config, list):
-        return [translated(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    # The shapes of Keras 2 are of another form; layers find theirs when the model is put together.
-    config = {key: translated(value) for key, value in config.items() if key != "build_config"}
-    kind = config.get("class_name")
-    if kind == "Policy":
-        return config["config"]["name"]
-    if kind in ("Functional", "Model"):
-        config.update({"module": "keras.src.models.functional"} if "module" in config else {})
-        for key in ("input_layers", "output_layers"):
-            # A single one is not a list in Keras 3.
-            ends = config["config"][key]
-            config["config"][key] = ends[0] if len(ends) == 1 and isinstance(ends[0], list) else ends
-    if kind == "Attention" and config["config"].get("score_mode") == "dot":
-        # The default, which Keras 3 takes for the name of a function.
-        del config["config"]["score_mode"]
-    if kind == "BatchNormalization" and isinstance(config["config"].get("axis"), list):
-        (config["config"]["axis"],) = config["config"]["axis"]
-    if kind in ("TFOpLambda", "SlicingOpLambda"):
-        raise ValueError(f"it calls a function of TensorFlow between its layers ({config['config'].get('name')!r})")
-    if kind in _RECURRENT:
-        if config["config"].pop("time_major", False):
-            raise ValueError(f"{kind} {config['config'].get('name')!r} has time first (time_major=True)")
-        config["inbound_nodes"] = [_with_states(node) for node in config.get("inbound_nodes", ())]
-    return config
-
-
-def _with_states(node: Any) -> Any:
-    """A call of a recurrent layer; of several inputs, all but the first are its initial states."""
-    if not isinstance(node, list) or len(node) < 2:
-        return node
-    tensors = [
-        {"class_name": "__keras_tensor__", "config": {"shape": [], "dtype": "float32", "keras_history": part[:3]}}
-        for part in node
-    ]
-    return {"args": tensors[:1], "kwargs": {**node[0][3], "initial_state": tensors[1:]}}
 
 
 def _convert(path: Path) -> str:

@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-import reprune
 from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.keras.tracing.configuration import loose_weights, sublayers
 from reprune.keras.tracing.positional import Arguments
@@ -168,7 +167,7 @@ def own_graph(layer: Any) -> Graph | None:
 
 def _line_of(error: BaseException) -> str:
     """Where an error was met in somebody's own code, as `file:line`."""
-    libraries = [Path(str(part.__file__)).parent for part in (keras, reprune)]
+    libraries = [Path(str(keras.__file__)).parent, Path(__file__).parents[2]]
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

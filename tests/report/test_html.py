@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,11 @@ def test_large_reports_stay_small(tmp_path: Path) -> None:
     plan = energy_plan(stack(dict.fromkeys(names, 1500)), dict.fromkeys(names, 1.0), 0.9)
     write_report(tmp_path / "report.html", plan)
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
+
+
+def test_says_when_and_with_what_it_was_made(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/reprune", "prune", "--ratio", "0.5"])
+    write_report(tmp_path / "report.html", plan)
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r"Written \d{4}-\d\d-\d\d \d\d:\d\d .*reprune \d+\.\d+.* by: reprune prune --ratio 0\.5", text)
+    assert "was not measured here" in text

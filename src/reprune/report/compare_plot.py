@@ -12,6 +12,10 @@ _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 520, 24, 380
 _COLOURS = ("#0b6fa4", "#c1440e", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457", "#546e7a")
 _MANY = 10
+_STYLE = (
+    "<style>.page{fill:#fff}.axis{stroke:#444;fill:none}text{fill:#1a2230}"
+    "@media(prefers-color-scheme:dark){.page{fill:#12161d}.axis{stroke:#a3afc0}text{fill:#e8ecf2}}</style>"
+)
 _DASHES = ("", "7 3", "2 3", "10 3 2 3")
 
 
@@ -29,21 +33,25 @@ def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
         True
     """
     cells = [cell for cell in cells if isfinite(cell.metric)]
-    lines: dict[str, list[Cell]] = {}
+    lines: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         if not cell.is_dense:
-            label = f"{cell.method}, {cell.steps} steps" if cell.steps else cell.method
-            lines.setdefault(label, []).append(cell)
+            lines.setdefault((cell.method, cell.steps), []).append(cell)
+    methods = list(dict.fromkeys(method for method, _ in lines))
+    trained = sorted({steps for _, steps in lines})
     across = _Scale([cell.parameters for cell in cells], _LEFT, _RIGHT)
     metrics = [cell.metric for cell in cells]
     up = (_LogScale if metrics and 0 < _MANY * min(metrics) < max(metrics) else _Scale)(metrics, _BOTTOM, _TOP)
     parts = [*_axes(across, up, metric)]
     for cell in (cell for cell in cells if cell.is_dense):
         y = up(cell.metric)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}" stroke="#444" stroke-dasharray="2 4" fill="none"/>')
+        parts.append(f'<path class="axis" d="M{_LEFT} {y:.1f}H{_RIGHT}" stroke-dasharray="2 4"/>')
         parts.append(_text(_RIGHT + 6, y + 4, "dense"))
-    for index, (label, found) in enumerate(lines.items()):
-        colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    for index, ((method, steps), found) in enumerate(lines.items()):
+        # A colour for each method, dashes for how long it was fine-tuned.
+        colour = _COLOURS[methods.index(method) % len(_COLOURS)]
+        dash = _DASHES[trained.index(steps) % len(_DASHES)]
+        label = f"{method}, {steps} steps" if steps else method
         style = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
         points = [(across(cell.parameters), up(cell.metric)) for cell in sorted(found, key=lambda c: c.parameters)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -56,7 +64,7 @@ def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
         f'font-size="12" role="img" aria-label="{escape(metric)} against parameters">'
-        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
+        f'{_STYLE}<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(parts)}</svg>\n'
     )
 
 
@@ -96,12 +104,12 @@ class _LogScale(_Scale):
 
 
 def _axes(across: _Scale, up: _Scale, metric: str) -> list[str]:
-    parts = [f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" stroke="#444" fill="none"/>']
+    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>']
     for value in across.ticks():
-        parts.append(f'<path d="M{across(value):.1f} {_BOTTOM}v5" stroke="#444"/>')
+        parts.append(f'<path class="axis" d="M{across(value):.1f} {_BOTTOM}v5"/>')
         parts.append(_text(across(value), _BOTTOM + 20, _short(value), "middle"))
     for value in up.ticks():
-        parts.append(f'<path d="M{_LEFT} {up(value):.1f}h-5" stroke="#444"/>')
+        parts.append(f'<path class="axis" d="M{_LEFT} {up(value):.1f}h-5"/>')
         parts.append(_text(_LEFT - 8, up(value) + 4, f"{value:.4g}", "end"))
     middle = (_TOP + _BOTTOM) / 2
     turned = f'<g transform="rotate(-90 16 {middle})">{_text(16, middle, metric, "middle")}</g>'

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reprune.core.errors import RepruneError
+from reprune.core.methods import get_method
 from reprune.core.plan import Plan
 from reprune.report import figures, metrics, numbers
 from reprune.report.overview import Change, Overview, overview
@@ -19,6 +23,11 @@ TITLE = "What was pruned, and what it cost"
 
 # How the known methods decide, for somebody who meets them for the first time.
 METHODS = {
+    "reconstruct": (
+        "Step by step, the unit goes whose loss the weights that read it can best make up for, from what the other "
+        "units carry. Those weights are then fitted anew, so that they compute from the units that stay what they "
+        "computed from all."
+    ),
     "iss-gm": (
         "How many units each layer loses follows from the spectrum of its responses. Which ones follows from the "
         "geometric median: units whose weights lie closest to those of all the others go first, because the others can "
@@ -30,7 +39,13 @@ METHODS = {
     ),
     "random": "Every layer loses the same share of its units, chosen at random: a baseline that others have to beat.",
 }
+
+
 SCORES = {
+    "reconstruct": (
+        "The score is the error that removing the unit leaves in the weights that read it, once the others make up for "
+        "it as well as they can, at the moment it goes."
+    ),
     "iss-gm": "The score is the sum of the distances between the unit's weights and those of every other unit.",
     "magnitude": "The score is the length of all weights that belong to the unit.",
     "random": "The score is a random number.",
@@ -62,8 +77,9 @@ def write_report(
         plan=plan,
         overview=overall,
         tiles=_tiles(overall, measured),
-        how=METHODS.get(plan.method, ""),
-        score_meaning=SCORES.get(plan.method, ""),
+        how=METHODS.get(plan.method.partition("+")[0], ""),
+        score_meaning=_score_meaning(plan.method),
+        made=_made(),
         threshold=figures.energy_threshold(plan),
         spectra=figures.spectra(plan),
         scores=figures.scores(plan),
@@ -72,6 +88,30 @@ def write_report(
         durations=metrics.duration_rows(summary or {}),
     )
     _replace(Path(path), page)
+
+
+def _score_meaning(method: str) -> str:
+    """What the scores of a method are, in words or else as the formula of its criterion."""
+    if method.partition("+")[0] in SCORES:
+        return SCORES[method.partition("+")[0]]
+    try:
+        criterion = get_method(method).resolve()[1]
+    except RepruneError:  # One of the user's own, recorded by its representation.
+        return ""
+    return f"Scores are computed by {(type(criterion).__doc__ or '').strip().splitlines()[0]}"
+
+
+def _made() -> str:
+    """When, with which versions and by which command a report is written."""
+    names = {"reprune": "reprune", "torch": "PyTorch", "keras": "Keras", "tensorflow": "TensorFlow"}
+    versions = [
+        f"{label} {sys.modules[name].__version__}"
+        for name, label in names.items()
+        if hasattr(sys.modules.get(name), "__version__")
+    ]
+    program = Path(sys.argv[0]).name
+    command = f" by: {shlex.join([program, *sys.argv[1:]])}" if program == "reprune" else ""
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, {', '.join(versions)}{command}"
 
 
 def _tiles(overall: Overview, rows: Sequence[metrics.MetricRow]) -> list[tuple[str, Change, str]]:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import PlanError
+from reprune.core.fold import Fold
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Extent, SizeAttribute
-from reprune.core.plan import Diagnostics, Fold, Plan
+from reprune.core.plan import Diagnostics, Plan
 from tests.helpers.builders import stack
 
 HUGE = 10**300

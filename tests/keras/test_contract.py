@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from reprune.keras.tracing.graph import array
-from tests.contract.suite import Contract
+from tests.contract.trust import TrustContract
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import outputs
 
 
-class TestKeras(Contract):
+class TestKeras(TrustContract):
     def chain(self) -> Any:
         return zoo.sequential(zoo.both(6), zoo.L.LSTM(8), zoo.L.Dense(2))
 
@@ -31,3 +32,6 @@ class TestKeras(Contract):
 
     def weights(self, model: Any) -> list[Any]:
         return [array(weight) for weight in model.weights]
+
+    def set_weights(self, model: Any, values: Sequence[Any]) -> None:
+        model.set_weights(values)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from tests.contract.suite import Contract
+from tests.contract.trust import TrustContract
 
 T, F = 5, 3
 
@@ -53,7 +54,7 @@ def random_weights(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-class TestTorch(Contract):
+class TestTorch(TrustContract):
     def chain(self) -> Any:
         return random_weights(Chain())
 
@@ -73,3 +74,8 @@ class TestTorch(Contract):
 
     def weights(self, model: Any) -> list[Any]:
         return [parameter.detach().numpy().copy() for parameter in model.parameters()]
+
+    def set_weights(self, model: Any, values: Sequence[Any]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), values, strict=True):
+                parameter.copy_(torch.from_numpy(value))

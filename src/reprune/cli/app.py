@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from reprune.cli.checks import check_file
+from reprune.cli.commands import Commands
 from reprune.cli.compare import compare_app
 from reprune.cli.deploy import deploy_app
 from reprune.cli.options import ModelOption, Of, ScopeOption, Seed
@@ -17,40 +18,9 @@ from reprune.core.layers import checked_scope
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
 
-# What an extra installs that commands import.
-_EXTRAS = {
-    "torch": "train",
-    "keras": "keras",
-    "lightning": "train",
-    "torchmetrics": "train",
-    "google_crc32c": "youtube8m",
-    "google": "youtube8m",
-    "safetensors": "torch",
-    "jinja2": "report",
-}
-
-
-class _Commands(TyperGroup):
-    """Commands whose expected errors end in one message and exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except RepruneError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(getattr(error, "exit_code", 1)) from None
-        except ModuleNotFoundError as error:
-            package = str(error.name).split(".")[0]
-            if package not in _EXTRAS:
-                raise
-            typer.echo(f"Error: this needs {package}: pip install 'reprune[{_EXTRAS[package]}]'", err=True)
-            raise typer.Exit(1) from None
-
-
 _SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown", "add_completion": False}
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     pretty_exceptions_enable=False,
     help="Make recurrent networks smaller: remove redundant hidden units, get an ordinary dense model back.",
     **_SETTINGS,
@@ -61,6 +31,14 @@ app.add_typer(train_app, name="train")
 app.add_typer(compare_app)
 app.add_typer(deploy_app)
 app.add_typer(evaluate_app, name="evaluate")
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """What holds for every command; `Commands` looks at it."""
+
 
 Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
 PruneOf = Annotated[str, typer.Option(metavar="units|parameters|macs|latency", help="What the fraction is of.")]
@@ -179,14 +157,20 @@ def prune(
     To 20 ms in ONNX Runtime: `reprune prune --model shop.models:trained --batches shop.data:batches --of latency
     --target-ms 20 --round-to auto --runtime onnxruntime --example shop.data:example --out small`
     """
+    from reprune.core.methods import get_method
     from reprune.recipes.prune import Timing, prune_to
+    from reprune.recipes.run.folder import held
 
-    timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
     options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
     options |= {"round_to": _rounding(round_to), "target_ms": target_ms, "scope": scope}
-    text = prune_to(
-        out, build(model), value(batches), weights=weights, timing=timing, distill_steps=distill_steps, **options
-    )
+    get_method(method)
+    if latency_table is not None and not latency_table.exists():
+        check_file("--latency-table", latency_table)
+    with held(out):
+        timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
+        text = prune_to(
+            out, build(model), value(batches), weights=weights, timing=timing, distill_steps=distill_steps, **options
+        )
     typer.echo(text)
 
 

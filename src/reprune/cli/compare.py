@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from reprune.cli.options import ModelOption, Of, Seed
-from reprune.cli.references import build, find, value
+from reprune.cli.references import build, function, value
 from reprune.core.cost import Measure
 from reprune.core.errors import RepruneError
 
@@ -52,28 +52,38 @@ def compare_command(
     Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
     """
     from reprune.recipes.compare import compare
-    from reprune.recipes.run.interrupts import InterruptedRunError
+    from reprune.recipes.run.folder import held
+    from reprune.recipes.run.interrupts import InterruptedRunError, stopped_by_user
     from reprune.report.compare_table import markdown
 
     try:
-        cells = compare(
-            build(model),
-            value(data),
-            find(evaluate),
-            out,
-            methods=[name.strip() for name in methods.split(",")],
-            ratios=_fractions(ratios),
-            of=cast(Measure, of),
-            seed=seed,
-            finetune=find(finetune) if finetune else None,
-            finetune_steps=_steps(finetune_steps),
-            labels=find(labels) if labels else None,
-            loss=find(loss) if loss else None,
-            forward=find(forward) if forward else None,
-            say=typer.echo,
-        )
-    except KeyboardInterrupt:
-        raise InterruptedRunError("Stopped: the same command goes on with what is missing.") from None
+        with held(out):
+            functions = {
+                "finetune": function("--finetune", finetune, "a model", "a number of steps"),
+                "labels": function("--labels", labels, "a batch"),
+                "loss": function("--loss", loss, "a model", "a batch"),
+                "forward": function("--forward", forward, "a model", "a batch"),
+            }
+            score = function("--evaluate", evaluate, "a model")
+            cells = compare(
+                build(model),
+                value(data),
+                score,
+                out,
+                methods=[name.strip() for name in methods.split(",")],
+                ratios=_fractions(ratios),
+                of=cast(Measure, of),
+                seed=seed,
+                finetune_steps=_steps(finetune_steps),
+                say=typer.echo,
+                **functions,
+            )
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not stopped_by_user(error):
+            raise
+        raise InterruptedRunError(
+            f"Stopped: what was measured is kept in {out}, the same command goes on with what is missing."
+        ) from None
     typer.echo(markdown(cells))
 
 

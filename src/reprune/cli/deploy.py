@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from reprune.cli.checks import check_file, check_installed
 from reprune.cli.options import ModelOption
-from reprune.cli.references import build, find, value
+from reprune.cli.references import build, function, value
 from reprune.core.errors import RepruneError
+from reprune.core.files import replacing
 
 deploy_app = typer.Typer(rich_markup_mode="markdown")
 
@@ -39,10 +41,11 @@ def export_command(
     """
     import reprune
 
+    check_file("--out", out)
+    measure = function("--evaluate", evaluate, "a runner")
     network = build(model)
     if pruned is not None:
         network = reprune.load(network, pruned)
-    measure = find(evaluate) if evaluate else None
     options: dict[str, Any] = {"int8": int8, "streaming": streaming, "evaluate": measure}
     typer.echo(str(reprune.export(network, value(example), out, **options)))
 
@@ -84,6 +87,11 @@ def bench_command(
         raise RepruneError("--batch, --frames, --features and --repeats must be at least 1.")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise RepruneError(f"--plot {plot}: give a name that ends in .png or .svg.")
+    if plot is not None:
+        check_installed("matplotlib")
+    for option, path in (("--json", json), ("--plot", plot)):
+        if path is not None:
+            check_file(option, path)
     models = {"dense": _subject(dense, None)}
     base = models["dense"]
     for name in pruned:
@@ -97,11 +105,9 @@ def bench_command(
         repeats=repeats,
     )
     typer.echo(str(found))
-    for path in (json, plot):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
     if json is not None:
-        json.write_text(found.to_json(), encoding="utf-8")
+        with replacing(json) as part:
+            part.write_text(found.to_json(), encoding="utf-8")
     if plot is not None:
         found.plot(plot)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from reprune.cli.checks import check_takes
 from reprune.core.errors import RepruneError
 
 
@@ -19,7 +20,7 @@ def build(reference: str) -> Any:
     found = find(reference)
     # A model can be called as well; a factory is a function or a class.
     is_model = not isinstance(found, type) and (hasattr(found, "state_dict") or hasattr(found, "layers"))
-    return found if is_model else found()
+    return found if is_model else check_takes(found, "the model", reference, ())()
 
 
 def value(reference: str) -> Any:
@@ -30,7 +31,16 @@ def value(reference: str) -> Any:
     """
     found = find(reference)
     is_value = isinstance(found, (Mapping, list, tuple)) or hasattr(found, "shape") or not callable(found)
-    return found if is_value else found()
+    return found if is_value else check_takes(found, "the data", reference, ())()
+
+
+def function(option: str, reference: str | None, *arguments: str) -> Any:
+    """The function that a reference names, which can be called with so many arguments; None for no reference.
+
+    Raises:
+        RepruneError: When there is no such function, or it takes others.
+    """
+    return None if reference is None else check_takes(find(reference), option, reference, arguments)
 
 
 def find(reference: str) -> Any:

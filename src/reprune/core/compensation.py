@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from reprune.core.fold import Fold
 from reprune.core.layers import Structure
-from reprune.core.plan import Fold
 from reprune.core.readings import Matrix, Places, Reading, SecondMoments
 
 Prediction = tuple[Matrix, Matrix]

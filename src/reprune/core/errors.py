@@ -35,6 +35,10 @@ class PlanError(RepruneError, ValueError):
     """A plan is malformed, or does not belong to the model it is applied to."""
 
 
+class SaveError(RepruneError, OSError):
+    """A file cannot be written: no room, no permission, or another process is writing there."""
+
+
 class StatisticsError(RepruneError, ValueError):
     """The calibration responses cannot be used: none at all, NaN or infinite values, or wrong sizes."""
 
@@ -61,6 +65,10 @@ class BatchWarning(UserWarning):
 
 class CalibrationWarning(UserWarning):
     """The calibration batches are too few for what is estimated from them."""
+
+
+class PlanWarning(UserWarning):
+    """A plan is applied to other weights than it was made from."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

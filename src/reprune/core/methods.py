@@ -10,8 +10,8 @@ from reprune.core.allocation import ALLOCATIONS, Allocation, Energy
 from reprune.core.compensation import COMPENSATIONS
 from reprune.core.criteria import CRITERIA, Criterion
 from reprune.core.errors import RepruneError, did_you_mean
+from reprune.core.fold import Fold
 from reprune.core.layers import Structure
-from reprune.core.plan import Fold
 from reprune.core.readings import Reading
 
 T = TypeVar("T")

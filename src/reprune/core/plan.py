@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from math import isfinite, prod
+from math import isfinite
 from operator import index
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reprune.core.cost import MEASURES, Measure
-from reprune.core.errors import PlanError
+from reprune.core.errors import PlanError, PlanWarning
+from reprune.core.fold import Fold
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Consumer, Extent, Layer, Port, Slot, Span, Structure
 
@@ -41,57 +40,6 @@ class Diagnostics:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A correction of one consumer: what it read from removed positions, predicted from the positions that stay.
-
-    With its columns split into removed P and kept K: `W_K += W_P A` and `bias += W_P b`.
-
-    Attributes:
-        tensor: Name of the weight.
-        axis: The axis that is contracted with the units.
-        bias: Name of the bias that takes up the offsets, or None.
-        coefficients: A (removed × kept) as base64 of little-endian doubles, row by row.
-        offsets: b (removed), likewise.
-    """
-
-    tensor: str
-    axis: int
-    bias: str | None
-    coefficients: str
-    offsets: str
-
-    @classmethod
-    def of(
-        cls, tensor: str, axis: int, bias: str | None, coefficients: NDArray[np.float64], offsets: NDArray[np.float64]
-    ) -> Fold:
-        """From arrays."""
-        return cls(tensor, axis, bias, _encode(coefficients), _encode(offsets))
-
-    def arrays(self, removed: int, kept: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A (removed × kept) and b (removed).
-
-        Raises:
-            PlanError: When they do not have these sizes, or are not finite numbers.
-        """
-        found = []
-        for name, shape in (("coefficients", (removed, kept)), ("offsets", (removed,))):
-            try:
-                values = np.frombuffer(base64.b64decode(getattr(self, name), validate=True), dtype="<f8")
-            except ValueError as error:
-                raise PlanError(f"fold of {self.tensor!r}: its {name} are not base64 of doubles ({error}).") from None
-            if len(values) != prod(shape):
-                raise PlanError(f"fold of {self.tensor!r}: {len(values)} {name}, expected {shape}.")
-            if not np.isfinite(values).all():
-                raise PlanError(f"fold of {self.tensor!r}: its {name} hold NaN or infinite values.")
-            found.append(values.reshape(shape))
-        return found[0], found[1]
-
-
-def _encode(values: NDArray[np.float64]) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
-
-
-@dataclass(frozen=True)
 class Plan:
     """Which units stay.
 
@@ -104,6 +52,8 @@ class Plan:
         diagnostics: What the decision was based on.
         folds: Corrections of the consumers that make up for what the removed units carried.
         latency: Measured times, where the decision looked at them.
+        fitted_to: Digest of the weights that the plan was made from (see `core.digest`); None where it is not known.
+        folded: Whether the corrections are not in `folds` any more, but in the weights that were saved with the plan.
 
     Raises:
         PlanError: When the parts contradict each other.
@@ -122,6 +72,8 @@ class Plan:
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     folds: tuple[Fold, ...] = ()
     latency: LatencyTable | None = None
+    fitted_to: str | None = None
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -140,6 +92,14 @@ class Plan:
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""
         return {name: len(units) for name, units in self.kept.items()}
+
+    def small_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the plan's tensors without the units that go."""
+        removed = self.removed()
+        shapes = {name: list(shape) for name, shape in self.structure.shapes.items()}
+        for slot in self.structure.slots:
+            shapes[slot.tensor][slot.axis] -= len(slot.positions(removed))
+        return {name: tuple(shape) for name, shape in shapes.items()}
 
     def removed(self) -> dict[str, list[int]]:
         """Sorted indices of the units that go, for every layer."""
@@ -162,12 +122,49 @@ class Plan:
             chosen = {**self.kept, **{name: [_unit(unit) for unit in units] for name, units in kept.items()}}
         except TypeError as error:
             raise PlanError(f"kept must hold lists of unit indices by layer: {error}.") from None
-        return replace(self, kept=chosen, method="custom", folds=())
+        return replace(self, kept=chosen, method="custom", folds=(), folded=False)
+
+    def decisions(self) -> Plan:
+        """The plan without the matrices of its corrections, to lie beside weights that contain them."""
+        return replace(self, folds=(), folded=True) if self.folds else self
+
+    def cut_only(self) -> Plan:
+        """The plan without its corrections, for any weights."""
+        return replace(self, folds=(), folded=False, fitted_to=None)
+
+    def check_weights(self, found: str | None) -> None:
+        """Compare the weights that the plan is about to be applied to with those that it was made from.
+
+        Args:
+            found: Digest of the model's weights; None when the plan does not know its own.
+
+        Raises:
+            PlanError: When the plan has corrections and they were fitted to other weights, or saved elsewhere.
+        """
+        if self.folded:
+            raise PlanError(
+                "The corrections of this plan are in the weights that were saved with it, not in its text: "
+                "reprune.load() reads both. To cut without corrections: apply(model, plan, compensate=False)."
+            )
+        if self.fitted_to in (None, found):
+            return
+        if self.folds:
+            raise PlanError(
+                "The corrections of this plan were fitted to other weights than this model has (fine-tuned, partly "
+                "loaded, or of another run). Plan again on this model, or cut without corrections: "
+                "apply(model, plan, compensate=False)."
+            )
+        warnings.warn(
+            "This plan was made from other weights than this model has, so that it may remove units that matter here. "
+            "Plan again on this model, or cut knowingly: apply(model, plan, compensate=False).",
+            PlanWarning,
+            stacklevel=4,
+        )
 
     def to_json(self) -> str:
         """The plan as JSON text: one line per field."""
         fields = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
-        document = _DOCUMENT.dump_python(_Document(FORMAT, VERSION, **fields), mode="json")
+        document = _DOCUMENT.dump_python(_Document(FORMAT, VERSION, **fields), mode="json", exclude=_OF_FILES)
         return (
             "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()) + "\n}\n"
         )
@@ -214,8 +211,14 @@ class _Document(_Head):
     diagnostics: Diagnostics
     folds: tuple[Fold, ...] = ()
     latency: LatencyTable | None = None
+    fitted_to: str | None = None
+    folded: bool = False
+    # What a saved file says beside the plan; see `core.saving`.
+    weights_file: str | None = None
+    digest: str | None = None
 
 
+_OF_FILES = {"weights_file", "digest"}
 _HEAD = TypeAdapter(_Head)
 _DOCUMENT = TypeAdapter(_Document)
 

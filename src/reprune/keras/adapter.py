@@ -19,21 +19,24 @@ from reprune.keras.latency import measure_latency
 from reprune.keras.surgery import verify as rehearsal
 from reprune.keras.surgery.apply import apply, mask
 from reprune.keras.surgery.cloning import weight_arrays
+from reprune.keras.surgery.rename import fitted
 from reprune.keras.tracing import record as tracing
 from reprune.keras.tracing.graph import check_keras as checked
-from reprune.keras.tracing.graph import flat_inputs, is_tensor
+from reprune.keras.tracing.graph import flat_inputs, graph_of, is_tensor
 from reprune.keras.tracing.record import Trace, captured
 from reprune.keras.training.distill import student
-from reprune.keras.weights import load_weights, save_weights
+from reprune.keras.weights import digest, load_pruned, save_weights
 
 __all__ = [
     "accepted",
     "apply",
     "arrays",
+    "check",
     "checked",
+    "digest",
     "export",
     "is_tensor",
-    "load_weights",
+    "load_pruned",
     "loss_gradients",
     "mask",
     "measure_latency",
@@ -70,6 +73,11 @@ def rehearse(found: Trace, model: Any, example: Any, forward: Forward | None, ex
 def verify(plan: Plan, found: Trace, model: Any, small: Any, example: Any, forward: Forward | None) -> None:
     """Raise unless the smaller model computes what the masked one does; the trace holds the example."""
     rehearsal.verify(plan, found, model, small)
+
+
+def check(model: Any, plan: Plan) -> None:
+    """Raise a `PlanError` unless the model has the weights that the plan names, in their order."""
+    fitted(plan, graph_of(model))
 
 
 def arrays(found: Trace, model: Any, structure: Structure) -> dict[str, Any]:

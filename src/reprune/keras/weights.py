@@ -10,20 +10,29 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from reprune.core.digest import digest_of_arrays
 from reprune.core.plan import Plan
-from reprune.core.saving import check_tensors, check_values, unreadable
+from reprune.core.saving import check_savable, check_tensors, check_values, unreadable
+from reprune.keras.surgery.apply import rebuilt
+from reprune.keras.surgery.rename import fitted
 from reprune.keras.tracing.graph import array, graph_of
 
 
 def save_weights(model: Any, plan: Plan, path: Path) -> None:
-    """Write a model's weights as safetensors, under the plan's names: those of layers are made up anew elsewhere."""
-    weights = graph_of(model).weights().values()
+    """Write a model's weights as safetensors, under the plan's names: those of layers are made up anew elsewhere.
+
+    Raises:
+        PlanError: When a weight is one that `load_pruned` would refuse.
+    """
+    weights, shapes = graph_of(model).weights().values(), plan.small_shapes()
     named = {name: array(weight) for name, weight in zip(plan.structure.shapes, weights, strict=True)}
+    for name, value in named.items():
+        check_savable(name, value.dtype, value.shape, shapes[name], fits=True, finite=_finite(value))
     safetensors.numpy.save_file(named, path)
 
 
-def load_weights(model: Any, plan: Plan, path: Path) -> None:
-    """Fill a model from a safetensors file; every tensor is checked before the first one is changed.
+def load_pruned(dense: Any, plan: Plan, path: Path, *, sealed: bool) -> Any:
+    """The smaller model that a plan makes of a dense one, with weights from a safetensors file.
 
     Raises:
         PlanError: When the file is damaged or belongs to another model.
@@ -32,15 +41,30 @@ def load_weights(model: Any, plan: Plan, path: Path) -> None:
         found = safetensors.numpy.load_file(str(path))
     except (SafetensorError, OSError, ValueError, AttributeError) as error:  # NumPy lacks some types.
         raise unreadable(path, error) from error
-    mine = dict(zip(plan.structure.shapes, graph_of(model).weights().values(), strict=True))
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    check_tensors(path, shapes, {name: tuple(w.shape) for name, w in mine.items()}, set(mine) - set(found))
-    for name, weight in mine.items():
-        fits = _is_float(found[name].dtype) == keras.backend.is_float_dtype(weight.dtype)
-        finite = not fits or not np.isnan(found[name].astype("float32")).any()
-        check_values(path, name, found[name].dtype, weight.dtype, fits=fits, finite=finite)
-    for name, weight in mine.items():
-        weight.assign(found[name])
+    graph = graph_of(dense)
+    renamed = fitted(plan, graph)
+    expected = plan.small_shapes()
+    check_tensors(path, {name: value.shape for name, value in found.items()}, expected, set(expected) - set(found))
+    tensors = {}
+    for name, (mine, weight) in zip(expected, graph.weights().items(), strict=True):
+        value = found[name]
+        fits = _is_float(value.dtype) == keras.backend.is_float_dtype(weight.dtype)
+        check_values(path, name, value.dtype, weight.dtype, fits=fits, finite=sealed or not fits or _finite(value))
+        tensors[mine] = value
+    return rebuilt(dense, graph, renamed, renamed.counts(), tensors)
+
+
+def _finite(value: Any) -> bool:
+    return not _is_float(value.dtype) or not np.isnan(value.astype("float32")).any()
+
+
+def digest(model: Any) -> str:
+    """The digest of a model's weights, in Keras's order."""
+    return digest_of_arrays(_widened(array(weight)) for weight in model.weights)
+
+
+def _widened(value: Any) -> Any:
+    return value.astype("float32") if value.dtype.itemsize < 4 and _is_float(value.dtype) else value
 
 
 def _is_float(dtype: Any) -> bool:

@@ -14,10 +14,11 @@ import reprune
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
+from reprune.core.files import replacing
 from reprune.core.layers import Structure
 from reprune.core.methods import get_method
 from reprune.core.statistics import to_numpy
-from reprune.recipes.run.folder import check_writable, read_json, replacing
+from reprune.recipes.run.folder import held, read_json
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown
 
@@ -87,44 +88,45 @@ def compare(
         )
     train = finetune or (lambda small, steps: reprune.distill(small, model, batches, steps, forward=forward))
     settings = {"of": of, "seed": seed, "metric": metric, "weights": _fingerprint(model)}
-    grid = _Grid(out, settings, "distilled" if finetune is None else "")
-    missing = [
-        (name, ratio)
-        for name in methods
-        for ratio in ratios
-        if any(grid.read(name, ratio, steps) is None for steps in stages)
-    ]
-    dense = grid.read("dense", 0.0, 0)
-    if missing or dense is None:
-        used = sorted({name for name, _ in missing})
-        calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
-        if dense is None:
-            structure = calibration.structure
-            dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, _number(evaluate, model), 0.0))
-            say(f"dense: {dense.metric:.4g}")
-        for place, (name, ratio) in enumerate(missing, start=1):
-            started = time.perf_counter()
-            result = calibration.prune(ratio, of=of, method=name, seed=seed)
-            for steps in stages:
-                small = result.model
-                if steps:
-                    started = time.perf_counter()
-                    small = reprune.apply(model, result.plan)
-                    train(small, steps)
-                took = time.perf_counter() - started
-                counts, structure = result.plan.counts(), result.plan.structure
-                cell = grid.keep(_cell(structure, counts, name, ratio, steps, _number(evaluate, small), took))
-                say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
-    cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
-    found = [dense, *(cell for cell in cells if cell is not None)]
-    for suffix, text in (
-        ("json", json_text(found)),
-        ("csv", csv_text(found)),
-        ("md", markdown(found)),
-        ("svg", svg(found, metric)),
-    ):
-        _write(out / f"comparison.{suffix}", text)
-    return found
+    with held(out):
+        grid = _Grid(out, settings, "distilled" if finetune is None else "")
+        missing = [
+            (name, ratio)
+            for name in methods
+            for ratio in ratios
+            if any(grid.read(name, ratio, steps) is None for steps in stages)
+        ]
+        dense = grid.read("dense", 0.0, 0)
+        if missing or dense is None:
+            used = sorted({name for name, _ in missing})
+            calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
+            if dense is None:
+                structure = calibration.structure
+                dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, _number(evaluate, model), 0.0))
+                say(f"dense: {dense.metric:.4g}")
+            for place, (name, ratio) in enumerate(missing, start=1):
+                started = time.perf_counter()
+                result = calibration.prune(ratio, of=of, method=name, seed=seed)
+                for steps in stages:
+                    small = result.model
+                    if steps:
+                        started = time.perf_counter()
+                        small = reprune.apply(model, result.plan)
+                        train(small, steps)
+                    took = time.perf_counter() - started
+                    counts, structure = result.plan.counts(), result.plan.structure
+                    cell = grid.keep(_cell(structure, counts, name, ratio, steps, _number(evaluate, small), took))
+                    say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
+        cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
+        found = [dense, *(cell for cell in cells if cell is not None)]
+        for suffix, text in (
+            ("json", json_text(found)),
+            ("csv", csv_text(found)),
+            ("md", markdown(found)),
+            ("svg", svg(found, metric)),
+        ):
+            _write(out / f"comparison.{suffix}", text)
+        return found
 
 
 def _check(methods: Sequence[str], ratios: Sequence[float], of: Measure, labels: object, loss: object) -> None:
@@ -169,18 +171,15 @@ class _Grid:
 
     def __init__(self, out: Path, settings: dict[str, Any], training: str) -> None:
         self._training = training
-        check_writable(out)
-        self._folder = out / "cells"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = out / "settings.json"
-        if not path.exists():
-            _write(path, json.dumps(settings) + "\n")
-        held = read_json(path)
-        if held != settings:
+        self._folder, self._settings = out / "cells", out / "settings.json"
+        # Without a cell there is nothing yet that other settings could spoil.
+        before = read_json(self._settings) if any(self._folder.glob("*.json")) else settings
+        if before != settings:
             raise RecipeError(
-                f"{out} holds a comparison with {held}, this one has {settings}: give another folder, or the same "
+                f"{out} holds a comparison with {before}, this one has {settings}: give another folder, or the same "
                 "settings to go on with it."
             )
+        self._text = json.dumps(settings) + "\n"
 
     def _path(self, method: str, ratio: float, steps: int) -> Path:
         return self._folder / f"{method}@{ratio:g}@{steps}{self._training if steps else ''}.json"
@@ -197,6 +196,8 @@ class _Grid:
 
     def keep(self, cell: Cell) -> Cell:
         """Write a cell down; returns it."""
+        if not any(self._folder.glob("*.json")):
+            _write(self._settings, self._text)
         _write(self._path(cell.method, cell.ratio, cell.steps), json.dumps(asdict(cell)) + "\n")
         return cell
 

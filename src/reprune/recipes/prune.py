@@ -13,9 +13,11 @@ from rich.progress import Progress
 import reprune
 from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
+from reprune.core.files import replacing
 from reprune.core.latency import LatencyTable
 from reprune.core.passes import first_batch
-from reprune.recipes.run.folder import replacing
+from reprune.recipes.run.interrupts import InterruptedRunError
+from reprune.report import check_installed
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def prune_to(
     Raises:
         RepruneError: The weights do not fit the model, or the folder cannot be written.
     """
+    check_installed()
+    asked = Request(**{name: options[name] for name in Request.__dataclass_fields__ if name in options})
     keras = sys.modules.get("keras")
     is_keras = keras is not None and isinstance(model, keras.Model)
     if weights is not None:
@@ -84,13 +88,8 @@ def prune_to(
         except Exception as error:
             # Each framework and each format has its own errors for a file that is damaged or of another model.
             raise RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}") from None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RepruneError(f"--out {out} cannot be written: {error.strerror}. Give a folder that can.") from None
     if not is_keras and hasattr(model, "eval"):
         model.eval()
-    asked = Request(**{name: options[name] for name in Request.__dataclass_fields__ if name in options})
     table = None
     if asked.needs_table:
         first, everything = first_batch(batches, lambda value: hasattr(value, "shape"))
@@ -100,12 +99,15 @@ def prune_to(
     result.save(out)
     if distill_steps:
         # What was pruned is kept already: from here on, an interruption loses no more than what was learned.
-        with Progress(transient=True) as bar:
-            task = bar.add_task("distilling", total=distill_steps)
-            reprune.distill(
-                result.model, model, batches, distill_steps, progress=lambda step, _: bar.update(task, completed=step)
-            )
-        result.save(out)
+        try:
+            with Progress(transient=True) as bar:
+                task = bar.add_task("distilling", total=distill_steps)
+                reprune.distill(result.model, model, batches, distill_steps, progress=lambda _, __: bar.advance(task))
+            result.save(out)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"Stopped: {out} keeps the pruned model, not distilled. The same command starts anew."
+            ) from None
     return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"
 
 

@@ -1,8 +1,8 @@
 """What people look at: tables, figures and the HTML report."""
 
-from reprune.report.html import write_report
+from reprune.report.html import check_installed, write_report
 from reprune.report.inspection import Inspection
 from reprune.report.notebook import plan_html
 from reprune.report.table import render_structure, render_table
 
-__all__ = ["Inspection", "plan_html", "render_structure", "render_table", "write_report"]
+__all__ = ["Inspection", "check_installed", "plan_html", "render_structure", "render_table", "write_report"]

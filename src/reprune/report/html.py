@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reprune.core.errors import RepruneError
+from reprune.core.files import replacing
 from reprune.core.methods import get_method
 from reprune.core.plan import Plan
 from reprune.report import figures, metrics, numbers
@@ -52,9 +52,7 @@ SCORES = {
 }
 
 
-def write_report(
-    path: str | os.PathLike[str], plan: Plan, summary: Mapping[str, Any] | None = None, *, title: str = TITLE
-) -> None:
+def write_report(path: str | Path, plan: Plan, summary: Mapping[str, Any] | None = None, *, title: str = TITLE) -> None:
     """Write a report of a plan as one HTML file that needs nothing else: no network, no scripts.
 
     Args:
@@ -87,7 +85,8 @@ def write_report(
         quality=next((row for row in measured if row.is_quality), None),
         durations=metrics.duration_rows(summary or {}),
     )
-    _replace(Path(path), page)
+    with replacing(Path(path)) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def _score_meaning(method: str) -> str:
@@ -127,6 +126,11 @@ def _tiles(overall: Overview, rows: Sequence[metrics.MetricRow]) -> list[tuple[s
     return tiles
 
 
+def check_installed() -> None:
+    """Raise a `RepruneError` unless a report can be written at the end of what is about to begin."""
+    _environment()
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -149,14 +153,3 @@ def _environment() -> Environment:
         duration=numbers.duration,
     )
     return environment
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file, then rename: a reader sees the old page or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

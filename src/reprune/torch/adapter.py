@@ -17,22 +17,24 @@ from reprune.torch.export import export
 from reprune.torch.latency import measure_latency
 from reprune.torch.surgery import apply as surgery
 from reprune.torch.surgery import verify as verification
-from reprune.torch.surgery.apply import named_tensors
+from reprune.torch.surgery.apply import check, named_tensors
 from reprune.torch.tracing import accepting
 from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
-from reprune.torch.weights import load_weights, save_weights
+from reprune.torch.weights import digest, load_pruned, save_weights
 
 __all__ = [
     "accepted",
     "apply",
     "arrays",
+    "check",
     "checked",
+    "digest",
     "export",
     "is_tensor",
-    "load_weights",
+    "load_pruned",
     "loss_gradients",
     "mask",
     "measure_latency",

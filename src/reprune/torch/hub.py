@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from reprune.core.errors import PlanError
+from reprune.core.files import replacing
 from reprune.core.plan import Plan
-from reprune.core.saving import PLAN, WEIGHTS
+from reprune.core.saving import PLAN, WEIGHTS, read_pair, write_folder
 from reprune.runtimes import need
-from reprune.torch.surgery.apply import apply
-from reprune.torch.weights import load_weights, save_weights
+from reprune.torch.weights import load_pruned, load_weights, save_weights
 from reprune.verbs.result import Result
 
 _hub: Any = need("huggingface_hub", "huggingface_hub", "reprune.torch.hub")
@@ -34,9 +35,12 @@ class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]
     reprune_plan: Plan | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(self, None, save_directory / WEIGHTS)
-        if self.reprune_plan is not None:
-            (save_directory / PLAN).write_text(self.reprune_plan.to_json(), encoding="utf-8")
+        if self.reprune_plan is None:
+            with replacing(save_directory / WEIGHTS) as part:
+                save_weights(self, None, part)
+        else:
+            plan = self.reprune_plan
+            write_folder(save_directory, plan, {WEIGHTS: lambda path: save_weights(self, plan, path)})
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
@@ -49,12 +53,17 @@ class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]
         dense = cls(**options)
         plan_file = _file(model_id, PLAN, download)
         small: Any = dense
-        if plan_file is not None:
-            plan = Plan.from_json(plan_file.read_bytes())
-            small = apply(dense, plan)
-            small.reprune_plan = plan
-        load_weights(small, None, weights)
+        if plan_file is None:
+            load_weights(dense, weights)
+        else:
+            small = read_pair(plan_file, weights, partial(_pruned, dense))
         return small.to(map_location).eval()
+
+
+def _pruned(dense: nn.Module, plan: Plan, weights: Path, sealed: bool) -> Any:
+    small: Any = load_pruned(dense, plan.cut_only(), weights, sealed=sealed)
+    small.reprune_plan = plan
+    return small
 
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")

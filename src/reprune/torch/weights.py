@@ -2,26 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from reprune.core.digest import digest_of_arrays
 from reprune.core.plan import Plan
-from reprune.core.saving import check_tensors, check_values, unreadable
+from reprune.core.saving import check_savable, check_tensors, check_values, unreadable
+from reprune.torch.surgery.apply import check, cut, put
+from reprune.torch.tracing.copies import duplicate
 
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
+def digest(model: nn.Module) -> str:
+    """The digest of a model's weights: of its parameters, and of the buffers that its state dict keeps.
+
+    Buffers of whole numbers count steps and the like, and are no part of it.
+    """
+    return digest_of_arrays(_array(tensor) for tensor in _weights(model))
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and (buffer.is_floating_point() or buffer.is_complex()):
+                yield buffer
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+        tensor = tensor.float()  # NumPy does not know all of the short types.
+    found: NDArray[Any] = tensor.resolve_conj().numpy()
+    return found
+
+
 def save_weights(model: nn.Module, plan: Plan | None, path: Path) -> None:
-    """Write a model's weights and buffers as safetensors."""
+    """Write a model's weights and buffers as safetensors.
+
+    Raises:
+        PlanError: When a weight is one that `load_weights` would refuse.
+    """
+    shapes = {} if plan is None else plan.small_shapes()
+    for name, weight in model.named_parameters():
+        fits = weight.dtype in PRECISIONS or not weight.is_floating_point()
+        check_savable(name, weight.dtype, tuple(weight.shape), shapes.get(name), fits=fits, finite=_finite(weight))
     safetensors.torch.save_model(model, str(path))
 
 
-def load_weights(model: nn.Module, plan: Plan | None, path: Path) -> None:
+def _finite(weight: Tensor) -> bool:
+    return weight.dtype.itemsize < 2 or not bool(weight.isnan().any())
+
+
+def load_pruned(dense: nn.Module, plan: Plan, path: Path, *, sealed: bool) -> nn.Module:
+    """The smaller model that a plan makes of a dense one, with weights from a safetensors file.
+
+    Raises:
+        PlanError: When the file is damaged or belongs to another model.
+    """
+    check(dense, plan)
+    skeleton = duplicate(dense)
+    # Sizes without values: those of the dense model would be copied and cut for nothing.
+    put(skeleton, {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in skeleton.parameters()})
+    small = cut(skeleton, plan)
+    devices = {name: parameter.device for name, parameter in dense.named_parameters()}
+    load_weights(small, path, devices, sealed=sealed)
+    return small
+
+
+def load_weights(
+    model: nn.Module, path: Path, devices: Mapping[str, torch.device] | None = None, *, sealed: bool = False
+) -> None:
     """Fill a model from a safetensors file; every tensor is checked before the first one is changed.
+
+    Args:
+        model: The model.
+        path: The file.
+        devices: Where to put its weights, if not where they are.
+        sealed: Whether the file is known to hold what was saved.
 
     Raises:
         PlanError: When the file is damaged or belongs to another model.
@@ -40,11 +106,17 @@ def load_weights(model: nn.Module, plan: Plan | None, path: Path) -> None:
         mine = state[name]
         fits = tensor.dtype in (PRECISIONS if mine.is_floating_point() else {mine.dtype})
         # A buffer may hold anything; a weight that is no number makes the whole model useless.
-        finite = not fits or not isinstance(mine, nn.Parameter) or not bool(tensor.isnan().any())
+        finite = sealed or not fits or not isinstance(mine, nn.Parameter) or _finite(tensor)
         check_values(path, name, tensor.dtype, mine.dtype, fits=fits, finite=finite)
-    for name, tensor in found.items():
-        # In place, so that tied modules and the lists that recurrent modules keep go on sharing it.
-        state[name].data = tensor.to(state[name].device)
+    put(
+        model,
+        {id(state[name]): _like(state[name], tensor, (devices or {}).get(name)) for name, tensor in found.items()},
+    )
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
+
+
+def _like(mine: Tensor, found: Tensor, device: torch.device | None) -> Tensor:
+    found = found.to(device or mine.device)
+    return nn.Parameter(found, mine.requires_grad) if isinstance(mine, nn.Parameter) else found

@@ -18,7 +18,7 @@ from reprune.core.methods import Method
 from reprune.core.passes import Forward, Labels, Loss, first_batch
 from reprune.core.plan import Plan
 from reprune.report import Inspection
-from reprune.verbs.adapter import adapter_of
+from reprune.verbs.adapter import adapter_of, fitting
 from reprune.verbs.calibration import Calibration, calibrate
 from reprune.verbs.distillation import distill
 from reprune.verbs.result import Result, load
@@ -219,23 +219,39 @@ def prune(
     )
 
 
-def apply(model: Model, plan: Plan) -> Model:
+def apply(model: Model, plan: Plan, *, compensate: bool = True) -> Model:
     """A new, smaller model without the units that the plan removes; the original is left as it was.
 
+    Args:
+        model: The model that was planned. Out of `DataParallel`, `torch.compile` and the like, the plain one is taken.
+        plan: Which units stay, and what makes up for the others.
+        compensate: Add the plan's corrections to what is left. They were fitted to the weights that the model had when
+            it was planned. False cuts only, whatever the weights are.
+
     Raises:
-        PlanError: When the plan belongs to another model.
+        PlanError: When the plan belongs to another model, or its corrections to other weights.
+
+    Warns:
+        PlanWarning: When a plan without corrections was made from other weights.
     """
-    small: Model = adapter_of(model).apply(model, plan)
+    adapter = adapter_of(model)
+    model = adapter.checked(model)
+    small: Model = adapter.apply(model, fitting(adapter, model, plan, compensate))
     return small
 
 
-def mask(model: Model, plan: Plan) -> Model:
-    """A full-size copy in which nothing reads the units that the plan removes.
+def mask(model: Model, plan: Plan, *, compensate: bool = True) -> Model:
+    """A full-size copy in which nothing reads the units that the plan removes; it computes what `apply` returns.
 
     Raises:
-        PlanError: When the plan belongs to another model.
+        PlanError: See `apply`.
+
+    Warns:
+        PlanWarning: See `apply`.
     """
-    masked: Model = adapter_of(model).mask(model, plan)
+    adapter = adapter_of(model)
+    model = adapter.checked(model)
+    masked: Model = adapter.mask(model, fitting(adapter, model, plan, compensate))
     return masked
 
 

@@ -85,6 +85,12 @@ class Adapter(Protocol):
     ) -> Mapping[str, Any]:
         """Gradient of the mean loss with respect to the weights that know units."""
 
+    def check(self, model: Any, plan: Plan, /) -> None:
+        """Raise a `PlanError` unless the model has the tensors that the plan names."""
+
+    def digest(self, model: Any, /) -> str:
+        """The digest of all weights (`core.digest`), wherever they are and in whatever type."""
+
     def apply(self, model: Any, plan: Plan, /) -> Any:
         """The smaller model."""
 
@@ -110,8 +116,8 @@ class Adapter(Protocol):
     def save_weights(self, model: Any, plan: Plan, path: Path, /) -> None:
         """Write a pruned model's weights as safetensors."""
 
-    def load_weights(self, model: Any, plan: Plan, path: Path, /) -> None:
-        """Fill a pruned model from such a file; nothing is changed unless every tensor fits."""
+    def load_pruned(self, dense: Any, plan: Plan, path: Path, /, *, sealed: bool) -> Any:
+        """The smaller model with the weights of such a file; `sealed` when that is known to hold what was saved."""
 
     def student(
         self, small: Any, dense: Any, example: Any, divergence: Any, forward: Forward | None, /
@@ -121,6 +127,19 @@ class Adapter(Protocol):
     @property
     def export(self) -> Callable[..., Any]:
         """Write a file for a runtime: a function of model, example and path, with options."""
+
+
+def fitting(adapter: Adapter, model: Any, plan: Plan, compensate: bool = True) -> Plan:
+    """The plan as it may be applied to a model: with its corrections if they were fitted to these weights, or without.
+
+    Raises:
+        PlanError: When they were fitted to other weights.
+    """
+    if not compensate:
+        return plan.cut_only()
+    adapter.check(model, plan)
+    plan.check_weights(adapter.digest(model) if plan.fitted_to else None)
+    return plan
 
 
 def adapter_of(model: Any) -> Adapter:

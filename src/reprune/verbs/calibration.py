@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
 from reprune.core.budget import RATIO, Request
@@ -17,7 +18,7 @@ from reprune.core.passes import Forward, Labels, Loss, several_passes
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, Statistics, readings
 from reprune.core.rehearsal import held_back
-from reprune.verbs.adapter import Recorded, adapter_of
+from reprune.verbs.adapter import Recorded, adapter_of, fitting
 from reprune.verbs.result import Result
 
 Model = TypeVar("Model")
@@ -43,12 +44,13 @@ class Calibration(Generic[Model]):
         example: Any,
         forward: Forward | None,
         check: bool,
+        digest: str,
     ) -> None:
         self.structure: Structure = evidence.structure
         self.gathered = frozenset(gathered)
         self._adapter = adapter_of(model)
         self._model, self._found, self._evidence = model, found, evidence
-        self._example, self._forward, self._check = example, forward, check
+        self._example, self._forward, self._check, self._digest = example, forward, check, digest
         self._table: LatencyTable | None = None
 
     def plan(
@@ -83,7 +85,7 @@ class Calibration(Generic[Model]):
                 f"{given}."
             )
         table = (latency or self._measured()) if request.needs_table else None
-        return decide(
+        decided = decide(
             self._evidence,
             request.budget(table),
             method,
@@ -91,6 +93,7 @@ class Calibration(Generic[Model]):
             counts=counts,
             seed=seed,
         )
+        return replace(decided, fitted_to=self._digest)
 
     def _measured(self) -> LatencyTable:
         if self._table is None:
@@ -104,9 +107,10 @@ class Calibration(Generic[Model]):
 
         Raises:
             VerificationError: When the smaller model does not compute what the masked one does.
+            PlanError: When the model has other weights than at the time of calibration.
         """
         decided = self.plan(ratio, **options)
-        small: Model = self._adapter.apply(self._model, decided)
+        small: Model = self._adapter.apply(self._model, fitting(self._adapter, self._model, decided))
         if self._check:
             self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
         return Result(small, decided)
@@ -157,6 +161,7 @@ def calibrate(
     """
     adapter = adapter_of(model)
     model = adapter.checked(model)
+    digest = adapter.digest(model)
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
@@ -181,4 +186,4 @@ def calibrate(
     if "loss" in wanted and loss is not None:
         gradients = adapter.loss_gradients(found, model, structure, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
-    return Calibration(model, found, evidence, wanted, example, forward, verify)
+    return Calibration(model, found, evidence, wanted, example, forward, verify, digest)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from reprune.core.plan import Plan
-from reprune.core.saving import REPORT, read_folder, write_folder
+from reprune.core.saving import REPORT, WEIGHTS, read_folder, write_folder
 from reprune.report import plan_html, render_table, write_report
 from reprune.verbs.adapter import adapter_of
 
@@ -48,11 +48,22 @@ class Result(Generic[Model]):
         Args:
             directory: Where to write; files of these names are replaced.
             summary: Metrics before and after, for the report (see `report.write_report`).
+
+        Raises:
+            PlanError: When the model has weights that `load` would refuse: NaN, or other types than floating point.
+            SaveError: When the directory cannot be written, or another process is writing there. What it held is then
+                as it was.
         """
-        folder = Path(directory)
         adapter = adapter_of(self.model)
-        write_folder(folder, self.plan, lambda path: adapter.save_weights(self.model, self.plan, path))
-        write_report(folder / REPORT, self.plan, summary)
+        model = adapter.checked(self.model)
+        write_folder(
+            Path(directory),
+            self.plan,
+            {
+                WEIGHTS: lambda path: adapter.save_weights(model, self.plan, path),
+                REPORT: lambda path: write_report(path, self.plan, summary),
+            },
+        )
 
 
 def load(dense_model: Model, directory: str | Path) -> Model:
@@ -64,7 +75,8 @@ def load(dense_model: Model, directory: str | Path) -> Model:
         PlanError: When a file is missing or damaged, or belongs to another model.
     """
     adapter = adapter_of(dense_model)
-    plan, weights = read_folder(directory)
-    small: Model = adapter.apply(dense_model, plan)
-    adapter.load_weights(small, plan, weights)
+    dense = adapter.checked(dense_model)
+    small: Model = read_folder(
+        directory, lambda plan, path, sealed: adapter.load_pruned(dense, plan.cut_only(), path, sealed=sealed)
+    )
     return small

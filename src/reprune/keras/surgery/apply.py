@@ -45,7 +45,7 @@ def apply(model: Any, plan: Plan) -> Any:
     removed = plan.removed()
     for slot in plan.structure.slots:
         tensors[slot.tensor] = np.delete(tensors[slot.tensor], slot.positions(removed), axis=slot.axis)
-    return _rebuilt(model, graph, plan, plan.counts(), tensors)
+    return rebuilt(model, graph, plan, plan.counts(), tensors)
 
 
 def mask(model: Any, plan: Plan) -> Any:
@@ -69,7 +69,7 @@ def mask(model: Any, plan: Plan) -> Any:
     for slot in plan.structure.slots:
         gone = slot.positions(removed if slot.role == "reads" else direct)
         np.moveaxis(tensors[slot.tensor], slot.axis, 0)[gone] = 0
-    return _rebuilt(model, graph, plan, plan.structure.counts(), tensors)
+    return rebuilt(model, graph, plan, plan.structure.counts(), tensors)
 
 
 def _folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
@@ -100,16 +100,17 @@ def _add_to_bias(bias: Array, gain: Array, tensor: str) -> None:
     bias += gain.astype(bias.dtype)
 
 
-def _rebuilt(
+def rebuilt(
     model: Any,
     graph: ModelGraph,
     plan: Plan,
     sizes: Mapping[str, int],
     tensors: Mapping[str, Array],
 ) -> Any:
+    """A model like this one in which layers have these sizes, and weights these values."""
     cloner = Cloner(graph, plan, sizes)
     cells = {id(cell): name for cell, name in named_cells(graph)}
-    rebuilt = cloner.model(model)
+    copied = cloner.model(model)
     named = {id(variable): name for name, variable in graph.weights().items()}
     for _, layer in graph.layers():
         if isinstance(layer, keras.layers.InputLayer):
@@ -124,7 +125,7 @@ def _rebuilt(
             new.assign(value)
         hand_over(layer, cloner.of(layer))
         _copy_states(layer, cloner.of(layer), plan, cells)
-    return compile_like(model, rebuilt)
+    return compile_like(model, copied)
 
 
 def _copy_states(old: Any, new: Any, plan: Plan, names: Mapping[int, str]) -> None:

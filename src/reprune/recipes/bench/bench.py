@@ -22,6 +22,7 @@ from rich.table import Table
 
 from reprune.core.errors import RepruneError
 from reprune.core.exporting import ExportError
+from reprune.core.files import replacing
 from reprune.runtimes import RUNTIMES, open_file
 
 Subject = Any
@@ -116,7 +117,8 @@ class Comparison:
         axes.bar(places + 0.2, [self.speed_up(row) for row in self.rows], 0.4, label="measured, times as fast")
         axes.set_xticks(places, labels, fontsize=7)
         axes.legend()
-        figure.savefig(path)
+        with replacing(path) as part:
+            figure.savefig(part, format=path.suffix.removeprefix("."))
 
 
 def bench(

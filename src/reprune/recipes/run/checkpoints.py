@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from reprune.core.errors import RecipeError
-from reprune.recipes.run.folder import replacing
+from reprune.core.files import replacing
 from reprune.recipes.run.interrupts import InterruptedRunError, Interrupts
 from reprune.recipes.run.processes import once
 from reprune.torch.training.distributed import everyone, rank, summed
@@ -65,8 +65,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
 
-    The first one is there before a step is spent, and after the first step, when the optimiser has its moments, two
-    more: so a disk without room for a checkpoint beside the last one shows at once. Beside what Lightning saves, it
+    One is tried before a step is spent, and after the first step, when the optimiser has its moments, two are written:
+    so a disk without room for a checkpoint beside the last one shows at once. Beside what Lightning saves, it
     holds the position in the data and the state of the random number generators.
 
     Ctrl-C finishes the step, saves, and raises `InterruptedRunError`; a second one stops at once.
@@ -90,6 +90,8 @@ class Checkpoints(Checkpoint):
         self._interrupts.listen()
         if not once(self.path.exists):
             trainer.save_checkpoint(self.path)
+            # A run that fails in its first step has nothing worth keeping.
+            once(self.path.unlink)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reprune.core.errors import RecipeError
+from reprune.core.files import reason, replacing, sole_writer
+from reprune.recipes.run.interrupts import InterruptedRunError, stopped_by_user
 from reprune.recipes.run.options import RunOptions
 
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
 _OPTIONS = "options.json"
 _STATE = "state.json"
+_OWN = (_OPTIONS, _STATE, "checkpoints", "logs", "data")
 
 
 class RunFolder:
@@ -43,9 +47,9 @@ class RunFolder:
         self.path = Path(path)
         self.writes = True
         check_writable(self.path)
-        if (self.path / _OPTIONS).exists():
+        if (self.path / _OPTIONS).exists() and self.worth_keeping():
             self._check_same(options, resume)
-        elif any(not file.name.startswith(".") for file in self.path.iterdir()):
+        elif not (self.path / _OPTIONS).exists() and any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise RecipeError(f"{self.path} holds other files and no run: give --out a new or empty folder.")
         else:
             write_json(self.path / _OPTIONS, options.to_dict())
@@ -53,6 +57,21 @@ class RunFolder:
         self._state: dict[str, Any] = read_json(state) if state.exists() else {"seconds": {}}
         if not isinstance(self._state, dict) or not isinstance(self._state.get("seconds"), dict):
             raise RecipeError(f"{state} does not say what is done: give --out another folder.")
+
+    def worth_keeping(self) -> bool:
+        """Whether any part of the run is done, or has come as far as a checkpoint."""
+        checkpoints = self.path / "checkpoints"
+        saved = [path for path in checkpoints.iterdir() if path.suffix != ".part"] if checkpoints.is_dir() else []
+        return bool(saved) or (self.path / _STATE).exists()
+
+    def discard(self) -> None:
+        """Remove what a run writes before there is anything worth keeping."""
+        for name in _OWN:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _check_same(self, options: RunOptions, resume: bool) -> None:
         if not resume:
@@ -120,23 +139,6 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place once it is on disk.
-
-    The old file stays when writing fails, and when the machine stops at any moment.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def check_writable(path: Path) -> None:
     """Make a folder unless it is there.
 
@@ -149,6 +151,58 @@ def check_writable(path: Path) -> None:
         probe.write_bytes(b"\0")
         probe.unlink()
     except OSError as error:
-        raise RecipeError(
-            f"--out {path} cannot be written: {error.strerror or error}. Give a folder that can."
-        ) from None
+        raise RecipeError(f"--out {path} cannot be written. {reason(error)}.") from None
+
+
+@contextmanager
+def opened(
+    path: Path, options: RunOptions, *, resume: bool = False, go_on: str = "add --resume to go on"
+) -> Iterator[RunFolder]:
+    """The folder of a run, which no other process writes to meanwhile.
+
+    A run that fails, or is stopped, before there is anything worth keeping leaves nothing behind.
+
+    Args:
+        path: See `RunFolder`, as the following ones.
+        options: The options of the run.
+        resume: Go on with the run that the folder holds.
+        go_on: What to tell somebody who presses Ctrl-C.
+
+    Raises:
+        RecipeError: See `RunFolder`.
+        SaveError: Another process is at work there.
+        InterruptedRunError: For Ctrl-C.
+    """
+    with held(path):
+        folder = RunFolder(path, options, resume=resume)
+        try:
+            yield folder
+        except BaseException as error:
+            kept = folder.worth_keeping()
+            if not kept:
+                folder.discard()
+            if stopped_by_user(error):
+                raise InterruptedRunError(
+                    f"Stopped: what is done is kept in {path}, {go_on}."
+                    if kept
+                    else "Stopped before there was anything to keep: the same command starts anew."
+                ) from None
+            raise
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """A folder that no other process writes to meanwhile; made if need be, and not left behind empty.
+
+    Raises:
+        RecipeError: When nothing can be written to it.
+        SaveError: When another process is at work there.
+    """
+    made = not path.exists()
+    check_writable(path)
+    try:
+        with sole_writer(path):
+            yield
+    finally:
+        if made and path.exists() and not any(path.iterdir()):
+            path.rmdir()

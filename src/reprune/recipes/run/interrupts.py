@@ -15,6 +15,13 @@ class InterruptedRunError(RepruneError):
     exit_code = 130
 
 
+def stopped_by_user(error: BaseException) -> bool:
+    """Whether an exception comes of Ctrl-C, which Lightning turns into an exit of its own."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )
+
+
 class Interrupts:
     """Notes Ctrl-C instead of raising at once; a second one raises `KeyboardInterrupt`.
 

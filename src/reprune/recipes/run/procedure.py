@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,14 @@ from rich.table import Table
 
 from reprune.core.cost import CostModel
 from reprune.core.errors import RecipeError
+from reprune.core.files import replacing
 from reprune.core.plan import Plan
-from reprune.recipes.run.folder import RunFolder, read_json, replacing, write_json
+from reprune.core.saving import PLAN
+from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
 from reprune.recipes.run.options import RunOptions
 from reprune.recipes.run.quiet import quiet
-from reprune.report import write_report
+from reprune.report import check_installed, write_report
+from reprune.verbs.result import Result
 
 Say = Callable[[str], None]
 Summary = dict[str, Any]
@@ -119,8 +122,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         RecipeError: The folder cannot be written, or holds another run; another process of the run failed.
         InterruptedRunError: The user asked to stop.
     """
-    with quiet(), _full_disk_reported(out), recipe.launch() as first:
-        folder = recipe.once(lambda: RunFolder(out, recipe.options, resume=resume))
+    with quiet(), _full_disk_reported(out), recipe.launch() as first, ExitStack() as held:
+        check_installed()
+        folder = recipe.once(lambda: held.enter_context(opened(out, recipe.options, resume=resume)))
         folder.writes = first
         say = say if first else lambda _: None
         _train(folder, recipe, say)
@@ -240,11 +244,12 @@ def _finetune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     epochs = recipe.options.finetune_epochs or 0
     say(f"Fine-tuning the smaller model for {epochs} epochs")
     with folder.part("finetune"):
-        small = recipe.apply(recipe.build(), _read_plan(folder))
+        plan = _read_plan(folder)
+        small = recipe.apply(recipe.build(), plan.cut_only())
         small = recipe.load(small, folder.path / "checkpoints" / "pruned.safetensors")
         if epochs:
             recipe.finetune(small, folder)
-        recipe.save(small, folder.path / "model.safetensors")
+        recipe.once(lambda: Result(small, plan).save(folder.path))
 
 
 def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
@@ -275,7 +280,7 @@ def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
 
 
 def _save_plan(folder: RunFolder, recipe: Recipe, plan: Plan) -> None:
-    recipe.once(lambda: _save_text(folder.path / "plan.json", plan.to_json()))
+    recipe.once(lambda: _save_text(folder.path / "checkpoints" / PLAN, plan.to_json()))
 
 
 def _save_text(path: Path, text: str) -> None:
@@ -284,4 +289,6 @@ def _save_text(path: Path, text: str) -> None:
 
 
 def _read_plan(folder: RunFolder) -> Plan:
-    return Plan.from_json((folder.path / "plan.json").read_bytes())
+    path = folder.path / "checkpoints" / PLAN
+    # A run that an older version began has it where the result will be.
+    return Plan.from_json((path if path.exists() else folder.path / PLAN).read_bytes())

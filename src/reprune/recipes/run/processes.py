@@ -6,7 +6,7 @@ import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning.fabric import Fabric
 from torch import distributed
@@ -26,20 +26,24 @@ def launch(options: RunOptions) -> Iterator[bool]:
     first one.
 
     Raises:
-        RecipeError: The strategy is one under which a process does not hold the whole model, or another process failed
-            while this one waited for it.
+        RecipeError: This machine lacks what the options name, the strategy is one under which a process does not hold
+            the whole model, or another process failed while this one waited for it.
     """
     if options.strategy not in ("auto", "ddp"):
         raise RecipeError(
             f"--strategy {options.strategy}: the recipes run under ddp, with the whole model in every process. "
             "Give ddp, or leave it out."
         )
-    Fabric(
-        accelerator=options.accelerator,
-        devices=devices(options),
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-    ).launch()
+    precision: Any = options.precision
+    with hardware(options):
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=devices(options),
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=precision,
+        )
+    fabric.launch()
     if processes() > 1:
         atexit.register(_leave)
     try:
@@ -50,6 +54,22 @@ def launch(options: RunOptions) -> Iterator[bool]:
         raise RecipeError(
             f"Process {rank()} stopped because another one of the {processes()} did. The error of that one says why, "
             "unless it was killed, such as for memory. Mend it, then add --resume to go on."
+        ) from error
+
+
+@contextmanager
+def hardware(options: RunOptions) -> Iterator[None]:
+    """Inside, Lightning looks for what the options name: it knows best what this machine has.
+
+    Raises:
+        RecipeError: When there is no such thing here.
+    """
+    try:
+        yield
+    except Exception as error:  # Its errors for this share no class of their own.
+        raise RecipeError(
+            f"--accelerator {options.accelerator} --devices {options.devices} --num-nodes {options.num_nodes} "
+            f"--precision {options.precision} cannot be had here: {' '.join(str(error).split())}"
         ) from error
 
 

@@ -18,11 +18,12 @@ from torch import nn
 
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError
+from reprune.core.files import replacing
 from reprune.core.passes import Labels
 from reprune.core.plan import Plan
 from reprune.recipes.run import processes
 from reprune.recipes.run.checkpoints import Checkpoints
-from reprune.recipes.run.folder import RunFolder, replacing
+from reprune.recipes.run.folder import RunFolder
 from reprune.recipes.run.latency import latency_ms
 from reprune.recipes.run.procedure import Recipe, T
 from reprune.recipes.run.trainer import make_trainer

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from reprune.recipes.run.checkpoints import AtomicCheckpointIO
 from reprune.recipes.run.options import RunOptions
-from reprune.recipes.run.processes import devices
+from reprune.recipes.run.processes import devices, hardware
 
 
 def make_trainer(
@@ -30,22 +30,23 @@ def make_trainer(
     if logs is not None:
         loggers = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
     precision: Any = options.precision
-    return Trainer(
-        accelerator=options.accelerator,
-        devices=devices(options),
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=precision,
-        max_epochs=epochs,
-        gradient_clip_val=options.clip_gradients or None,
-        logger=loggers,
-        callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=options.progress,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        # Every process reads its own share of the records.
-        use_distributed_sampler=False,
-    )
+    with hardware(options):
+        return Trainer(
+            accelerator=options.accelerator,
+            devices=devices(options),
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=precision,
+            max_epochs=epochs,
+            gradient_clip_val=options.clip_gradients or None,
+            logger=loggers,
+            callbacks=list(callbacks),
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=options.progress,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            # Every process reads its own share of the records.
+            use_distributed_sampler=False,
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from reprune.core.plan import Plan
-from reprune.recipes.run.folder import RunFolder, read_json, write_json
+from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
 from reprune.recipes.run.interrupts import InterruptedRunError
 from reprune.recipes.run.options import Options
 from reprune.recipes.run.quiet import quiet
@@ -89,7 +89,14 @@ def run_demo(
     # Models this small only lose time when their work is shared out.
     torch.set_num_threads(1)
     options = Options.from_dict({**(options or demo_options(out, seed)).to_dict(), "progress": progress})
-    folder = RunFolder(out, options, resume=True)
+    with opened(out, options, resume=True, go_on="the same command goes on") as folder:
+        return _run(folder, options, seed, say, videos)
+
+
+def _run(
+    folder: RunFolder, options: Options, seed: int, say: Callable[[str], None], videos: tuple[int, int]
+) -> dict[str, Any]:
+    out = folder.path
     if folder.done("evaluate"):
         say(f"This demo has run already; here is what it left. Remove {out} to run it again.")
     if not folder.done("generate"):

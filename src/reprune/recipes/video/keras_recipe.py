@@ -14,11 +14,12 @@ import safetensors.numpy
 
 import reprune.keras as verbs
 from reprune.core.errors import RecipeError
+from reprune.core.files import replacing
 from reprune.core.methods import TRAINING_METHODS
 from reprune.core.plan import Plan
 from reprune.core.schedule import After, Soft
 from reprune.keras.tracing.graph import array, graph_of
-from reprune.recipes.run.folder import RunFolder, replacing
+from reprune.recipes.run.folder import RunFolder
 from reprune.recipes.run.latency import latency_ms
 from reprune.recipes.run.options import Options
 from reprune.recipes.run.procedure import Recipe

@@ -15,8 +15,8 @@ import safetensors
 import safetensors.numpy
 
 from reprune.core.errors import RecipeError
+from reprune.core.files import replacing
 from reprune.keras.tracing.graph import array
-from reprune.recipes.run.folder import replacing
 from reprune.recipes.run.interrupts import InterruptedRunError, Interrupts
 from reprune.recipes.run.options import Options
 from reprune.youtube8m.keras_batches import RecordBatches
@@ -138,7 +138,7 @@ class Measurement(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
+    """Keeps one checkpoint up to date: every so many steps, after every epoch, and when told to stop.
 
     It holds the model, its optimizer, the position in the data, and what the pruning callback counts; in safetensors,
     so a file from elsewhere cannot run code. The last one stays until the next one is on disk.
@@ -176,6 +176,8 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         """
         if not self._path.exists():
             self._save()
+            # Only tried: a run that fails in its first step has nothing worth keeping.
+            self._path.unlink()
             return 0, 0
         try:
             with safetensors.safe_open(str(self._path), framework="numpy") as file:

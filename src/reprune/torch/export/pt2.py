@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -12,8 +13,11 @@ from reprune.torch.export.format import Format, Job
 
 def write(job: Job, path: Path) -> None:
     """Write a job as `.pt2`."""
+    content = io.BytesIO()
     with quiet():
-        torch.export.save(job.captured.program, path)
+        # Into memory first: on a full disk, PyTorch's own writer aborts the process.
+        torch.export.save(job.captured.program, content)
+    path.write_bytes(content.getbuffer())
 
 
 FORMAT = Format(write)

@@ -72,7 +72,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         >>> small = reprune.apply(model, plan)                  # doctest: +SKIP
     """
     check(model, plan)
-    small = duplicate(model)
+    return cut(duplicate(model), plan)
+
+
+def cut(small: nn.Module, plan: Plan) -> nn.Module:
+    """Remove units from a model of the caller's own, in place; only the plan's corrections look at values."""
     tensors = named_tensors(small)
     _fold(tensors, plan)
     changed = _slice(small, tensors, plan)
@@ -138,7 +142,11 @@ def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> se
     for slot in plan.structure.slots:
         if len(slot.positions(removed)):
             by_tensor.setdefault(slot.tensor, []).append(slot)
-    replaced = {id(tensors[name]): _sliced(tensors[name], slots, removed) for name, slots in by_tensor.items()}
+    return put(model, {id(tensors[name]): _sliced(tensors[name], slots, removed) for name, slots in by_tensor.items()})
+
+
+def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
+    """Put other tensors in the places of parameters and buffers, by id; returns the ids of modules that had any."""
     changed = set()
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):

@@ -1,0 +1,5 @@
+"""`python -m reprune.cli`."""
+
+from reprune.cli.app import app
+
+app(prog_name="reprune")

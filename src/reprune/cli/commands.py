@@ -1,0 +1,114 @@
+"""How every command ends: what it printed, or one line that says what was wrong, and an exit code.
+
+0: done. 1: it could not be done. 2: the command was not understood. 130: stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from reprune.core.errors import RepruneError
+from reprune.recipes.run.interrupts import stopped_by_user
+
+# What an extra installs that commands import.
+_EXTRAS = {
+    "torch": "train",
+    "keras": "keras",
+    "lightning": "train",
+    "torchmetrics": "train",
+    "tensorboard": "train",
+    "google_crc32c": "youtube8m",
+    "google": "youtube8m",
+    "safetensors": "torch",
+    "jinja2": "report",
+    "matplotlib": "export",
+}
+
+
+class Commands(TyperGroup):
+    """Commands of which nothing but a message and an exit code reaches the user, unless `--debug` is among the words.
+
+    So is every error of the libraries below: what they raise is not for somebody who typed a command.
+    """
+
+    _debug = False
+
+    def main(self, args: Any = None, *, standalone_mode: bool = True, **options: Any) -> Any:  # type: ignore[override]
+        """Run the program."""
+        try:
+            code = super().main(args, standalone_mode=False, **options)
+        except typer.Abort:
+            code = 130
+        except Exception as error:
+            if self._debug or not hasattr(error, "format_message"):
+                raise
+            code = _usage(error)
+        if standalone_mode:
+            sys.exit(code or 0)
+        return code
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; `--debug` may stand anywhere."""
+        if "--debug" in args:
+            args = ["--debug", *(word for word in args if word != "--debug")]
+        self._debug = "--debug" in args
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort):
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not stopped_by_user(error):
+                raise
+            typer.echo("Stopped: nothing is kept. The same command starts anew.", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            # What Typer says of words that it does not understand, and a reader that has left.
+            if hasattr(error, "format_message") or getattr(error, "errno", None) == errno.EPIPE or self._debug:
+                raise
+            _silence_output()
+            typer.echo(f"Error: {_said(error)}", err=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+        return found
+
+
+def _usage(error: Any) -> int:
+    """Say what was not understood; returns the exit code."""
+    context, message = getattr(error, "ctx", None), " ".join(error.format_message().split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = "reprune" if context is None else context.command_path
+        typer.echo(f"Error: {message.rstrip('.')}. {command} --help shows what there is.", err=True)
+    return int(error.exit_code)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RepruneError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = str(error.name).split(".")[0]
+        if package in _EXTRAS:
+            return f"this needs {package}: pip install 'reprune[{_EXTRAS[package]}]'"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
+
+
+def _silence_output() -> None:
+    """Where the output itself cannot be written, do not try again on the way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ from torch import Tensor, inference_mode, is_tensor, nn
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.readings import Axis, Importance, Statistics
+from reprune.torch import weights
 from reprune.torch.calibration import labelled, responses
 from reprune.torch.calibration.importance import output_importance
 from reprune.torch.export import export
@@ -23,7 +24,7 @@ from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
-from reprune.torch.weights import digest, load_pruned, save_weights
+from reprune.torch.weights import digest, save_weights
 
 __all__ = [
     "accepted",
@@ -66,6 +67,7 @@ def _outside_inference(function: Callable[P, R]) -> Callable[P, R]:
 accepted, record = _outside_inference(accepting.accepted), _outside_inference(recording.record)
 rehearse, verify = _outside_inference(verification.rehearse), _outside_inference(verification.verify)
 apply, mask = _outside_inference(surgery.apply), _outside_inference(surgery.mask)
+load_pruned = _outside_inference(weights.load_pruned)
 observe, observe_classes = _outside_inference(responses.observe), _outside_inference(labelled.observe_classes)
 
 

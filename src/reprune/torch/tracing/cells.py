@@ -85,7 +85,9 @@ def _traced(module: nn.Module, path: str, cell: DeclaredCell, tracer: Tracer) ->
     def forward(*args: Any, **kwargs: Any) -> Any:
         with tracer.paused():
             out = inner(*args, **kwargs)
-            _label(module, path, cell, tracer, list(tensors_in((args, kwargs))), list(tensors_in(out)))
+            given, made = list(tensors_in((args, kwargs))), list(tensors_in(out))
+            tracer.follow(given, made)
+            _label(module, path, cell, tracer, given, made)
         return out
 
     module.forward = forward

@@ -40,6 +40,7 @@ class _FunctionMode(TorchFunctionMode):
             with self._tracer.paused():
                 out = func(*args, **kwargs)
                 pin_summaries(self._tracer, summaries_of(self._tracer, tensors_in(args)))
+                self._tracer.follow(tensors_in(args), tensors_in(out))
                 KERNELS[name](self._tracer, args, out)
             return out
         with self._tracer.given_sizes(given_sizes(name, args, kwargs)):

@@ -110,7 +110,7 @@ def record(
     parameters = sum(p.numel() for p in model.parameters())
 
     def builder() -> Builder:
-        return Builder(tracer.recording, tracer.widths, tracer.tensors, parameters)
+        return Builder(tracer.recording, tracer.widths, tracer.parameters, parameters)
 
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))

@@ -12,6 +12,7 @@ import torch
 from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import Couplings, Ids
 from reprune.torch.tracing.leaves import Path
+from reprune.torch.tracing.provenance import Provenance
 from reprune.torch.tracing.sizes import SizeUse
 
 Axis = tuple[str, int]
@@ -100,6 +101,8 @@ class Recording:
     steps: dict[str, int] = field(default_factory=dict)
     states: list[tuple[Labelled | None, Labelled | None]] = field(default_factory=list)
     kept_states: list[Labelled] = field(default_factory=list)
+    maps: list[tuple[Axis, Axis]] = field(default_factory=list)
+    provenance: Provenance = field(default_factory=Provenance)
     before_feedback: Ids | None = None
 
     def begin_feedback(self) -> None:

@@ -28,8 +28,9 @@ from reprune.core.layers import (
 from reprune.torch.tracing.attributes import Sizes, extent
 from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.ports import port
-from reprune.torch.tracing.recording import Labelled, Recording, RecurrentLayer
+from reprune.torch.tracing.recording import Labelled, Recording
 from reprune.torch.tracing.widths import Widths
+from reprune.torch.tracing.written import written_cells
 
 
 class Builder:
@@ -46,7 +47,7 @@ class Builder:
         self._pins: dict[str, Pin] = {}
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
         self._layers = dict(recording.layers)
-        self._layers.update(self._written_by_hand())
+        self._layers.update(written_cells(recording, self._known(), self._is_recurrent))
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
@@ -126,29 +127,10 @@ class Builder:
 
     # -- layers and groups -------------------------------------------------------------------------------------------
 
-    def _written_by_hand(self) -> dict[str, RecurrentLayer]:
-        """Cells without a recurrent module: a weight that is used again and again on what it helped to produce."""
-        known = self._known()
-        found: dict[str, RecurrentLayer] = {}
-        for (name, axis), roles in self.recording.roles.items():
-            labels = self.recording.axes[name, axis]
-            if "reads" not in roles or (self.recording.uses.get(name, 0) < 2 and not self._fed_back(name, labels)):
-                continue
-            read = self._couplings.roots(labels)
-            made = {
-                root
-                for (other, _), kinds in self.recording.roles.items()
-                if other == name and "own" in kinds
-                for root in self._couplings.roots(self.recording.axes[other, _]).tolist()
-            }
-            state = np.array([root in made and root not in known for root in read.tolist()])
-            if state.any() and len(set(read[state].tolist())) == state.sum() > 1:
-                module = name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
-                address = next(f"{module}:l{k}" for k in range(len(found) + 1) if f"{module}:l{k}" not in found)
-                found[address] = RecurrentLayer(address, "custom", module, labels[state])
-                self.recording.steps.setdefault(address, self.recording.rows.get(name, 1))
-                known |= set(read[state].tolist())
-        return found
+    def _is_recurrent(self, name: str, labels: Ids) -> bool:
+        """Whether a weight goes round, and something new joins on the way, within a call or from one to the next."""
+        provenance = self.recording.provenance
+        return name in provenance.recurrent & provenance.driven or self._fed_back(name, labels)
 
     def _fed_back(self, name: str, labels: Ids) -> bool:
         """Whether a weight reads what it helped to produce in the call before: the state of a single step."""
@@ -252,6 +234,8 @@ class Builder:
 
     def _slots(self) -> Iterable[Slot]:
         for (name, axis), labels in self.recording.axes.items():
+            if name not in self._tensors:
+                continue  # A weight that is computed from others, which have slots of their own.
             spans = tuple(self._spans(labels))
             if spans:
                 roles = self.recording.roles[name, axis]

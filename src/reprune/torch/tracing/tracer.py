@@ -34,6 +34,10 @@ from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, Sta
 from reprune.torch.tracing.sizes import AxisSize, Comparison, Expression, SizeUse
 from reprune.torch.tracing.widths import MODULES, Widths
 
+_DERIVED = "computed:"
+# Elements of weights are numbered below this.
+_LAST = 1 << 38
+
 
 class Tracer:
     """Rules' view of the trace: labels of tensors, labels of parameter axes, and what is to be recorded."""
@@ -51,6 +55,8 @@ class Tracer:
         self.inside_module = 0
         self.inside_piece = False
         self.pauses = 0
+        self.derived: dict[Axis, list[Axis]] = {}
+        self.opaque: set[str] = set()
         self.widths = Widths(frozenset(widths))
         self.given: Sequence[Any] = ()
         # By the identity of the weight: a tied one goes by another name.
@@ -69,7 +75,9 @@ class Tracer:
             self._by_storage.setdefault(storage_id(tensor), []).append(name)
             self._base[name] = base
             base += tensor.numel()
-        self._starts = np.array([*self._base.values(), base])
+        # Numbers from here on are free for weights that are computed from others.
+        free, base = base, _LAST
+        self._starts = np.array([*self._base.values(), free, base])
         self._names = list(self._base)
         self.origins = Origins(base)
 
@@ -129,6 +137,12 @@ class Tracer:
                 return name
         return None
 
+    def follow(self, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> None:
+        """Note what the results of an operation were computed from."""
+        inputs = list(inputs)
+        weights = [name for tensor in inputs for name in [self.owner(tensor)] if name is not None]
+        self.recording.provenance.follow([t for t in inputs if not self.is_parameter(t)], outputs, weights)
+
     def _element_ids(self, tensor: torch.Tensor) -> torch.Tensor | None:
         name = self.owner(tensor)
         if name is None:
@@ -143,6 +157,47 @@ class Tracer:
         """Keep the memory behind a tensor while the trace lasts: its identity is the key of what is known of it."""
         self.memory.hold(tensor)
 
+    # -- weights computed from parameters ------------------------------------------------------------------------------
+
+    def derive(
+        self, tensor: torch.Tensor, axes: Sequence[Sequence[tuple[torch.Tensor, int]]], plain: bool
+    ) -> torch.Tensor:
+        """Take a tensor computed from weights as a weight of its own, whose axes are tied to those it was made of.
+
+        Args:
+            tensor: The tensor.
+            axes: For each of its axes, the weights and axes that lie along it.
+            plain: Whether zeros, and corrections, in all that it was made of are those of the tensor.
+
+        Returns:
+            Labels of its elements.
+        """
+        name = f"{_DERIVED}{len(self._names)}"
+        base = int(self._starts[-2])
+        self.tensors[name], self._base[name] = tensor, base
+        self._names.append(name)
+        self._starts = np.insert(self._starts, -1, base + tensor.numel())
+        for dim, sources in enumerate(axes):
+            parts = self.derived[name, dim] = []
+            for weight, source in sources if tensor.size(dim) > 1 else ():
+                for axis, line in self.weight_lines(weight, source, "follows") if weight.size(source) > 1 else ():
+                    self.couple_lines(self.axis(name, dim, "follows"), line)
+                    parts.append(axis)
+        if not plain:
+            self.opaque.add(name)
+        return -(base + torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by name, without weights that are computed from them."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(_DERIVED)}
+
+    def real_axes(self, axis: Axis) -> list[Axis]:
+        """The axes of parameters that a weight's axis is made of; of a parameter, itself."""
+        return (
+            [real for part in self.derived[axis] for real in self.real_axes(part)] if axis in self.derived else [axis]
+        )
+
     # -- labels of parameter axes ------------------------------------------------------------------------------------
 
     def axis(self, name: str, axis: int, role: Role) -> Ids:
@@ -153,6 +208,8 @@ class Tracer:
             # The only position of an axis cannot be removed: it needs no name.
             self.recording.axes[key] = self.recording.couplings.new(size) if size > 1 else np.zeros(1, dtype=np.int64)
         self.recording.roles.setdefault(key, set()).add(role)
+        for part in self.derived.get(key, ()):
+            self.axis(*part, role)
         return self.recording.axes[key]
 
     def set_axis(self, name: str, axis: int, labels: Ids, role: Role) -> None:

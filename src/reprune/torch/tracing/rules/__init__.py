@@ -29,6 +29,7 @@ def apply_rule(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[s
     name = name if name.startswith("__") else name.rstrip("_")
     inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(out))
     _follow_states(tracer, name, inputs, out)
+    tracer.follow(inputs, outputs)
     held = summaries_of(tracer, inputs)
     sources = {storage_id(tensor) for tensor in inputs}
     moved = not func._schema.is_mutable and bool(outputs) and all(storage_id(tensor) in sources for tensor in outputs)

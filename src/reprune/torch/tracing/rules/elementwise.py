@@ -51,6 +51,8 @@ def combine(op: Op, shape: torch.Size) -> Labels:
 
 def _crosses(tracer: Tracer, weight: torch.Tensor, plain: torch.Tensor) -> bool:
     """Whether something from outside varies along an axis of a weight; over time and examples it may."""
+    if not tracer.recording.provenance.is_data(plain):
+        return False  # A mask that is drawn anew, say.
     found = tracer.labels(weight)
     shape = () if found is None else compact(found).shape
     return any(one > 1 and other > 1 for one, other in zip(reversed(shape), reversed(plain.shape), strict=False))
@@ -83,10 +85,17 @@ def follow(op: Op, base: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size) -> Labels:
-    """A weight computed from parameters keeps the identity of the largest; the others' axes follow its axes."""
+    """A weight computed from parameters: of a product the largest with what scales it, else one made of all of them."""
     main, *others = sorted(weights, key=lambda weight: -weight.numel())
     if main.numel() < 2:
         return None
+    many = any(other.numel() > 1 for other in others) and op.name not in ("mul", "div")
+    if many or not _keeps_zeros(op, main):
+        axes = [
+            [(weight, dim - len(shape)) for weight in weights if weight.ndim >= len(shape) - dim]
+            for dim in range(len(shape))
+        ]
+        return op.tracer.derive(op.out_tensor, axes, plain=many)
     for other in others:
         offset = main.ndim - other.ndim
         for dim in range(max(offset, 0), main.ndim):
@@ -96,6 +105,13 @@ def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size)
                         op.tracer.couple_lines(line, other_line)
     found = op.tracer.labels(main)
     return None if found is None else found.expand(shape)
+
+
+def _keeps_zeros(op: Op, weight: torch.Tensor) -> bool:
+    """Whether the operation makes zeros of the weight's zeros: a weight is silenced by zeros in its parameters."""
+    zeros = torch.zeros_like(weight)
+    args = [zeros if value is weight else value for value in op.args]
+    return op.in_place or not bool(next(iter(tensors_in(op.func(*args, **op.kwargs)))).any())
 
 
 def compare(op: Op) -> None:

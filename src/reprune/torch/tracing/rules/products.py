@@ -46,6 +46,10 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read
 def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """out[…, i, j] = Σ_k a[…, i, k] · b[…, k, j]: whoever lies along k is coupled, a weight there is a consumer."""
     tracer = op.tracer
+    if tracer.is_weight(a) and tracer.is_weight(b):
+        return tracer.derive(
+            op.out, [[(a, dim), (b, dim)] for dim in range(a.ndim - 2)] + [[(a, -2)], [(b, -1)]], plain=True
+        )
     left, right = _side(tracer, a, -1, -2, tracer.is_weight(b)), _side(tracer, b, -2, -1, tracer.is_weight(a))
     for one in left.contracted:
         for two in right.contracted:
@@ -143,16 +147,21 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
     tracer = op.tracer
     produced = tracer.weight_lines(side.tensor, free, "own")
     name = tracer.owner(bias) if bias is not None else None
+    if tracer.opaque & {name for name, _ in side.axes}:
+        op.pin("read by a weight that is computed from others in a way that does not keep zeros")
     for axis in side.axes:
         weight = tracer.tensors[axis[0]]
         # A part of a longer bias, as attention's queries have, cannot take offsets up by its name.
         fits = name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel()
-        tracer.recording.biases.setdefault(axis, name if fits else None)
-        tracer.recording.uses[axis[0]] = tracer.recording.uses.get(axis[0], 0) + 1
         rows = op.out.numel() // max(op.out.shape[free], 1)
-        tracer.recording.rows[axis[0]] = tracer.recording.rows.get(axis[0], 0) + rows
+        for real in tracer.real_axes(axis):
+            tracer.recording.biases.setdefault(real, name if fits and real == axis else None)
+            tracer.recording.uses[real[0]] = tracer.recording.uses.get(real[0], 0) + 1
+            tracer.recording.rows[real[0]] = tracer.recording.rows.get(real[0], 0) + rows
     if not produced:
         return None
+    reads = [real for axis in side.axes for real in tracer.real_axes(axis)]
+    tracer.recording.maps += [(axis, made) for axis in reads for made, _ in produced]
     own = produced[0][1].copy()
     for _, line in produced[1:]:
         own = np.where(own == NONE, line, own)
@@ -259,6 +268,7 @@ def convolution(op: Op) -> Labels:
     if not produced:
         return None
     own = produced[0][1]
+    tracer.recording.maps += [(axis, made) for axis, _ in reading for made, _ in produced]
     if bias is not None:
         for _, line in tracer.weight_lines(bias, 0, "own"):
             tracer.couple_lines(line, own)

@@ -16,7 +16,7 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
     def rule(op: Op) -> Labels:
         found = op.tracer.units(op.args[0])
         if found is None:
-            return None
+            return _of_weight(op, dims_at) if op.tracer.is_weight(op.args[0]) else None
         dims = _dims(op, dims_at, found.ndim)
         for dim in dims:
             if not varies(found, dim):
@@ -36,6 +36,18 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
         return small.amax(dims, keepdim=not reduces or op.out_tensor.ndim == found.ndim)
 
     return rule
+
+
+def _of_weight(op: Op, dims_at: int) -> Labels:
+    """A weight computed from parameters along dimensions: its other axes are theirs."""
+    weight, out = op.args[0], op.out_tensor
+    dims = _dims(op, dims_at, weight.ndim)
+    same = out.ndim == weight.ndim
+    left = range(weight.ndim) if same else [dim for dim in range(weight.ndim) if dim not in dims]
+    if not out.numel() or len(left) != out.ndim:
+        return None
+    axes = [[(weight, dim)] if out.size(k) == weight.size(dim) else [] for k, dim in enumerate(left)]
+    return op.tracer.derive(out, axes, plain=op.name in ("sum", "mean"))
 
 
 def _dims(op: Op, at: int, ndim: int) -> list[int]:

@@ -1,0 +1,73 @@
+"""What tensors were computed from: data, and how many applications in a row of each weight.
+
+A weight is recurrent when it is applied to what it helped to produce, and its recurrence is driven when something new
+from outside joins on the way round. Layers that two inputs share are not recurrent; layers that are applied to one
+input again and again (weights tied over depth) are not driven. Neither holds hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from reprune.torch.tracing.labels import has_storage, storage_id
+
+_DATA = ""
+
+
+class Provenance:
+    """Depths of every tensor seen so far.
+
+    Attributes:
+        recurrent: Names of the weights that were applied to what they helped to produce.
+        driven: Names of those that something from outside joined in between.
+    """
+
+    def __init__(self) -> None:
+        self.recurrent: set[str] = set()
+        self.driven: set[str] = set()
+        # A weak reference keeps the identity of a storage from being given away, but not its memory.
+        self._depths: dict[int, tuple[StorageWeakRef, dict[str, int]]] = {}
+
+    def follow(self, inputs: Sequence[torch.Tensor], outputs: Iterable[torch.Tensor], weights: Iterable[str]) -> None:
+        """One operation ran.
+
+        Args:
+            inputs: The tensors that it was given, but for parameters.
+            outputs: The tensors that it returned.
+            weights: Names of the parameters that it was given.
+        """
+        given = [self._of(tensor) for tensor in inputs]
+        names = {*weights, *(name for held in given if _DATA not in held for name in held)}
+        data = [held for held in given if _DATA in held]
+        merged: dict[str, int] = {}
+        for held in given:
+            for name, depth in held.items():
+                merged[name] = max(merged.get(name, 0), depth)
+        if len(data) > 1:
+            self._join(data, merged)
+        for name in names:
+            if any(name in held for held in data):
+                self.recurrent.add(name)
+            merged[name] = merged.get(name, 0) + bool(data)
+        for tensor in outputs:
+            if has_storage(tensor):
+                weak = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+                self._depths[storage_id(tensor)] = weak, merged
+
+    def is_data(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor depends on what came from outside, rather than on constants and weights alone."""
+        return _DATA in self._of(tensor)
+
+    def _of(self, tensor: torch.Tensor) -> dict[str, int]:
+        """Depths of a tensor; what no operation made came from outside."""
+        found = self._depths.get(storage_id(tensor))
+        return {_DATA: 0} if found is None else found[1]
+
+    def _join(self, data: Sequence[dict[str, int]], merged: dict[str, int]) -> None:
+        """Something from outside joins what weights were applied to twice."""
+        for name, depth in merged.items():
+            if depth > 1 and name not in self.driven and any(name not in held for held in data):
+                self.driven.add(name)

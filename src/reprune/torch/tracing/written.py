@@ -1,0 +1,46 @@
+"""Recurrent cells written out with layers and gates: found where a state goes round through weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from reprune.torch.tracing.labels import Ids
+from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer
+
+
+def written_cells(
+    recording: Recording, known: set[int], is_recurrent: Callable[[str, Ids], bool]
+) -> dict[str, RecurrentLayer]:
+    """Layers of units that a weight reads and that depend, through one or more weights, on what it makes of them.
+
+    A plain cell goes round through one weight. A projected state goes round through two, and so does a memory that
+    reaches the state through a weight: both what the one reads and what the other reads are units then.
+
+    Args:
+        recording: The trace.
+        known: Classes of units that belong to layers already.
+        is_recurrent: Whether a weight, of which an axis has these labels, is applied to what it helped to produce.
+    """
+    roots: dict[Axis, Ids] = {axis: recording.couplings.roots(labels) for axis, labels in recording.axes.items()}
+    maps = [(read, made) for read, made in dict.fromkeys(recording.maps) if is_recurrent(read[0], recording.axes[read])]
+    free = {axis: {root for root in found.tolist() if root and root not in known} for axis, found in roots.items()}
+    found: dict[str, RecurrentLayer] = {}
+    taken: set[int] = set()
+    for read, made in maps:
+        reached = set(free[made])
+        while more := {
+            root for start, end in maps if free[start] & reached for root in free[end] if root not in reached
+        }:
+            reached |= more
+        state = np.array([root in reached and root in free[read] - taken for root in roots[read].tolist()])
+        units, first = np.unique(roots[read][state], return_index=True)  # It may be read twice, beside its neighbours'.
+        if len(units) > 1:
+            name = read[0]
+            module = name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
+            address = next(f"{module}:l{k}" for k in range(len(found) + 1) if f"{module}:l{k}" not in found)
+            found[address] = RecurrentLayer(address, "custom", module, recording.axes[read][state][np.sort(first)])
+            recording.steps.setdefault(address, recording.rows.get(name, 1))
+            taken |= set(units.tolist())
+    return found

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reprune.core.errors import PlanError
 from reprune.core.fold import Fold
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
-from reprune.core.layers import Extent, SizeAttribute
+from reprune.core.layers import CarriedState, Extent, Port, SizeAttribute, Span
 from reprune.core.plan import Diagnostics, Plan
 from tests.helpers.builders import stack
 
@@ -28,6 +28,8 @@ def full_plan():
         sizes=(SizeAttribute("net", ("sizes", 1), Extent(1, (("b", 2),)), 3, 2),),
         outside_states=("c",),
         buffers=("c.bias",),
+        states=(CarriedState(Port(("state", 0), 1, 5, ((Span(1, "b", 0, 3),),)), None),),
+        kept_states=(Port(("net", "h"), 2, 3, ((Span(0, "b", 0, 3),), (Span(0, "c", 0, 3),)), 0),),
     )
     return Plan(
         structure,
@@ -144,6 +146,7 @@ def test_units_that_cannot_be_kept(units, message):
     assert message in refused(document)
 
 
+STATE = ("structure", "states", 0, "given")  # units of b after one other position
 SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
 
 
@@ -173,6 +176,12 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         (("structure", "count_coupled"), [["a", "b"]], "equal numbers of units"),
         (("structure", "outside_states"), ["z"], "names 'z'"),
         (("structure", "buffers"), ["z"], "names 'z'"),
+        ((*STATE, "pieces", 0, 0, 1), "z", "names 'z'"),
+        ((*STATE, "pieces", 0, 0, 3), HUGE, "outside"),
+        ((*STATE, "pieces"), [], "do not fit units"),
+        ((*STATE, "along"), 1, "do not fit units"),
+        ((*STATE, "axis"), -1, "none of a tensor"),
+        ((*STATE, "size"), HUGE, "none of a tensor"),
         (("structure", "steps"), 0, "steps=0.0"),
         (("structure", "steps"), float("inf"), "finite"),
         (("structure", "shapes", "b.bias"), [-12], "negative"),

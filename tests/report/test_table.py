@@ -1,8 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 
+from reprune.core.layers import CarriedState, Port, Span
 from reprune.core.plan import Plan
 from reprune.report import render_structure, render_table
 from tests.report.conftest import CLASSES, FEATURES, energy_plan, stack
@@ -80,6 +82,17 @@ def test_structure_names_the_readers() -> None:
     assert "2 of 2 recurrent layers can be pruned: 40 units" in text
     assert re.search(r"^lstm:l0 +lstm +24 +yes +lstm:l1.weight_ih$", text, re.MULTILINE)
     assert re.search(r"^lstm:l1 +lstm +16 +yes +head.weight$", text, re.MULTILINE)
+
+
+def test_states_are_named_with_both_widths() -> None:
+    port = Port(("state", 0), 1, 9, ((Span(1, "lstm:l0", 0, 8),),))
+    back = replace(port, path=(2,))
+    kept = replace(port, path=("rnn", "_buffers", "h"))
+    structure = replace(stack({"lstm:l0": 8}), states=(CarriedState(port, back),), kept_states=(kept,))
+    text = render_table(Plan(structure, {"lstm:l0": [0, 3, 4]}), 200)
+    assert "argument state.0 (axis 1: 9 → 4 wide) comes back in output 2." in text
+    assert "attribute rnn.h (axis 1: 9 → 4 wide)." in text
+    assert "argument state.0 (axis 1: 9 wide, less what goes of lstm:l0)" in render_structure(structure, 200)
 
 
 @pytest.mark.parametrize("name", ["[bold]x[/bold]:l0", "a:smile:l0", "a" * 90 + ":l0", "层:l0"])

@@ -232,7 +232,7 @@ class Port:
         return [np.setdiff1d(everything, _positions(spans, self.size, removed)) for spans in self.pieces]
 
     def __str__(self) -> str:
-        return ".".join(map(str, self.path)) or "the output"
+        return ".".join(map(str, self.path))
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,8 @@ def _check_port(structure: Structure, port: Port | None) -> None:
     where = f"state {port}"
     if not port.pieces or (port.along is None and len(port.pieces) > 1) or port.along == port.axis:
         raise PlanError(f"{where}: {len(port.pieces)} pieces along axis {port.along} do not fit units on {port.axis}.")
-    if min(port.axis, port.axis if port.along is None else port.along, port.size - 1) < 0:
+    # A file may claim any size, and positions are counted through.
+    if min(port.axis, port.along or 0) < 0 or not 0 < port.size <= 1 << 24:
         raise PlanError(f"{where}: axis {port.axis} of length {port.size} along {port.along} is none of a tensor.")
     for spans in port.pieces:
         _check_spans(structure, where, spans, port.size)

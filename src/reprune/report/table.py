@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
 
 from rich.box import Box
@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reprune.core.layers import WIDTHS, Layer, Structure
+from reprune.core.layers import WIDTHS, Layer, Port, Structure
 from reprune.core.plan import Plan
 from reprune.report.numbers import count, percent
 from reprune.report.overview import Change, Group, coupled_groups, overview
@@ -64,6 +64,8 @@ def render_table(plan: Plan, width: int | None = None) -> str:
     table.add_row(*_texts(["removed", *blank, *(percent(total.removed) for total in totals)]))
     title = f"{plan.method}: {percent(numbers.achieved)} of {_measure(plan)} removed, {percent(plan.ratio)} asked for"
     notes = _notes(plan.structure.layers.values(), numbers.groups)
+    removed = plan.removed()
+    notes += _state_notes(plan.structure, lambda port: f"{port.size} → {len(port.stay(removed)[0])} wide")
     if numbers.latency:
         notes.insert(0, ("latency", numbers.latency))
     return _render(Text(title), table, notes, width)
@@ -95,7 +97,30 @@ def render_structure(structure: Structure, width: int | None = None) -> str:
         ("takes states", f"{name} is given initial states of its original size; it keeps accepting them.")
         for name in structure.outside_states
     ]
+    notes += _state_notes(structure, lambda port: f"{port.size} wide, less what goes of {', '.join(port.layers)}")
     return _render(Text(title), table, notes, width)
+
+
+def _state_notes(structure: Structure, width: Callable[[Port], str]) -> list[tuple[str, str]]:
+    """A line for each state that the caller carries, or a module keeps, with both of its widths."""
+    notes = []
+    for state in structure.states:
+        if state.given is not None:
+            back = f"comes back in {_output(state.returned)}" if state.returned else "is not returned"
+            notes.append(
+                ("carried state", f"argument {state.given} (axis {state.given.axis}: {width(state.given)}) {back}.")
+            )
+        elif state.returned is not None:
+            port = state.returned
+            notes.append(("carried state", f"a part comes back in {_output(port)} (axis {port.axis}: {width(port)})."))
+    for port in structure.kept_states:
+        name = ".".join(str(part) for part in port.path if part not in ("", "_buffers"))
+        notes.append(("kept state", f"attribute {name} (axis {port.axis}: {width(port)})."))
+    return notes
+
+
+def _output(port: Port) -> str:
+    return f"output {port}" if port.path else "the output"
 
 
 def readers_of(structure: Structure, layer: str) -> list[str]:

@@ -35,7 +35,7 @@ class ResidualToLinear(nn.Module):
         return self.out(x + self.gru(x)[0])
 
 
-@case(pins={"gru:l0": "does not run with fewer units"}, batch=lambda b, t: torch.randn(b, t, 8))
+@case(pins={"gru:l0": "an input of the model"}, batch=lambda b, t: torch.randn(b, t, 8))
 class ResidualToInput(nn.Module):
     """Units added to the input itself stay: nothing can take columns out of the input."""
 

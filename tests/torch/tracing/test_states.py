@@ -14,7 +14,7 @@ from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.torch.tracing.leaves import leaves, replaced
 from tests.helpers.torch_oracle import assert_close, prepared, random_plans
-from tests.helpers.torch_zoo.carried import STREAMS, Stream
+from tests.helpers.torch_zoo.carried import STREAMS, GruBase, Stream
 
 
 def inputs(batch: int) -> Tensor:
@@ -55,3 +55,198 @@ def test_states_are_carried(case: Stream) -> None:
     assert structure.states
     for plan in random_plans(structure, 2):
         check_stream(model, Plan.from_json(plan.to_json()), doubled(case.states(4)), 4)
+
+
+class Keeps(GruBase):
+    """Keeps its state in an attribute."""
+
+    state: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x, self.state).detach()
+        return self.out(self.state)
+
+
+class KeepsInList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out, self._states = nn.LSTM(5, 8, 2), nn.Linear(8, 3), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.rnn(x[None], tuple(self._states) or None)
+        self._states = list(state)
+        return self.out(y[0])
+
+
+class KeepsInDict(GruBase):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache["h"] = self.cell(x, self.cache.get("h", torch.zeros(len(x), self.cell.hidden_size, dtype=x.dtype)))
+        return self.out(self.cache["h"])
+
+
+class KeepsInBuffer(GruBase):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x, self.state)
+        return self.out(self.state)
+
+
+class WritesIntoBuffer(KeepsInBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cell(x, self.state)
+        self.state.copy_(h.detach())
+        return self.out(h)
+
+
+class KeepsPlainTensor(GruBase):
+    """A tensor that is no buffer, made when the model was built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = torch.zeros(4, 8, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.h = self.cell(x, self.h).detach()
+        return self.out(self.h)
+
+
+class KeepsWrittenState(nn.Module):
+    """One step of a written cell per call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 8
+        self.x, self.h, self.out, self.state = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), self.n) if self.state is None else self.state
+        self.state = torch.tanh(self.x(x) + self.h(h))
+        return self.out(self.state)
+
+
+KEEPERS = (
+    Keeps, KeepsInList, KeepsInDict, KeepsInBuffer, WritesIntoBuffer, KeepsPlainTensor, KeepsWrittenState,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_kept_states_go_on_from_where_they_were(kind: type[nn.Module], used: bool) -> None:
+    model = seeded(kind)
+    if used:
+        with torch.no_grad():
+            model(inputs(4))
+    held = copy.deepcopy({name: value for name, value in vars(model).items() if not name.startswith("_forward")})
+    structure = found(model, inputs(4))
+    assert structure.prunable, [str(layer.pin) for layer in structure.layers.values()]
+    for (_, now), (_, before) in zip(leaves(vars(model)), leaves(held), strict=True):
+        assert torch.equal(now, before), "inspect wrote into the model"
+    for plan in random_plans(structure, 2):
+        small, masked = reprune.torch.apply(model, plan), reprune.torch.mask(model, plan)
+        for call in range(3):
+            x = inputs(4)
+            assert_close(small(x), masked(x), f"call {call}")
+
+
+class Residual(GruBase):
+    """The input itself is added to the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x + self.cell(x))
+
+
+class Block(nn.Module):
+    """A residual block with a condition: what it returns has the shape of what it is given, and is no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.rnn, self.out = nn.Linear(8, 8), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + torch.relu(self.one(x)) * mask
+        return self.out(self.rnn(x)[0]), x
+
+
+class Encoder(nn.Module):
+    """Returns all of its responses beside the state that it takes: those are features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 8, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rnn(x, h)
+
+
+def test_an_input_that_is_added_to_units_pins_them() -> None:
+    pin = found(seeded(Residual), torch.randn(3, 8, dtype=torch.float64)).layers["cell:l0"].pin
+    assert pin is not None
+    assert "an input of the model" in pin.reason
+    assert __file__ in pin.site.location
+
+
+def test_a_block_is_no_recurrent_layer() -> None:
+    x = torch.randn(3, 4, 8, dtype=torch.float64)
+    structure = found(seeded(Block), x, torch.ones(3, 4, 1, dtype=torch.float64))
+    assert list(structure.layers) == ["rnn:l0"]
+    assert structure.prunable == ("rnn:l0",)
+    assert not structure.states
+
+
+def test_responses_that_are_returned_stay_although_the_state_is_carried() -> None:
+    x, h = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(1, 3, 8, dtype=torch.float64)
+    pin = found(seeded(Encoder), x, h).layers["rnn:l0"].pin
+    assert pin is not None
+    assert "part of what the model returns" in pin.reason
+
+
+class LeftOut(nn.Module):
+    """Optional states under names that tell nothing, in the forms that people give them."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.rnn, self.out = form, nn.LSTM(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, extra: Any = None, more: Any = None) -> Any:
+        state = (extra, more) if self.form == "two" and extra is not None else extra
+        y, (h, c) = self.rnn(x[None], state["s"] if self.form == "dict" and state else state)
+        return self.returned(self.out(y[0]), h, c)
+
+    def returned(self, y: Tensor, h: Tensor, c: Tensor) -> Any:
+        nests = {"pair": (y, (h, c)), "two": (y, h, c), "dict": {"y": y, "s": {"s": (h, c)}}, "tail": (y, h, c)}
+        return nests[self.form]
+
+    def handed_back(self, output: Any) -> tuple[Any, ...]:
+        """The arguments of the next call."""
+        if self.form == "dict":
+            return (output["s"],)
+        return (output[1:],) if self.form == "tail" else output[1:]
+
+
+@pytest.mark.parametrize("form", ["pair", "two", "dict", "tail"])
+def test_states_that_the_example_leaves_out_are_found_by_handing_them_back(form: str) -> None:
+    model = seeded(lambda: LeftOut(form))
+    structure = found(model, inputs(3))
+    assert structure.prunable == ("rnn:l0",), [str(layer.pin) for layer in structure.layers.values()]
+    assert {str(state.given.path[0]) for state in structure.states} <= {"extra", "more"}
+    assert len(structure.states) == 2
+    plan = random_plans(structure, 1)[0]
+    small, masked = reprune.torch.apply(model, plan), reprune.torch.mask(model, plan)
+    ours: tuple[Any, ...] = ()
+    theirs: tuple[Any, ...] = ()
+    for step in range(3):
+        x = inputs(4)
+        one, two = small(x, *ours), masked(x, *theirs)
+        assert_close(next(leaves(one))[1], next(leaves(two))[1], f"answer of step {step}")
+        ours, theirs = model.handed_back(one), model.handed_back(two)

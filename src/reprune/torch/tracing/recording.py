@@ -94,6 +94,7 @@ class Recording:
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
     direct: list[Ids] = field(default_factory=list)
     count_coupled: list[list[str]] = field(default_factory=list)
+    aligned: list[Ids] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
     couplers: list[tuple[Ids, Site]] = field(default_factory=list)

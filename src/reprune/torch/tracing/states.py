@@ -238,6 +238,10 @@ def pair(tracer: Tracer, builder: Builder, interface: Interface, output: Any) ->
     for source in interface.sources:
         if "state" in source.met:
             recording.outside_states.update(builder.recurrent_layers_of(source.met["state"]))
+        if "beside" in source.met and not source.held:
+            name = ".".join(map(str, source.path))
+            reason = f"its units are combined with an input of the model ({name}), from which nothing takes columns"
+            tracer.pin(torch.from_numpy(source.met["beside"]), "input", reason, source.sites["beside"])
     return carried
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import prod
 
 import numpy as np
@@ -155,6 +156,11 @@ class Builder:
     def _count_coupled(self) -> list[tuple[str, ...]]:
         """Layers that the trace saw in step, but for widths that are no layers of their own."""
         bonds = [tuple(name for name in names if name in self._layers) for names in self.recording.count_coupled]
+        # Lines side by side whose layers were not known yet: of cells written by hand.
+        for found in self.recording.aligned:
+            held = [tuple(self.recurrent_layers_of(line)) for line in found]
+            if all(held) and len(set(held)) > 1:
+                bonds.append(tuple(dict.fromkeys(chain(*held))))
         return [bond for bond in bonds if len(bond) > 1]
 
     def _groups(self) -> tuple[tuple[str, ...], ...]:

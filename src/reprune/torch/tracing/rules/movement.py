@@ -202,6 +202,9 @@ def _check_rectangular(op: Op, labels: torch.Tensor) -> None:
     for dim in range(small.ndim):
         if small.size(dim) < 2:
             continue
-        held = [frozenset(op.tracer.units_by_layer(torch.from_numpy(line))) for line in lines(small, dim)]
+        found = lines(small, dim)
+        held = [frozenset(op.tracer.units_by_layer(torch.from_numpy(line))) for line in found]
         if len({names for names in held if names}) > 1:
             op.tracer.recording.count_coupled.append(sorted(frozenset().union(*held)))
+        elif len(found) > 1 and not any(held):
+            op.tracer.recording.aligned.append(found)

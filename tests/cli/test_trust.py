@@ -165,7 +165,7 @@ def test_a_full_disk_does_not_abort_the_process(shop: Any) -> None:
 def test_output_that_cannot_be_written(shop: Any) -> None:
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
-            [sys.executable, "-m", "reprune.cli", "inspect", *MODEL, "--example", "trust_shop:batches"],
+            [sys.executable, "-m", "reprune", "inspect", *MODEL, "--example", "trust_shop:batches"],
             stdout=full, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     assert run.returncode == 1

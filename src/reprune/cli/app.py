@@ -7,20 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from reprune.cli.checks import check_file
-from reprune.cli.commands import Commands
+from reprune.cli.commands import Commands, ListCommand
 from reprune.cli.compare import compare_app
 from reprune.cli.deploy import deploy_app
-from reprune.cli.options import ModelOption, Of, ScopeOption, Seed
-from reprune.cli.references import build, value
-from reprune.core.errors import RepruneError
-from reprune.core.layers import checked_scope
+from reprune.cli.options import Of, Ratio, Seed
+from reprune.cli.prune import prune_app
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
 
-_SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown", "add_completion": False}
+_SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"}
 app = typer.Typer(
     cls=Commands,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Make recurrent networks smaller: remove redundant hidden units, get an ordinary dense model back.",
     **_SETTINGS,
@@ -28,21 +26,30 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train, prune, fine-tune and evaluate on a known kind of data.", **_SETTINGS)
 evaluate_app = typer.Typer(help="Evaluate what a run left in its folder.", **_SETTINGS)
 app.add_typer(train_app, name="train")
+app.add_typer(prune_app)
 app.add_typer(compare_app)
 app.add_typer(deploy_app)
 app.add_typer(evaluate_app, name="evaluate")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import reprune
+
+        typer.echo(f"reprune {reprune.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
 ) -> None:
     """What holds for every command; `Commands` looks at it."""
 
 
-Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
-PruneOf = Annotated[str, typer.Option(metavar="units|parameters|macs|latency", help="What the fraction is of.")]
-MethodOption = Annotated[str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join(METHODS)}.")]
 TrainMethodOption = Annotated[
     str, typer.Option("--method", metavar="NAME", help=f"How: {', '.join([*METHODS, *TRAINING_METHODS])}.")
 ]
@@ -81,7 +88,8 @@ def demo(
     seed: Seed = 0,
     progress: Progress = False,
 ) -> None:
-    """Run the whole job on generated videos: train, prune to half, fine-tune, evaluate. Takes a minute or two.
+    """Run the whole job on generated videos: train, prune by two methods to two sizes,
+    fine-tune, measure quality and speed. Takes a few minutes.
 
     Example: `reprune demo --out demo`
     """
@@ -90,98 +98,7 @@ def demo(
     run_demo(out, seed=seed, progress=progress, say=typer.echo)
 
 
-@app.command()
-def inspect(
-    model: ModelOption,
-    example: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Batches, or a function that returns some; the first is used.")
-    ],
-    scope: ScopeOption = "recurrent",
-) -> None:
-    """Show which layers can be pruned, what reads them, and why a layer has to stay.
-
-    Example: `reprune inspect --model shop.models:build --example shop.data:batches`
-    """
-    import reprune
-
-    typer.echo(str(reprune.inspect(build(model), value(example), scope=checked_scope(scope))))
-
-
-@app.command()
-def prune(
-    model: ModelOption,
-    batches: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns them.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Trained weights, unless the model has them: .safetensors, or what Keras wrote (.weights.h5, .keras).",
-        ),
-    ] = None,
-    ratio: Ratio = 0.5,
-    of: PruneOf = "units",
-    target_ms: Annotated[
-        float | None, typer.Option(help="With --of latency: milliseconds that one call may take, in place of --ratio.")
-    ] = None,
-    method: MethodOption = "reconstruct",
-    scope: ScopeOption = "recurrent",
-    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a glob; repeatable.")] = None,
-    min_units: Annotated[int, typer.Option(help="Units that every layer keeps at least.")] = 1,
-    round_to: Annotated[
-        str, typer.Option(metavar="N|auto", help="Units kept are a multiple of this; auto: the one that kernels like.")
-    ] = "1",
-    example: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:NAME", help="Input whose latency counts; else the first batch."),
-    ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(metavar="torch|onnxruntime|onnxruntime-int8", help="Where latency is measured.")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads that it is measured with.")] = 1,
-    latency_table: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Measured times: read if the file exists, else written there.")
-    ] = None,
-    distill_steps: Annotated[
-        int, typer.Option(min=0, help="Batches to learn the dense model's answers from afterwards, without labels.")
-    ] = 0,
-) -> None:
-    """Prune a trained model of PyTorch or Keras.
-
-    Example: `reprune prune --model shop.models:build --weights dense.safetensors --batches shop.data:batches
-    --ratio 0.5 --method iss-gm --distill-steps 400 --out small`
-
-    To 20 ms in ONNX Runtime: `reprune prune --model shop.models:trained --batches shop.data:batches --of latency
-    --target-ms 20 --round-to auto --runtime onnxruntime --example shop.data:example --out small`
-    """
-    from reprune.core.methods import get_method
-    from reprune.recipes.prune import Timing, prune_to
-    from reprune.recipes.run.folder import held
-
-    options = {"ratio": ratio, "of": of, "method": method, "exclude": exclude or [], "min_units": min_units}
-    options |= {"round_to": _rounding(round_to), "target_ms": target_ms, "scope": scope}
-    get_method(method)
-    if latency_table is not None and not latency_table.exists():
-        check_file("--latency-table", latency_table)
-    with held(out):
-        timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
-        text = prune_to(
-            out, build(model), value(batches), weights=weights, timing=timing, distill_steps=distill_steps, **options
-        )
-    typer.echo(text)
-
-
-def _rounding(text: str) -> int | str:
-    try:
-        return text if text == "auto" else int(text)
-    except ValueError:
-        raise RepruneError(f"--round-to {text}: give a whole number, or auto.") from None
-
-
-@train_app.command("youtube8m")
+@train_app.command("youtube8m", cls=ListCommand)
 def train_youtube8m(
     train: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to train on; quoted, repeatable.")],
     validate: Annotated[list[str], typer.Option(metavar="GLOB", help="Records measured after every epoch.")],
@@ -311,7 +228,7 @@ def train_language_model(
     typer.echo(f"Report: {out / 'report.html'}")
 
 
-@evaluate_app.command("youtube8m")
+@evaluate_app.command("youtube8m", cls=ListCommand)
 def evaluate_youtube8m(
     checkpoint: RunFolderOption,
     data: Annotated[list[str], typer.Option(metavar="GLOB", help="Records to measure on; quoted, repeatable.")],

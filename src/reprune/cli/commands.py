@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from reprune.core.errors import RepruneError
 from reprune.recipes.run.interrupts import stopped_by_user
@@ -83,6 +83,24 @@ class Commands(TyperGroup):
         return found
 
 
+class ListCommand(TyperCommand):
+    """A command whose repeatable options take every word up to the next option, as shells write out unquoted globs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words: `--train a b` is `--train a --train b`."""
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        words: list[str] = []
+        current: str | None = None
+        for word in args:
+            if word.startswith("-"):
+                current = word if word in lists else None
+            elif current is not None and words[-1] != current:
+                words.append(current)
+            words.append(word)
+        rest: list[str] = super().parse_args(ctx, words)
+        return rest
+
+
 def _usage(error: Any) -> int:
     """Say what was not understood; returns the exit code."""
     context, message = getattr(error, "ctx", None), " ".join(error.format_message().split())
@@ -90,7 +108,8 @@ def _usage(error: Any) -> int:
         error.show()
     else:
         command = "reprune" if context is None else context.command_path
-        typer.echo(f"Error: {message.rstrip('.')}. {command} --help shows what there is.", err=True)
+        end = "" if message.endswith((".", "?")) else "."
+        typer.echo(f"Error: {message}{end} {command} --help shows what there is.", err=True)
     return int(error.exit_code)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from reprune.cli.options import ModelOption, Of, Seed
+from reprune.cli.options import ForwardOption, LabelsOption, LossOption, ModelOption, Of, Seed
 from reprune.cli.references import build, function, value
 from reprune.core.cost import Measure
 from reprune.core.errors import RepruneError
@@ -36,15 +36,9 @@ def compare_command(
     finetune_steps: Annotated[
         str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")
     ] = "0",
-    labels: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of a batch: its classes, for fsdp.")
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch, for taylor.")
-    ] = None,
-    forward: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="A function of model and batch instead of model(batch).")
-    ] = None,
+    labels: LabelsOption = None,
+    loss: LossOption = None,
+    forward: ForwardOption = None,
     seed: Seed = 0,
 ) -> None:
     """Measure methods over a grid of ratios; the same command goes on where it was interrupted.

@@ -19,3 +19,15 @@ ScopeOption = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Ratio = Annotated[float, typer.Option(help="Fraction to remove, from 0 to under 1.")]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", metavar="MODULE:NAME", help="A function of a batch: its classes, for fsdp.")
+]
+LossOption = Annotated[
+    str | None, typer.Option("--loss", metavar="MODULE:NAME", help="A function of model and batch, for taylor.")
+]
+ForwardOption = Annotated[
+    str | None,
+    typer.Option("--forward", metavar="MODULE:NAME", help="A function of model and batch in place of model(batch)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs in place of a table.")]

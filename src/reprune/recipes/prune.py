@@ -60,7 +60,7 @@ def prune_to(
     timing: Timing = Timing(),
     distill_steps: int = 0,
     **options: Any,
-) -> str:
+) -> reprune.Result[Any]:
     """Prune a model and write the result into a folder.
 
     Args:
@@ -73,7 +73,7 @@ def prune_to(
         options: Options of `reprune.prune`.
 
     Returns:
-        The table of what was removed, and where the result is.
+        The result, as it was written.
 
     Raises:
         RepruneError: The weights do not fit the model, or the folder cannot be written.
@@ -108,10 +108,22 @@ def prune_to(
             raise InterruptedRunError(
                 f"Stopped: {out} keeps the pruned model, not distilled. The same command starts anew."
             ) from None
-    return f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html"
+    return result
 
 
 def _load_torch(model: Any, path: Path) -> None:
+    if path.suffix in (".pt", ".pth", ".bin"):
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts often keep more than the weights.
+        model.load_state_dict(state.get("state_dict", state))
+        return
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path.suffix or 'a file without ending'} is no format of weights that is known here; give "
+            ".safetensors, or .pt with a state dict"
+        )
     from safetensors.torch import load_model
 
     load_model(model, str(path))

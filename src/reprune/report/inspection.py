@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from reprune.core.layers import Layer, Pin, Structure
 from reprune.report.notebook import structure_html
-from reprune.report.table import render_structure
+from reprune.report.table import readers_of, render_structure
 
 
 class Inspection:
@@ -38,6 +40,19 @@ class Inspection:
 
     def __str__(self) -> str:
         return render_structure(self.structure)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layers as plain data: kind of cell, units, what reads them, and why a layer must stay (or None)."""
+        return {
+            name: {
+                "cell": layer.cell,
+                "units": layer.units,
+                "pinned": None if layer.pin is None else str(layer.pin),
+                "approximate": None if layer.approximate is None else str(layer.approximate),
+                "read_by": readers_of(self.structure, name),
+            }
+            for name, layer in self.structure.layers.items()
+        }
 
     def _repr_html_(self) -> str:
         return structure_html(self.structure)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from reprune.core.plan import Plan
 from reprune.core.saving import REPORT, WEIGHTS, read_folder, write_folder
 from reprune.report import plan_html, render_table, write_report
+from reprune.report.overview import overview
 from reprune.verbs.adapter import adapter_of
 
 Model = TypeVar("Model")
@@ -36,6 +37,24 @@ class Result(Generic[Model]):
 
     def __str__(self) -> str:
         return render_table(self.plan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was removed, as plain data: units of every layer, and the whole model's numbers, before and after."""
+        numbers = overview(self.plan)
+        return {
+            "method": self.plan.method,
+            "ratio": self.plan.ratio,
+            "of": self.plan.of,
+            "layers": {row.name: [row.units.before, row.units.after] for row in numbers.layers},
+            **{
+                name: [change.before, change.after]
+                for name, change in (
+                    ("units", numbers.units),
+                    ("parameters", numbers.parameters),
+                    ("macs", numbers.macs),
+                )
+            },
+        }
 
     def _repr_html_(self) -> str:
         return plan_html(self.plan)

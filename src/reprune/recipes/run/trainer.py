@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ def make_trainer(
     """
     loggers: list[Any] = []
     if logs is not None:
+        # TensorBoard's writer imports TensorFlow where it is installed, which then talks about its kernels.
+        if "tensorflow" not in sys.modules:
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         loggers = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
     precision: Any = options.precision
     with hardware(options):

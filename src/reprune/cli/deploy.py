@@ -28,7 +28,15 @@ def export_command(
     pruned: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder that `reprune prune` wrote for it.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights to 8 bits as well.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits as well.")] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="Batches: quantise to 8 bits with fixed ranges of activations."),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help=".onnx: the version of the standard's operators.")] = None,
+    submodule: Annotated[str | None, typer.Option(help="Write this part of the model only.")] = None,
+    dynamic: Annotated[str | None, typer.Option(help="Sizes to leave free, separated by commas: batch,time.")] = None,
+    fixed: Annotated[str | None, typer.Option(help="Sizes to fix at the example's, separated by commas.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="States as optional inputs and outputs.")] = False,
     evaluate: Annotated[
         str | None,
@@ -46,7 +54,16 @@ def export_command(
     network = build(model)
     if pruned is not None:
         network = reprune.load(network, pruned)
-    options: dict[str, Any] = {"int8": int8, "streaming": streaming, "evaluate": measure}
+    options: dict[str, Any] = {
+        "int8": "static" if calibration else int8,
+        "calibration": value(calibration) if calibration else None,
+        "opset": opset,
+        "submodule": submodule,
+        "dynamic": dynamic.split(",") if dynamic else None,
+        "fixed": fixed.split(",") if fixed else None,
+        "streaming": streaming,
+        "evaluate": measure,
+    }
     typer.echo(str(reprune.export(network, value(example), out, **options)))
 
 

@@ -187,6 +187,21 @@ def worst(comparisons: Sequence[Comparison]) -> Comparison:
     return replace(largest, shapes=comparisons[0].shapes, calls=len(comparisons))
 
 
+def checked_way(int8: bool | str, calibration: Any, known: Sequence[str]) -> str | None:
+    """The way to quantise that `int8=` names, or None.
+
+    Raises:
+        ExportError: When a format does not know it, or calibration batches are missing or have no use.
+    """
+    way = int8 if isinstance(int8, str) else "dynamic" if int8 else None
+    if way is not None and way not in known:
+        ways = ", ".join(f'"{name}"' for name in known) or "none; .onnx files take some"
+        raise ExportError(f"int8={int8!r}: the ways to quantise such a file are {ways}.")
+    if (way not in (None, "dynamic")) != (calibration is not None):
+        raise ExportError('int8="static" and calibration= go together: some batches as the model takes them.')
+    return way
+
+
 def chosen_axes(selection: Any, inputs: Mapping[str, Sequence[int | str]], option: str) -> set[tuple[str, int]]:
     """The inputs' axes that a `Selection` names.
 

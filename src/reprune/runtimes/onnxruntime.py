@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,43 +82,3 @@ def _graphs(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _graphs(attribute.g)
-
-
-def quantise(path: Path) -> Path:
-    """The same model with 8-bit weights in LSTMs, products and embeddings, by ONNX Runtime's dynamic quantisation."""
-    tool = need("onnxruntime.quantization", "onnxruntime", "int8=True")
-    target = path.with_name(f"int8-{path.name}")
-    # It logs advice for convolutional networks to the root logger.
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            tool.quantize_dynamic(
-                str(path),
-                str(target),
-                op_types_to_quantize=["LSTM", "MatMul", "Gemm", "Gather"],
-                nodes_to_exclude=_stacked_products(path),
-                weight_type=tool.QuantType.QInt8,
-                per_channel=True,
-            )
-    finally:
-        logging.disable(logging.NOTSET)
-    return target
-
-
-def unquantised(path: Path) -> list[str]:
-    """What a quantised file holds in single precision, in sentences: there are no 8-bit GRU and RNN operators."""
-    operators = [node.op_type for node in need("onnx", "onnx", "int8=True").load(str(path)).graph.node]
-    return [
-        f"{operators.count(kind)} {kind} operator(s): ONNX Runtime has no 8-bit form of them"
-        for kind in ("GRU", "RNN")
-        if kind in operators
-    ]
-
-
-def _stacked_products(path: Path) -> list[str]:
-    """Products with several matrices at once, such as projections of both directions: of these it has no 8-bit form."""
-    onnx = need("onnx", "onnx", "int8=True")
-    graph = onnx.load(str(path)).graph
-    stacked = {weight.name for weight in graph.initializer if len(weight.dims) > 2}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and stacked & set(node.input)]

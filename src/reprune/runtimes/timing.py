@@ -18,7 +18,7 @@ from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Counts, Extent, Structure
 from reprune.core.plan import Plan
 from reprune.runtimes import need, open_file
-from reprune.runtimes.onnxruntime import quantise
+from reprune.runtimes.onnx_int8 import quantise
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-int8")
 ROUNDS = 3
@@ -254,7 +254,7 @@ def _onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
     def build(sizes: Sizes) -> Call:
         path = folder / "layer.onnx"
         onnx.save(_operator(onnx, sizes), str(path))
-        run = open_file(quantise(path) if int8 else path, threads=threads)
+        run = open_file(quantise(path)[0] if int8 else path, threads=threads)
         x = np.random.default_rng(0).standard_normal(_shape(sizes), dtype=np.float32)
         return lambda: run(x)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,11 +15,26 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.exporting import Comparison, ExportError, ExportReport, compare, require_close
-from reprune.keras.export.operators import opaque_loops
-from reprune.runtimes import Runner, need, open_file
+from reprune.core.exporting import (
+    Comparison,
+    ExportError,
+    ExportReport,
+    Selection,
+    StatePair,
+    checked_way,
+    chosen_axes,
+    compare,
+    require_close,
+    worst,
+)
+from reprune.keras.export.job import Axes, Job
+from reprune.keras.export.states import LayerStates
+from reprune.runtimes import Runner, count_eight_bits, open_file
 
-Axes = tuple[int | None, ...]
+FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
+"""The module here that writes files of a suffix."""
+CALLS = 3
+"""How many calls in a row are compared."""
 
 
 def export(
@@ -25,23 +42,36 @@ def export(
     example: Any,
     path: str | Path,
     *,
-    int8: bool = False,
+    int8: bool | str = False,
+    calibration: Iterable[Any] | None = None,
+    opset: int | None = None,
+    submodule: str | None = None,
+    dynamic: Selection = None,
+    fixed: Selection = None,
     streaming: bool = False,
     evaluate: Callable[[Runner], float] | None = None,
 ) -> ExportReport:
     """Write a model to a file, run the file in its own runtime, and compare the outputs.
 
+    States of `stateful=True` layers are inputs and outputs of the file; the report names the pairs.
+
     Args:
         model: A built `keras.Model`; it is left as it was.
         example: An input as the model takes it: an array, or a list or dict of them.
         path: Where to write; its suffix decides the format: `.tflite` or `.onnx`.
-        int8: Also quantise the weights to 8 bits with the runtime's own tool.
-        streaming: For PyTorch models only; a Keras model runs chunk by chunk if it takes states and returns them.
+        int8: Also quantise to 8 bits: `"dynamic"` (or True) the weights, `"static"` activations as well, with ranges
+            from `calibration`; `"int16x8"` (`.tflite`) keeps activations in 16 bits, for accuracy.
+        calibration: For `"static"` and `"int16x8"`: batches as the model takes them.
+        opset: `.onnx`: the version of the standard's operators; 18 by default.
+        submodule: Write this layer of the model only; a model in itself, by name.
+        dynamic: Sizes to leave free, as the report names them (`["time"]`) or by input and axis; None for all.
+        fixed: Sizes to fix at the example's, in the same form.
+        streaming: Make the states of all recurrent layers inputs and outputs, to run chunk by chunk.
         evaluate: Measures the file: gets a runner (arrays in, arrays out) and returns a number, such as an accuracy.
 
     Returns:
-        What was written and how far it is from the model; `print` it. In `.tflite` files the batch is that of the
-        example and time is free where the model leaves it free.
+        What was written and how far it is from the model, in several calls in a row; `print` it. In `.tflite` files the
+        batch is that of the example and time is free where the model leaves it free.
 
     Raises:
         ExportError: When the model cannot be converted, the converter is not installed, or the file does not compute
@@ -51,152 +81,214 @@ def export(
         >>> print(export(model, np.zeros((1, 300, 1152), "float32"), "small.tflite"))     # doctest: +SKIP
     """
     path = Path(path)
-    if path.suffix not in _WRITERS:
-        raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known for Keras are {', '.join(_WRITERS)}.")
-    if streaming:
-        raise ExportError(
-            "streaming=True is for PyTorch models. Build the Keras model with keras.Input for the states, "
-            "layer(x, initial_state=[…]) and return_state=True: its file takes them and returns them."
-        )
+    if path.suffix not in FORMATS:
+        raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known for Keras are {', '.join(FORMATS)}.")
     if keras.backend.backend() != "tensorflow":
         raise ExportError(f"Keras runs on {keras.backend.backend()!r}; export needs KERAS_BACKEND=tensorflow.")
+    if opset is not None and path.suffix != ".onnx":
+        raise ExportError("opset= is for .onnx files.")
+    form = importlib.import_module(f"reprune.keras.export.{FORMATS[path.suffix]}")
+    way = checked_way(int8, calibration, form.WAYS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
-    axes = _free_axes(model, arrays, free_batch=path.suffix == ".onnx")
+    if submodule is not None:
+        model, example = _part(model, example, submodule)
+    job = form.settled(_job(model, example, path.suffix, dynamic, fixed, streaming, opset), way)
     with TemporaryDirectory(dir=path.parent) as folder:
         # Written aside: a file that turns out wrong never takes the place of an old one.
-        part = Path(folder) / path.name
-        notes = _WRITERS[path.suffix](model, example, axes, part, False)
-        examples = [arrays, _longer(arrays, axes)]
-        comparisons, runner = _run_beside(model, example, examples, part)
-        for comparison in comparisons:
-            require_close(path, comparison)
-        quality = {} if evaluate is None else {"float": evaluate(runner)}
-        quantised: tuple[Comparison, ...] = ()
-        if int8:
-            notes += _WRITERS[path.suffix](model, example, axes, part, True)
-            quantised, runner = _run_beside(model, example, examples, part)
-            if evaluate is not None:
-                quality["int8"] = evaluate(runner)
-        part.replace(path)
-    inputs = {f"input_{k}": _named(free, array) for k, (free, array) in enumerate(zip(axes, arrays, strict=True))}
-    shapes = [np.asarray(leaf).shape for leaf in keras.tree.flatten(model(example, training=False))]
-    outputs = {f"output_{k}": tuple(shape) for k, shape in enumerate(shapes)}
-    return ExportReport(path, runner.runtime, inputs, outputs, comparisons, quantised, quality, tuple(notes))
+        return _publish(job, form, way, [] if calibration is None else list(calibration), path, Path(folder), evaluate)
+
+
+def _publish(
+    job: Job, form: Any, way: str | None, batches: list[Any], path: Path, folder: Path, evaluate: Any
+) -> ExportReport:
+    part = folder / path.name
+    with _converting(job, path):
+        notes = form.write(job, part, None, [])
+    outputs = _outputs(job)
+    pairs = tuple(StatePair(name, f"{name}_next") for name in job.states.names)
+    if path.suffix == ".onnx":
+        form.describe(job, part, outputs, pairs)
+    runner = open_file(part)
+    examples = _examples(job)
+    comparisons = [_compare_calls(job, arrays, runner) for arrays in examples]
+    for comparison in comparisons:
+        require_close(path, comparison)
+    quality = {} if evaluate is None else {"float": evaluate(runner)}
+    quantised: list[Comparison] = []
+    eight_bits = None
+    if way is not None:
+        with _converting(job, path):
+            left = form.write(job, part, way, _calibration(job, batches))
+        eight_bits = count_eight_bits(part)
+        if path.suffix == ".tflite":
+            notes, left = left, form.left_in_float(way, eight_bits)
+        eight_bits = replace(eight_bits, left=tuple(left))
+        runner = open_file(part)
+        quantised = [_compare_calls(job, arrays, runner) for arrays in examples]
+        if evaluate is not None:
+            quality["int8"] = evaluate(runner)
+    part.replace(path)
+    inputs = dict(zip(job.names, job.axes, strict=True))
+    compared = tuple(comparisons), tuple(quantised)
+    return ExportReport(path, runner.runtime, inputs, outputs, *compared, quality, tuple(notes), pairs, eight_bits)
+
+
+def _part(model: Any, example: Any, name: str) -> tuple[Any, Any]:
+    """A model inside a model, and what it is given when the outer one runs on the example."""
+    parts = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
+    if name not in parts:
+        known = ", ".join(parts) or "no model inside"
+        raise ExportError(f"submodule={name!r}: {model.name} has no such part that is a model itself; it has {known}.")
+    seen = []
+    part, original = parts[name], parts[name].call
+
+    def call(inputs: Any, **options: Any) -> Any:
+        seen.append(inputs)
+        return original(inputs, **options)
+
+    object.__setattr__(part, "call", call)
+    try:
+        model(example, training=False)
+    finally:
+        object.__delattr__(part, "call")
+    return part, keras.tree.map_structure(np.asarray, seen[0])
+
+
+def _job(
+    model: Any, example: Any, suffix: str, dynamic: Selection, fixed: Selection, streaming: bool, opset: int | None
+) -> Job:
+    arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
+    states = LayerStates(model, streaming=streaming)
+    names = [f"input_{index}" for index in range(len(arrays))]
+    axes = _free_axes(model, arrays, free_batch=suffix == ".onnx" and states.batch is None)
+    named = dict(zip(names, axes, strict=True))
+    free = {(name, axis) for name, sizes in named.items() for axis, size in enumerate(sizes) if isinstance(size, str)}
+    if not isinstance(dynamic, bool) and dynamic is not None:
+        wanted = chosen_axes(dynamic, named, "dynamic")
+        if wanted - free:
+            name, axis = min(wanted - free)
+            raise ExportError(f"dynamic=: axis {axis} of {name} cannot be free in {suffix} files of this model.")
+        free = wanted
+    if dynamic is False:
+        free = set()
+    if fixed is not None:
+        free -= chosen_axes(fixed, named, "fixed")
+    axes = [
+        tuple(size if (name, axis) in free else array.shape[axis] for axis, size in enumerate(sizes))
+        for (name, sizes), array in zip(named.items(), arrays, strict=True)
+    ]
+    batch = axes[0][0]
+    return Job(
+        model,
+        example,
+        [*arrays, *states.zeros(arrays[0].shape[0])],
+        [*names, *states.names],
+        [*axes, *((batch, size) for size in states.sizes)],
+        states,
+        opset,
+    )
 
 
 def _free_axes(model: Any, arrays: Sequence[Any], *, free_batch: bool) -> list[Axes]:
-    """Sizes of the inputs, None where free: the batch if wanted, and what the model itself leaves free."""
+    """Axes of the inputs, by name where free: the batch if wanted, and what the model itself leaves free."""
     try:
         declared = [tuple(tensor.shape) for tensor in keras.tree.flatten(model.inputs)]
     except (AttributeError, ValueError):  # A subclassed model declares nothing.
         declared = []
     if len(declared) != len(arrays):
         declared = [(None, None, *array.shape[2:]) if array.ndim > 1 else (None,) for array in arrays]
-    free = []
-    for shape, array in zip(declared, arrays, strict=True):
-        batch = None if free_batch else array.shape[0]
-        free.append((batch, *(None if size is None else array.shape[k + 1] for k, size in enumerate(shape[1:]))))
-    return free
 
+    def named(axis: int, size: int | None, array: Any) -> int | str:
+        if size is not None or (axis == 0 and not free_batch):
+            return int(array.shape[axis])
+        return ("batch", "time")[axis] if axis < 2 else f"axis{axis}"
 
-def _longer(arrays: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
-    """The same inputs with free axes longer: the batch by one, others by three."""
-    longer = []
-    for array, free in zip(arrays, axes, strict=True):
-        for axis, size in enumerate(free):
-            if size is None:
-                more = array.shape[axis] + (3 if axis else 1)
-                array = np.take(array, np.arange(more) % array.shape[axis], axis)
-        longer.append(array)
-    return longer
-
-
-def _named(axes: Axes, array: Any) -> tuple[int | str, ...]:
-    names = ("batch", "time")
-    return tuple(
-        size if size is not None else names[k] if k < len(names) else f"axis{k}" for k, size in enumerate(axes)
-    )
-
-
-def _run_beside(
-    model: Any, example: Any, examples: Sequence[Sequence[Any]], path: Path
-) -> tuple[tuple[Comparison, ...], Any]:
-    runner = open_file(path)
-    found = []
-    for arrays in examples:
-        returned = model(keras.tree.pack_sequence_as(example, arrays), training=False)
-        expected = [np.asarray(leaf) for leaf in keras.tree.flatten(returned)]
-        found.append(compare(arrays, expected, runner(*arrays)))
-    return tuple(found), runner
-
-
-def _function(model: Any, example: Any, arrays: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, list[Any]]:
-    """The model as a `tf.function` of flat inputs, and their specifications."""
-    import tensorflow as tf
-
-    def call(*flat: Any) -> Any:
-        return keras.tree.flatten(model(keras.tree.pack_sequence_as(example, list(flat)), training=False))
-
-    specs = [
-        tf.TensorSpec(free, array.dtype, name=f"input_{k}")
-        for k, (free, array) in enumerate(zip(axes, arrays, strict=True))
+    return [
+        tuple(named(axis, size, array) for axis, size in enumerate(shape))
+        for shape, array in zip(declared, arrays, strict=True)
     ]
-    return tf.function(call), specs
 
 
-def _write_tflite(model: Any, example: Any, axes: Sequence[Axes], path: Path, int8: bool) -> list[str]:
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
-    function, specs = _function(model, example, arrays, axes)
-    with _quiet():
-        # Weights must be constants: the interpreter has nothing to read a layer's variables from.
-        frozen = convert_variables_to_constants_v2(function.get_concrete_function(*specs), lower_control_flow=False)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if int8:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        try:
-            content = converter.convert()
-        except Exception as error:  # The converter's errors share no base class.
-            raise ExportError(f"{model.name} cannot be converted to .tflite: {str(error)[:600]}") from error
-    path.write_bytes(content)
-    return [f"the batch is fixed at the example's {arrays[0].shape[0]}"]
+def _examples(job: Job) -> list[list[Any]]:
+    """The inputs in the example's sizes, larger and smaller, as far as the model takes them."""
+    found = [list(job.arrays)]
+    for longer in (3, -3):
+        resized = job.resized(longer)
+        if any(one.shape != other.shape for one, other in zip(resized, job.arrays, strict=True)):
+            found.append(resized)
+    return found
 
 
-def _write_onnx(model: Any, example: Any, axes: Sequence[Axes], path: Path, int8: bool) -> list[str]:
-    from reprune.runtimes.onnxruntime import quantise, unquantised
+def _outputs(job: Job) -> dict[str, Axes]:
+    """Axes of the outputs: a name where a size follows a free one of the inputs."""
+    shapes = [np.asarray(output).shape for output in job.call(job.arrays)]
+    larger = job.resized(3)
+    others = [np.asarray(output).shape for output in job.call(larger)]
+    grown = {
+        (one, other): name
+        for axes, array, resized in zip(job.axes, job.arrays, larger, strict=True)
+        for name, one, other in zip(axes, array.shape, resized.shape, strict=True)
+        if isinstance(name, str)
+    }
+    named: list[Axes] = [
+        tuple(
+            int(one) if one == other else grown.get((one, other), f"axis{axis}")
+            for axis, (one, other) in enumerate(zip(shape, wider, strict=True))
+        )
+        for shape, wider in zip(shapes, others, strict=True)
+    ]
+    own = len(shapes) - len(job.states.names)
+    names = [*(f"output_{index}" for index in range(own)), *(f"{name}_next" for name in job.states.names)]
+    return dict(zip(names, named, strict=True))
 
-    if int8:
-        quantise(path).replace(path)
-        return unquantised(path)
-    with _quiet():
-        tool = need("tf2onnx", "tf2onnx", "Exporting Keras models to .onnx")
-        onnx = need("onnx", "onnx", "Exporting to .onnx")
-        arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
-        function, specs = _function(model, example, arrays, axes)
-        with opaque_loops(model) as handlers:
-            tool.convert.from_function(
-                function, input_signature=specs, opset=18, custom_op_handlers=handlers, output_path=str(path)
-            )
-    operators = [node.op_type for node in onnx.load(str(path)).graph.node]
-    loops = operators.count("Loop") + operators.count("Scan")
-    return [f"{loops} recurrent layers became loops: the converter knows no operator for them"] if loops else []
+
+def _compare_calls(job: Job, arrays: Sequence[Any], runner: Any) -> Comparison:
+    """How far a file is from the model in several calls in a row, each of which hands its states to the next."""
+    mine, theirs, found = list(arrays), list(arrays), []
+    count = len(arrays) - len(job.states.names)
+    for _ in range(CALLS):
+        expected, got = [np.asarray(output) for output in job.call(mine)], runner(*theirs)
+        found.append(compare(theirs, expected, got))
+        own = len(expected) - len(job.states.names)
+        mine, theirs = [*mine[:count], *expected[own:]], [*theirs[:count], *got[own:]]
+    return worst(found)
 
 
-_Writer = Callable[[Any, Any, Sequence[Axes], Path, bool], list[str]]
-_WRITERS: Mapping[str, _Writer] = {".tflite": _write_tflite, ".onnx": _write_onnx}
+def _calibration(job: Job, batches: Sequence[Any]) -> list[list[Any]]:
+    """Inputs of the file for each batch, states running on from zeros."""
+    found = []
+    states: list[Any] = []
+    for batch in batches:
+        arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(batch)]
+        if not states or states[0].shape[0] != arrays[0].shape[0]:
+            states = job.states.zeros(arrays[0].shape[0])
+        found.append([*arrays, *states])
+        if states:
+            states = [np.asarray(state) for state in job.call(found[-1])[-len(states) :]]
+    return found
 
 
 @contextmanager
-def _quiet() -> Any:
-    """Keep the converters' remarks about their own internals from the user."""
+def _converting(job: Job, path: Path) -> Iterator[None]:
+    """Within this context converters keep their remarks to themselves, and what they raise is an `ExportError`."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except ExportError:
+        raise
+    except Exception as error:  # The converters' errors share no base class.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        operations = [line for line in lines if "tf." in line or "op " in line]
+        inner = ", ".join(layer.name for layer in job.model.layers if isinstance(layer, keras.Model))
+        way_out = (
+            " Put the recurrent part into a model of its own inside this one, and export that: submodule=its name."
+        )
+        if inner:
+            way_out = f" Export the recurrent part alone: submodule= one of {inner}."
+        raise ExportError(
+            f"{path.suffix} cannot hold {job.model.name}: {' '.join((operations or lines)[:3])[:600]}.{way_out}"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from reprune.core.exporting import ExportError, ExportReport, Selection
 from reprune.runtimes import Runner
 from reprune.torch.export.example import Example, submodule_example
+from reprune.torch.export.format import Format
 from reprune.torch.export.publish import Options, publish
 from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.unwrap import unwrap
@@ -73,17 +74,17 @@ def export(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(FORMATS)}.")
+    form: Format = importlib.import_module(f"reprune.torch.export.{FORMATS[path.suffix]}").FORMAT
     options = Options.checked(
-        int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
-        evaluate=evaluate, onnx=path.suffix == ".onnx",
+        path, form, int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
+        evaluate=evaluate,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     single = duplicate(unwrap(model)).cpu().eval().float()
     inputs = Example.of(single, pytree.tree_map(_as_single, example))
     if submodule is not None:
         single, inputs = submodule_example(single, inputs, submodule)
-    module = importlib.import_module(f"reprune.torch.export.{FORMATS[path.suffix]}")
-    return publish(single, inputs, path, module.FORMAT, options)
+    return publish(single, inputs, path, form, options)
 
 
 def _as_single(leaf: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from reprune.core.exporting import ExportError
-from reprune.runtimes.onnxruntime import quantise, unquantised
+from reprune.runtimes.onnx_int8 import quantise
 from reprune.torch.export.capture import quiet
 from reprune.torch.export.format import Format, Job
 from reprune.torch.export.recurrent import onnx_translations
@@ -106,15 +106,10 @@ def _default(graph: Any, state: StateTensor, axes: Mapping[str, Any], sources: M
     graph.node.extend([*nodes, *old])
 
 
-def _quantise(path: Path, way: str, batches: Any) -> tuple[Path, list[str]]:
-    part = quantise(path)
-    return part, unquantised(part)
-
-
 FORMAT = Format(
     write,
     operators=True,
     optional=True,
-    quantise={"dynamic": _quantise},
+    quantise={"dynamic": quantise, "static": quantise},
     needs=(("onnx", "onnx"), ("onnxscript", "onnxscript")),
 )

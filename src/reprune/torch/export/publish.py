@@ -16,6 +16,7 @@ from reprune.core.exporting import (
     ExportError,
     ExportReport,
     Selection,
+    checked_way,
     compare,
     require_close,
     worst,
@@ -48,19 +49,17 @@ class Options:
     evaluate: Callable[[Runner], float] | None
 
     @classmethod
-    def checked(cls, *, int8: bool | str, calibration: Any, opset: int | None, onnx: bool, **rest: Any) -> Options:
-        """The options, if they go together.
+    def checked(
+        cls, path: Path, form: Format, *, int8: bool | str, calibration: Any, opset: int | None, **rest: Any
+    ) -> Options:
+        """The options, if they go together and with the format.
 
         Raises:
             ExportError: When they do not.
         """
-        if int8 not in (False, True, "dynamic", "static"):
-            raise ExportError(f'int8={int8!r}: give False, "dynamic" (or True) or "static".')
-        way = int8 if isinstance(int8, str) else "dynamic" if int8 else None
-        if (way == "static") != (calibration is not None):
-            raise ExportError('int8="static" and calibration= go together: some batches as the model takes them.')
-        if opset is not None and not onnx:
+        if opset is not None and path.suffix != ".onnx":
             raise ExportError("opset= is for .onnx files.")
+        way = checked_way(int8, calibration, list(form.quantise))
         return cls(int8=way, calibration=calibration, opset=opset, **rest)
 
 
@@ -74,12 +73,6 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         form: The format.
         options: The caller's.
     """
-    if options.int8 and options.int8 not in form.quantise:
-        known = ", ".join(form.quantise)
-        raise ExportError(
-            f"{path.suffix} files of PyTorch models take no int8={options.int8!r}; "
-            + (f"they take {known}." if known else ".onnx files do.")
-        )
     for module, package in form.needs:
         need(module, package, f"Exporting to {path.suffix}")
     plain, given = model, inputs

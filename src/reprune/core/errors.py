@@ -55,6 +55,10 @@ class RecipeError(RepruneError, ValueError):
     """A training run cannot start or resume with the options it was given."""
 
 
+class InternalError(RepruneError):
+    """reprune's own code failed. The message says where, and how to go on without that part of the model."""
+
+
 class BatchError(RepruneError, ValueError):
     """The model does not run on the batches. The message says what was passed and what would run."""
 

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, inference_mode, is_tensor, nn
 
+from reprune.core.errors import InternalError, RepruneError
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.readings import Axis, Importance, Statistics
@@ -21,6 +22,7 @@ from reprune.torch.surgery import verify as verification
 from reprune.torch.surgery.apply import check, named_tensors
 from reprune.torch.tracing import accepting
 from reprune.torch.tracing import record as recording
+from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
@@ -53,22 +55,36 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _outside_inference(function: Callable[P, R]) -> Callable[P, R]:
-    """What `torch.inference_mode()` around a verb leaves behind could be neither trained nor observed."""
+def _guarded(function: Callable[P, R]) -> Callable[P, R]:
+    """A verb's part as users meet it: what fails in reprune's own code says so.
+
+    It runs outside of `torch.inference_mode()`, whose tensors could be neither trained nor observed.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with inference_mode(False):
-            return function(*args, **kwargs)
+        try:
+            with inference_mode(False):
+                return function(*args, **kwargs)
+        except RepruneError:
+            raise
+        except Exception as error:
+            if not ours(error):
+                raise
+            raise InternalError(
+                f"reprune itself failed in {function.__name__}: {error!r}, when the model's code was at "
+                f"{of_error(error, 'its forward')}. This is a gap of reprune, not of the model: please report it with "
+                "that line. Until then leave the layers there alone with exclude=[...], or write the line differently."
+            ) from error
 
     return run
 
 
-accepted, record = _outside_inference(accepting.accepted), _outside_inference(recording.record)
-rehearse, verify = _outside_inference(verification.rehearse), _outside_inference(verification.verify)
-apply, mask = _outside_inference(surgery.apply), _outside_inference(surgery.mask)
-load_pruned = _outside_inference(weights.load_pruned)
-observe, observe_classes = _outside_inference(responses.observe), _outside_inference(labelled.observe_classes)
+accepted, record = _guarded(accepting.accepted), _guarded(recording.record)
+rehearse, verify = _guarded(verification.rehearse), _guarded(verification.verify)
+apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
+load_pruned = _guarded(weights.load_pruned)
+observe, observe_classes = _guarded(responses.observe), _guarded(labelled.observe_classes)
 
 
 def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -79,7 +95,7 @@ def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Te
     }
 
 
-@_outside_inference
+@_guarded
 def observe_readings(
     found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
 ) -> tuple[Statistics, Mapping[Axis, Tensor]]:
@@ -94,7 +110,7 @@ def observe_readings(
     return statistics, importance.mean()
 
 
-@_outside_inference
+@_guarded
 def loss_gradients(
     found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], loss: Loss
 ) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reprune.torch
-from reprune.core.errors import BatchError, BatchWarning
+from reprune.core.errors import BatchError, BatchWarning, InternalError
 
 
 class Classifier(nn.Module):
@@ -134,6 +134,14 @@ def test_batches_are_left_as_they_were() -> None:
 def test_batches_with_a_graph() -> None:
     batch = nn.Linear(4, 5)(torch.randn(8, 6, 4))
     assert reprune.torch.prune(Classifier(), [batch], 0.5, method="magnitude").plan.counts() == {"rnn:l0": 6}
+
+
+def test_what_fails_in_our_own_code_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprune.torch.tracing.rules.class_of", None)
+    with pytest.raises(InternalError, match=r"a gap of reprune, not of the model.*exclude=") as raised:
+        reprune.torch.inspect(Classifier(), [X])
+    assert __file__ in str(raised.value)
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 class Decorated(Classifier):

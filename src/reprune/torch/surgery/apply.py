@@ -243,7 +243,11 @@ def _attention(module: nn.MultiheadAttention) -> nn.Module | None:
 
 def _recurrent(module: nn.RNNBase) -> nn.Module:
     # Not weight_hh: it may be computed from another parameter before each call, and be of the old size until then.
-    weights = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    weights = {
+        name: weight
+        for name, weight in module.named_parameters(recurse=False, remove_duplicate=False)
+        if weight.ndim == (1 if name.startswith("bias") else 2)  # Subclasses may have more, by whatever name.
+    }
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     hidden = {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("weight_ih")}
     hidden = hidden or {weight.shape[0] // gates for name, weight in weights.items() if name.startswith("bias")}

@@ -8,6 +8,7 @@ pruned model must compute what the masked one does; a size written into the user
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from reprune.core.rehearsal import blocks_of, held_back, inexact, random_plan
 from reprune.torch.surgery.apply import apply, mask, named_tensors, silence
 from reprune.torch.surgery.guesses import guesses
 from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.location import of_error, of_failure, ours
-from reprune.torch.tracing.record import Trace, eval_mode
+from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.training_pass import training_mode, trains_otherwise
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -81,14 +84,25 @@ class _Trial:
     def __init__(self, found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> None:
         self._found, self._model, self._example, self._forward = found, model, example, forward
 
-    def outputs(self, model: nn.Module) -> list[torch.Tensor]:
+    def outputs(self, model: nn.Module, *, train: bool = False) -> list[torch.Tensor]:
         """Output tensors but for carried states, with the same random numbers each time."""
         devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
-        with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+        with torch.random.fork_rng(devices), torch.no_grad(), training_mode(model, train):
             torch.manual_seed(0)
             output = call(model, self._example, self._forward)
         found = list(tensors_in(output))
         return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
+
+    @cached_property
+    def _trains(self) -> bool:
+        """Whether the model does something else in training mode, and does that on the example."""
+        if not trains_otherwise(self._model):
+            return False
+        try:
+            self.outputs(duplicate(self._model), train=True)
+        except Exception:
+            return False
+        return True
 
     def repeats(self, model: nn.Module, before: Sequence[torch.Tensor]) -> bool:
         """Whether a model computes again what it did; one that is random in spite of the seed cannot be compared."""
@@ -113,7 +127,10 @@ class _Trial:
     def _problem(self, structure: Structure, blocks: Sequence[Sequence[str]], *, compare: bool) -> Pin | None:
         plan = random_plan(structure, blocks)
         try:
-            outputs = self.outputs(apply(self._model, plan))
+            small = apply(self._model, plan)
+            outputs = self.outputs(small)
+            if self._trains:
+                self.outputs(small, train=True)
         except RepruneError:
             raise
         except Exception as error:

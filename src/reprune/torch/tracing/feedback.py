@@ -33,20 +33,21 @@ class Calls:
     def run(self, call: Callable[[Any], Any], example: Any) -> Any:
         """Call the model on the example, and again on its states; returns what the last call returned."""
         interface = self.interface
-        output = self._traced(call, example)
+        output = self.traced(call, example)
         interface.states = recognised(interface, self._builder(), output)
         left_out = None if interface.states else self._with_left_out_states(output)
         if left_out is not None:
             call, example = self._plainly, left_out
             interface.tracer.recording.begin_feedback()
-            output = self._traced(call, example)
+            output = self.traced(call, example)
             interface.states = recognised(interface, self._builder(), output)
         if interface.states or kept_units(interface):
             interface.tracer.recording.begin_feedback()
-            output = self._traced(call, example)
+            output = self.traced(call, example)
         return output
 
-    def _traced(self, call: Callable[[Any], Any], example: Any) -> Any:
+    def traced(self, call: Callable[[Any], Any], example: Any) -> Any:
+        """Call the model on a copy of the example, and trace it."""
         batch = fresh(example)
         with self.interface.watched():
             return run(self.interface.tracer, lambda: call(batch))

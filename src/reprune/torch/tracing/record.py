@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from reprune.torch.tracing.sizes import tagged_sizes
 from reprune.torch.tracing.states import Interface, pair
 from reprune.torch.tracing.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
+from reprune.torch.tracing.training_pass import trace_training, training_mode, trains_otherwise
 from reprune.torch.tracing.widths import ALL
 
 
@@ -122,6 +124,9 @@ def record(
         stack.enter_context(_without_fastpath())
         calls = Calls(original, Interface(tracer, model), builder)
         output = calls.run(lambda batch: invoke(model, batch, forward), example)
+        if trains_otherwise(model):
+            once_more = partial(calls.traced, lambda batch: invoke(model, batch, forward), example)
+            trace_training(model, tracer.recording, once_more)
     tracer.compare_sizes(compared)
     states = pair(tracer, builder(), calls.interface, output)
     _outputs(tracer, output, states, forward or type(model).forward)
@@ -175,16 +180,9 @@ def _outputs(tracer: Tracer, output: Any, states: Sequence[int], forward: Callab
             pin_summaries(tracer, summaries_of(tracer, [tensor]))
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
     """Put every module in eval mode, and back as each of them was."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
+    return training_mode(model, False)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -105,6 +106,17 @@ class Recording:
     maps: list[tuple[Axis, Axis]] = field(default_factory=list)
     provenance: Provenance = field(default_factory=Provenance)
     before_feedback: Ids | None = None
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """In this context, another pass is traced that does not count in what a call costs, nor for what it returns."""
+        counts = [dict(held) for held in (self.uses, self.rows, self.steps)]
+        products = list(self.products)
+        try:
+            yield
+        finally:
+            self.uses, self.rows, self.steps = counts
+            self.products = products
 
     def begin_feedback(self) -> None:
         """The model is about to run again, on the states that it returned: what is counted per call starts anew."""

@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
 	touch $@
 
-demo: $(STAMP)  ## train, prune, fine-tune and evaluate on generated data; the report lands in demo/
+demo: $(STAMP)  ## train, prune, fine-tune and measure on generated data; report and picture land in demo/
 	$(BIN)/reprune demo --out demo
 
 test: $(STAMP)  ## run the tests, on all cores

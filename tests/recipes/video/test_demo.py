@@ -17,6 +17,7 @@ from reprune.recipes.video.tagger import Tagger
 def test_demo_shows_everything_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(demo_options(tmp_path), hidden=8, epochs=1, finetune_epochs=1)
     said: list[str] = []
+    monkeypatch.setattr("reprune.recipes.video.demo.VARIANTS", (("reconstruct", 0.75),))
     step = Tagger.training_step
 
     def interrupted(*_: object) -> torch.Tensor:
@@ -36,6 +37,12 @@ def test_demo_shows_everything_and_can_be_repeated(tmp_path: Path, monkeypatch: 
     for part in ("bidirectional:l0", "GAP@20", "baseline", "training the dense model", str(tmp_path / "report.html")):
         assert part in text
     assert (tmp_path / "report.html").exists()
+    speed = json.loads((tmp_path / "speed.json").read_text())
+    names = ["dense", "iss-gm 50%", "reconstruct 75%"]
+    assert [row["model"] for row in speed["rows"]] == 2 * names  # In PyTorch, then in ONNX Runtime.
+    assert all(name in text for name in names)
+    assert "One video in ONNX Runtime, one thread" in text
+    assert (tmp_path / "overview.svg").read_text().count("<rect") == 6
 
     said.clear()
     assert run_demo(tmp_path, options=options, videos=(64, 32), say=said.append) == summary
@@ -46,6 +53,6 @@ def test_demo_shows_everything_and_can_be_repeated(tmp_path: Path, monkeypatch: 
 def test_demo_prunes_to_half_without_loss(tmp_path: Path) -> None:
     summary = run_demo(tmp_path)
     assert summary["baseline"]["gap"] < 0.3
-    assert summary["dense"]["gap"] > 0.95
+    assert 0.8 < summary["dense"]["gap"] < 0.97
     assert summary["pruned"]["gap"] > summary["dense"]["gap"] - 0.02
     assert summary["pruned"]["macs"] < summary["dense"]["macs"] / 2

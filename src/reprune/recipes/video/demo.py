@@ -123,6 +123,7 @@ def _run(
     say("\nMeasuring speed")
     speed = sizes.measure_speed(options, out, list(summaries))
     (out / "speed.json").write_text(speed.to_json(), encoding="utf-8")
+    (out / "overview.svg").write_text(sizes.overview_picture(summaries, speed), encoding="utf-8")
     say("\n" + sizes.table(summaries, speed))
     say(EXPLAINED)
     say("\nTime of each part of the first run:")

@@ -17,6 +17,7 @@ from reprune.recipes.run.options import Options
 from reprune.recipes.run.quiet import quiet
 from reprune.recipes.video.recipe import run
 from reprune.recipes.video.torch_recipe import YouTube8M
+from reprune.report.picture import Panel, picture
 
 RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
@@ -70,6 +71,25 @@ def table(summaries: Mapping[str, Mapping[str, Any]], speed: Comparison) -> str:
         console.print(rows)
     lines = [line.rstrip() for line in capture.get().splitlines()]
     return "\n".join([*lines, "", *(_verdict(times, runtime, list(summaries)) for runtime in runtimes)])
+
+
+def overview_picture(summaries: Mapping[str, Mapping[str, Any]], speed: Comparison) -> str:
+    """The dense model beside the smallest that reconstruct left, as an SVG image."""
+    name = [name for name in summaries if name.startswith("reconstruct")][-1]
+    dense, pruned = summaries[name]["dense"], summaries[name]["pruned"]
+    runtime = speed.rows[-1].runtime
+    slow, fast = (
+        next(r.median_ms for r in speed.rows if (r.model, r.runtime) == (n, runtime)) for n in ("dense", name)
+    )
+    large, small = (4e-6 * model["parameters"] for model in (dense, pruned))
+    return picture(
+        [
+            Panel("Size", large, small, "MB", f"{large / small:.1f} times smaller"),
+            Panel("Time for one video", slow, fast, "ms", f"{slow / fast:.1f} times as fast"),
+            Panel("Quality (1 is perfect)", dense["gap"], pruned["gap"], "", "GAP@20, after fine-tuning"),
+        ],
+        f"reprune demo: {name} of the hidden units removed; {RUNTIMES[runtime]}, one thread of a CPU",
+    )
 
 
 def _verdict(times: Mapping[tuple[str, str], float], runtime: str, names: Sequence[str]) -> str:

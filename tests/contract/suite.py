@@ -14,6 +14,7 @@ import shutil
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,29 @@ class Contract(ABC):
         plan = reprune.plan(model, stream(), 0.5, method="reconstruct")
         assert len(held) == 30
         assert most <= 4
-        assert plan == reprune.plan(model, [given] * 30, 0.5, method="reconstruct")
+        # Consumers are refitted on batches that can be had again only.
+        assert plan == replace(reprune.plan(model, [given] * 30, 0.5, method="reconstruct"), refits=())
+
+    def test_how_near_the_answers_are_is_said(self) -> None:
+        calibration = reprune.calibrate(self.chain(), self.batches(), methods=["reconstruct"])
+        whole, half, few = (calibration.prune(ratio) for ratio in (0.0, 0.4, 0.8))
+        assert whole.fidelity is not None
+        assert half.fidelity is not None
+        assert few.fidelity is not None
+        assert whole.fidelity.divergence == pytest.approx(0, abs=1e-6)
+        assert 0 < half.fidelity.divergence < few.fidelity.divergence
+        assert f"divergence {half.fidelity.divergence:.3g}" in str(half)
+
+    def test_the_ratio_is_found_for_a_tolerance(self) -> None:
+        calibration = reprune.calibrate(self.chain(), self.batches(), methods=["reconstruct"])
+        middle = calibration.prune(0.5)
+        assert middle.fidelity is not None
+        found = calibration.prune(tolerance=middle.fidelity.divergence)
+        assert found.fidelity is not None
+        assert found.fidelity.divergence <= middle.fidelity.divergence
+        assert sum(found.plan.counts().values()) <= sum(middle.plan.counts().values())
+        with pytest.raises(reprune.BudgetError, match="tolerance"):
+            calibration.plan(0.3, tolerance=0.1)
 
     def test_forward_picks_the_inputs(self) -> None:
         model = self.chain()

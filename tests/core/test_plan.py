@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import PlanError
-from reprune.core.fold import Fold
+from reprune.core.fold import Fold, Refit
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import CarriedState, Extent, Port, SizeAttribute, Span
 from reprune.core.plan import Diagnostics, Plan
@@ -51,6 +51,7 @@ def full_plan():
             (TimeGrid("lstm", 1, 7, (4,), (1, 3), ((1.0, 3.0),)),),
             ((1, 1.1), (2, 1.0)),
         ),
+        refits=(Refit.of("out.weight", np.array([[0.5, 1.0], [2.0, -1.0]])),),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from reprune.core.divergence import apart
 from reprune.recipes.run.quiet import quiet
 from reprune.torch import Pruner
-from reprune.torch.lightning import PruningCallback
+from reprune.torch.lightning import PruningCallback, TeachingCallback
 
 
 class Net(nn.Module):
@@ -88,3 +90,27 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     model, pruner = start()
     fit(model, pruner, tmp_path, accumulate=3)
     assert pruner.steps == 2
+
+
+def test_teaching_is_a_share_of_the_loss() -> None:
+    torch.manual_seed(0)
+    dense, small = Net(), Net()
+    twin, data = deepcopy(small), TensorDataset(torch.randn(24, 5, 3), torch.randn(24, 2))
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for start in range(0, 24, 8):
+        x, y = data[start : start + 8]
+        found = twin(x)
+        with torch.no_grad():
+            wanted = dense.eval()(x)
+        loss = 0.75 * (found - y).square().mean() + 0.25 * 2.0 * apart(found, wanted, "kl")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    callback = TeachingCallback(small, dense, 0.25, divergence="kl", scale=2.0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with quiet():
+        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **options)
+        trainer.fit(Module(small), DataLoader(data, batch_size=8))
+    for one, other in zip(small.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert all(weight.grad is None for weight in dense.parameters())

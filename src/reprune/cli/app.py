@@ -63,6 +63,9 @@ Schedule = Annotated[
     ),
 ]
 CalibrationBatches = Annotated[int, typer.Option(help="Batches on which responses are observed (after).")]
+Teach = Annotated[
+    float, typer.Option(metavar="SHARE", help="Of fine-tuning: learn this much from the dense model's answers.")
+]
 RunFolderOption = Annotated[
     Path, typer.Option("--checkpoint", exists=True, file_okay=False, help="The --out folder of a training run.")
 ]
@@ -123,6 +126,7 @@ def train_youtube8m(
     decay_examples: Annotated[int, typer.Option(help="See --decay.")] = 4_000_000,
     output_decay: Annotated[float, typer.Option(help="L2 penalty on the output layer.")] = 0.005,
     clip_gradients: Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0 for no limit.")] = 1.0,
+    teach: Teach = 0.0,
     ratio: Ratio = 0.5,
     of: Of = "units",
     method: TrainMethodOption = "iss-gm",
@@ -191,6 +195,7 @@ def train_language_model(
     decay: Annotated[float | None, typer.Option(help="Factor on it after every epoch from --decay-after on.")] = None,
     decay_after: Annotated[int | None, typer.Option(help="Epochs with the first step size.")] = None,
     clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of a step's gradient; 0: none.")] = None,
+    teach: Teach = 0.0,
     ratio: Ratio = 0.5,
     of: Of = "units",
     method: TrainMethodOption = "reconstruct",

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from reprune.core.latency import LatencyTable
 
 RATIO = 0.5
 """What is removed when nobody says how much."""
+
+PRECISION = 0.01
+"""To within what a ratio is found."""
+T = TypeVar("T")
 
 Step = tuple[float, int, int]
 """A permitted shrinking: threshold, block, units kept after it."""
@@ -80,6 +84,7 @@ class Request:
         min_units: See `Budget`.
         round_to: See `Budget`; `auto` for the multiple that the machine's kernels like.
         target_ms: Latency to get down to, in milliseconds.
+        tolerance: Divergence from the dense model's answers that is to be stayed within, in place of a ratio.
 
     Raises:
         BudgetError: When a value is out of range, or two contradict each other.
@@ -90,10 +95,16 @@ class Request:
     min_units: int = 1
     round_to: int | Literal["auto"] = 1
     target_ms: float | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         # With times still to be measured, everything else can be checked.
         Budget(self.ratio, "units" if self.of == "latency" else self.of, self.min_units, self._rounding(1))
+        if self.tolerance is not None:
+            if not isinstance(self.tolerance, (int, float)) or not self.tolerance >= 0:
+                raise BudgetError(f"tolerance={self.tolerance!r} must be a divergence: a number, at least 0.")
+            if self.ratio not in (None, RATIO) or self.target_ms is not None:
+                raise BudgetError(f"tolerance={self.tolerance} finds the ratio: leave ratio= and target_ms= out.")
         if self.target_ms is None:
             return
         number = isinstance(self.target_ms, (int, float)) and not isinstance(self.target_ms, bool)
@@ -256,3 +267,25 @@ def _check_fixed(budget: Budget, removed: float, target: float, total: float) ->
             f"ratio={budget.ratio} of={budget.of!r} cannot be met: the layers in counts= alone lose "
             f"{removed / total:.4g}. Ask for ratio={np.ceil(removed / total * 1e4) / 1e4:.4g} or more."
         )
+
+
+def most_within(plan: Callable[[float], T], within: Callable[[T], bool]) -> T:
+    """The plan of the largest ratio that stays within a tolerance, to within a hundredth.
+
+    Args:
+        plan: Makes a plan of a ratio; a `BudgetError` says that it cannot be met.
+        within: Whether a plan does. It is taken to be so up to some ratio, and not beyond.
+    """
+    best, low, high = plan(0.0), 0.0, 1.0
+    while high - low > PRECISION:
+        middle = (low + high) / 2
+        try:
+            tried = plan(middle)
+        except BudgetError:
+            high = middle
+            continue
+        if within(tried):
+            best, low = tried, middle
+        else:
+            high = middle
+    return best

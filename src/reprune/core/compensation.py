@@ -43,7 +43,12 @@ def mean(structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequ
     return _folds(structure, kept, readings, rule)
 
 
-COMPENSATIONS: dict[str, Compensation] = {"reconstruction": reconstruction, "mean": mean}
+COMPENSATIONS: dict[str, Compensation] = {
+    "reconstruction": reconstruction,
+    "least-squares": reconstruction,
+    "mean": mean,
+}
+"""By name. After `reconstruction`, consumers are refitted to the dense model's answers (`core.gauss_newton`)."""
 
 
 def _folds(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 
+from reprune.core.allocation import Allocation, Measured
 from reprune.core.budget import Block, Budget, allocate
 from reprune.core.cost import CostModel, Measure
 from reprune.core.criteria import Ranking
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, did_you_mean
-from reprune.core.evidence import Evidence
+from reprune.core.evidence import Evidence, LayerEvidence
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
+from reprune.core.split import Times, search, times
+
+Judge = Callable[[Plan], float]
+"""How far the model that a plan makes is from the dense one."""
 
 
 def decide(
@@ -26,6 +31,7 @@ def decide(
     exclude: Sequence[str] = (),
     counts: Mapping[str, float] | None = None,
     seed: int = 0,
+    judge: Judge | None = None,
 ) -> Plan:
     """Decide which units of which layer stay.
 
@@ -38,6 +44,7 @@ def decide(
         counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
             budget is met with the other layers.
         seed: Seed of the criterion's randomness.
+        judge: How far the model that a plan makes is from the dense one, for allocations that measure.
 
     Raises:
         UnsupportedModelError: When no layer is left that can be pruned.
@@ -66,28 +73,68 @@ def decide(
         ranked = criterion.rank_all(seen, savings, rng)
     rankings = {g: r for groups, found in zip(sets, ranked, strict=True) for g, r in zip(groups, found, strict=True)}
     _check_scores(rankings)
-    blocks = []
-    for layers, found, saving in zip(names, ranked, savings, strict=True):
-        if layers[0] not in fixed:
-            thresholds = allocation.thresholds([evidence.layers[name] for name in layers], _joint(found))
-            blocks.append(Block(layers, thresholds / saving))
-
-    sizes = allocate(budget, blocks, cost, before, fixed, allocation.level)
-    kept = {name: list(range(units)) for name, units in before.items()}
-    for group, ranking in rankings.items():
-        stay = sorted(ranking.order[before[group[0]] - sizes[group[0]] :].tolist())
-        kept.update({name: list(stay) for name in group})
+    free = [
+        _Free(held, [evidence.layers[name] for name in held], _joint(found), saving)
+        for held, found, saving in zip(names, ranked, savings, strict=True)
+        if held[0] not in fixed
+    ]
+    spectra = _spectra(evidence, [name for group in rankings for name in group]) if allocation.needs_statistics else {}
     scores = {name: ranking.scores.tolist() for group, ranking in rankings.items() for name in group}
-    return Plan(
-        structure=structure,
-        kept=kept,
-        method=method if isinstance(method, str) else repr(method),
-        ratio=_asked(budget, cost(budget.of, before), cost(budget.of, sizes)),
-        of=budget.of,
-        diagnostics=Diagnostics(scores, _spectra(evidence, scores) if allocation.needs_statistics else {}),
-        folds=resolved.compensate(structure, kept, evidence.readings),
-        latency=budget.latency,
-    )
+
+    def plan(blocks: Sequence[Block]) -> Plan:
+        sizes = allocate(budget, blocks, cost, before, fixed, allocation.level)
+        kept = {name: list(range(units)) for name, units in before.items()}
+        for group, ranking in rankings.items():
+            stay = sorted(ranking.order[before[group[0]] - sizes[group[0]] :].tolist())
+            kept.update({name: list(stay) for name in group})
+        return Plan(
+            structure=structure,
+            kept=kept,
+            method=method if isinstance(method, str) else repr(method),
+            ratio=_asked(budget, cost(budget.of, before), cost(budget.of, sizes)),
+            of=budget.of,
+            diagnostics=Diagnostics(scores, spectra),
+            folds=resolved.compensate(structure, kept, evidence.readings),
+            latency=budget.latency,
+        )
+
+    if isinstance(allocation, Measured) and judge is not None and len(free) > 1:
+        return _measured(allocation, free, plan, judge)
+    return plan([block.thresholds(allocation) for block in free])
+
+
+@dataclass(frozen=True)
+class _Free:
+    """Layers whose sizes the allocation chooses together."""
+
+    names: tuple[str, ...]
+    layers: list[LayerEvidence]
+    ranking: Ranking
+    saving: float
+
+    def thresholds(self, allocation: Allocation) -> Block:
+        found = allocation.thresholds(self.layers, self.ranking)
+        return Block(self.names, found / self.saving if allocation.per_cost else found)
+
+
+def _measured(
+    allocation: Measured, free: Sequence[_Free], plan: Callable[[Sequence[Block]], Plan], judge: Judge
+) -> Plan:
+    """The plan whose model answers most like the dense one, of those with the splits that are tried."""
+    known: dict[tuple[int, ...], tuple[float, Plan]] = {}
+
+    def made(found: Times) -> tuple[float, Plan]:
+        tried = plan([Block(block.names, share) for block, share in zip(free, found, strict=True)])
+        key = tuple(tried.counts().values())
+        if key not in known:
+            known[key] = judge(tried), tried
+        return known[key]
+
+    def line(of: Allocation) -> Times:
+        return times([block.thresholds(of).thresholds for block in free], [len(block.names) for block in free])
+
+    best = search(line(allocation.origin), [line(end) for end in allocation.ends], lambda found: made(found)[0])
+    return made(best)[1]
 
 
 def _asked(budget: Budget, before: float, after: float) -> float:
@@ -236,5 +283,5 @@ def _joint(rankings: Sequence[Ranking]) -> Ranking:
     return Ranking(np.arange(len(total)), total)
 
 
-def _spectra(evidence: Evidence, names: dict[str, list[float]]) -> dict[str, list[float]]:
+def _spectra(evidence: Evidence, names: Iterable[str]) -> dict[str, list[float]]:
     return {name: evidence.layers[name].spectrum.tolist() for name in names}

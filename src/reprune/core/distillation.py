@@ -16,8 +16,6 @@ Progress = Callable[[int, float], Any]
 
 WARM_UP = 0.05
 """Share of the steps over which the step size rises."""
-RULED_OUT = -1e4
-"""A logit whose exponential is zero in every precision: that of a class whose logit is −∞."""
 
 
 def step_size(step: int, steps: int, largest: float) -> float:

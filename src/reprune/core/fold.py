@@ -1,10 +1,11 @@
-"""A correction of one consumer, as inert data that a plan carries."""
+"""Corrections of consumers, as inert data that a plan carries."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,19 +46,57 @@ class Fold:
         Raises:
             PlanError: When they do not have these sizes, or are not finite numbers.
         """
-        found = []
-        for name, shape in (("coefficients", (removed, kept)), ("offsets", (removed,))):
-            try:
-                values = np.frombuffer(base64.b64decode(getattr(self, name), validate=True), dtype="<f8")
-            except ValueError as error:
-                raise PlanError(f"fold of {self.tensor!r}: its {name} are not base64 of doubles ({error}).") from None
-            if len(values) != prod(shape):
-                raise PlanError(f"fold of {self.tensor!r}: {len(values)} {name}, expected {shape}.")
-            if not np.isfinite(values).all():
-                raise PlanError(f"fold of {self.tensor!r}: its {name} hold NaN or infinite values.")
-            found.append(values.reshape(shape))
-        return found[0], found[1]
+        return (
+            _decode(f"fold of {self.tensor!r}", "coefficients", self.coefficients, (removed, kept)),
+            _decode(f"fold of {self.tensor!r}", "offsets", self.offsets, (removed,)),
+        )
 
 
-def _encode(values: NDArray[np.float64]) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
+@dataclass(frozen=True)
+class Refit:
+    """What a tensor holds in the pruned model, in place of what folding and slicing left there.
+
+    Attributes:
+        tensor: Its name.
+        shape: Its shape in the pruned model.
+        values: The numbers, as base64 of little-endian ones, row by row: doubles or singles.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    values: str
+
+    @classmethod
+    def of(cls, tensor: str, values: NDArray[Any]) -> Refit:
+        """From an array of the shape that the tensor has in the pruned model."""
+        return cls(tensor, values.shape, _encode(values, "<f8" if values.dtype == np.float64 else "<f4"))
+
+    def array(self) -> NDArray[Any]:
+        """The values.
+
+        Raises:
+            PlanError: When they do not have the shape, or are not finite numbers.
+        """
+        double = len(self.values) > 6 * prod(self.shape) + 4
+        return _decode(f"refit of {self.tensor!r}", "values", self.values, self.shape, "<f8" if double else "<f4")
+
+
+def _encode(values: NDArray[Any], kind: str = "<f8") -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+
+
+def _decode(where: str, name: str, text: str, shape: tuple[int, ...], kind: str = "<f8") -> NDArray[Any]:
+    """Numbers of a file.
+
+    Raises:
+        PlanError: When they do not have this shape, or are not finite.
+    """
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), dtype=kind)
+    except ValueError as error:
+        raise PlanError(f"{where}: its {name} are not base64 of numbers ({error}).") from None
+    if len(values) != prod(shape):
+        raise PlanError(f"{where}: {len(values)} {name}, expected {shape}.")
+    if not np.isfinite(values).all():
+        raise PlanError(f"{where}: its {name} hold NaN or infinite values.")
+    return values.reshape(shape)

@@ -68,6 +68,11 @@ class Method:
         """Whether the criterion looks at gradients of a loss."""
         return self.resolve()[1].needs_loss
 
+    @property
+    def refits(self) -> bool:
+        """Whether consumers are refitted to the dense model's answers after their folds."""
+        return self.compensation == "reconstruction"
+
     def compensate(
         self, structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
     ) -> tuple[Fold, ...]:
@@ -78,7 +83,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "reconstruct": Method(allocation="cost", criterion="reconstruction", compensation="reconstruction"),
+    "reconstruct": Method(allocation="measured", criterion="reconstruction", compensation="reconstruction"),
     "iss-gm": Method(allocation="energy", criterion="geometric-median"),
     "iss-gm-structure": Method(allocation="energy", criterion="iss-median"),
     "iss-gm-responses": Method(allocation="energy", criterion="response-median"),
@@ -94,6 +99,7 @@ METHODS: dict[str, Method] = {
     "variance": Method(allocation="uniform", criterion="variance"),
     "random": Method(allocation="uniform", criterion="random"),
 }
+DEFAULT = "reconstruct"
 TRAINING_METHODS: dict[str, str] = {
     "iss-group-lasso": "a penalty on the length of every unit's weights drives some of them to zero (Wen et al. 2018)",
     "neuron-selection": "a gate on every unit learns to open or to close (Wen et al. 2020; Louizos et al. 2018)",

@@ -16,6 +16,20 @@ Loss = Callable[[Any, Any], Any]
 """Mean loss of a model on a batch: a scalar, from which gradients flow."""
 
 
+class Again(Iterable[Any]):
+    """Batches that are made anew for every pass.
+
+    Args:
+        make: Starts a pass.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make())
+
+
 def first_batch(batches: Iterable[Any], is_tensor: Callable[[Any], bool]) -> tuple[Any, Iterator[Any]]:
     """The first batch, and an iterator over all of them that holds no more than it.
 

@@ -12,11 +12,13 @@ from math import isfinite
 from operator import index
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reprune.core.cost import MEASURES, Measure
 from reprune.core.errors import PlanError, PlanWarning
-from reprune.core.fold import Fold
+from reprune.core.fold import Fold, Refit
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Consumer, Extent, Layer, Port, Slot, Span, Structure
 
@@ -53,7 +55,8 @@ class Plan:
         folds: Corrections of the consumers that make up for what the removed units carried.
         latency: Measured times, where the decision looked at them.
         fitted_to: Digest of the weights that the plan was made from (see `core.digest`); None where it is not known.
-        folded: Whether the corrections are not in `folds` any more, but in the weights that were saved with the plan.
+        refits: What some tensors hold in the pruned model, so that it answers as the dense one does.
+        folded: Whether the corrections are not in the plan any more, but in the weights that were saved with the plan.
 
     Raises:
         PlanError: When the parts contradict each other.
@@ -74,6 +77,7 @@ class Plan:
     latency: LatencyTable | None = None
     fitted_to: str | None = None
     folded: bool = False
+    refits: tuple[Refit, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -84,6 +88,7 @@ class Plan:
         _check_kept(self.structure, self.kept)
         _check_diagnostics(self.structure, self.diagnostics)
         _check_folds(self.structure, self.kept, self.folds)
+        _check_refits(self)
         if self.latency is not None:
             self.latency.check_model(self.structure.counts())
         elif self.of == "latency":
@@ -109,6 +114,15 @@ class Plan:
             gone[name] = [unit for unit in range(layer.units) if unit not in stay]
         return gone
 
+    def stays(self, tensor: str, shape: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+        """Positions that stay along every axis of a tensor of the dense model; `np.ix_` makes an index of them."""
+        stay = [np.arange(length) for length in shape]
+        removed = self.removed()
+        for slot in self.structure.slots:
+            if slot.tensor == tensor:
+                stay[slot.axis] = np.setdiff1d(stay[slot.axis], slot.positions(removed))
+        return tuple(stay)
+
     def with_kept(self, kept: Mapping[str, Sequence[int]]) -> Plan:
         """The same plan with other units kept in some layers.
 
@@ -122,15 +136,15 @@ class Plan:
             chosen = {**self.kept, **{name: [_unit(unit) for unit in units] for name, units in kept.items()}}
         except TypeError as error:
             raise PlanError(f"kept must hold lists of unit indices by layer: {error}.") from None
-        return replace(self, kept=chosen, method="custom", folds=(), folded=False)
+        return replace(self, kept=chosen, method="custom", folds=(), refits=(), folded=False)
 
     def decisions(self) -> Plan:
         """The plan without the matrices of its corrections, to lie beside weights that contain them."""
-        return replace(self, folds=(), folded=True) if self.folds else self
+        return replace(self, folds=(), refits=(), folded=True) if self.folds or self.refits else self
 
     def cut_only(self) -> Plan:
         """The plan without its corrections, for any weights."""
-        return replace(self, folds=(), folded=False, fitted_to=None)
+        return replace(self, folds=(), refits=(), folded=False, fitted_to=None)
 
     def check_weights(self, found: str | None) -> None:
         """Compare the weights that the plan is about to be applied to with those that it was made from.
@@ -148,7 +162,7 @@ class Plan:
             )
         if self.fitted_to in (None, found):
             return
-        if self.folds:
+        if self.folds or self.refits:
             raise PlanError(
                 "The corrections of this plan were fitted to other weights than this model has (fine-tuned, partly "
                 "loaded, or of another run). Plan again on this model, or cut without corrections: "
@@ -213,6 +227,7 @@ class _Document(_Head):
     latency: LatencyTable | None = None
     fitted_to: str | None = None
     folded: bool = False
+    refits: tuple[Refit, ...] = ()
     # What a saved file says beside the plan; see `core.saving`.
     weights_file: str | None = None
     digest: str | None = None
@@ -392,6 +407,17 @@ def _check_folds(structure: Structure, kept: Mapping[str, list[int]], folds: tup
             for span in slot.spans
         )
         fold.arrays(gone, slot.size - gone)
+
+
+def _check_refits(plan: Plan) -> None:
+    names = [refit.tensor for refit in plan.refits]
+    if len(set(names)) < len(names):
+        raise PlanError("refits must name every tensor once.")
+    for refit in plan.refits:
+        refit.array()
+        shape = plan.structure.shapes.get(refit.tensor)
+        if shape is not None and refit.shape != tuple(map(len, plan.stays(refit.tensor, shape))):
+            raise PlanError(f"refit of {refit.tensor!r}: shape {refit.shape} does not fit the units that stay.")
 
 
 def _among(units: list[int], start: int, end: int) -> int:

@@ -18,6 +18,7 @@ from reprune.keras.legacy import load_model
 from reprune.keras.surgery.ragged import RaggedBidirectional
 from reprune.keras.tracing.record import trace
 from reprune.keras.training.callback import PruningCallback
+from reprune.keras.training.taught import Taught
 from reprune.verbs import (
     Calibration,
     Inspection,
@@ -44,6 +45,7 @@ __all__ = [
     "PruningCallback",
     "RaggedBidirectional",
     "Result",
+    "Taught",
     "apply",
     "calibrate",
     "distill",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from reprune.core.answers import Answers, Meaning
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Scope, Structure
 from reprune.core.passes import Forward, Loss, stretches
@@ -13,6 +14,7 @@ from reprune.core.readings import Axis, Importance, Statistics
 from reprune.keras.calibration import labelled
 from reprune.keras.calibration.importance import output_importance
 from reprune.keras.calibration.labelled import observe_classes
+from reprune.keras.calibration.pupil import Pupil, answering, made_by_sigmoid
 from reprune.keras.calibration.responses import observe
 from reprune.keras.export import export
 from reprune.keras.latency import measure_latency
@@ -29,6 +31,7 @@ from reprune.keras.weights import digest, load_pruned, save_weights
 
 __all__ = [
     "accepted",
+    "answering",
     "apply",
     "arrays",
     "check",
@@ -39,10 +42,12 @@ __all__ = [
     "load_pruned",
     "loss_gradients",
     "mask",
+    "meaning",
     "measure_latency",
     "observe",
     "observe_classes",
     "observe_readings",
+    "pupil",
     "record",
     "rehearse",
     "save_weights",
@@ -102,6 +107,16 @@ def observe_readings(
             importance.add(gradients, stretch.batches)
 
     return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
+
+
+def pupil(small: Any, structure: Structure, answers: Answers, forward: Forward | None) -> Pupil:
+    """A pruned model whose consumers are refitted in place."""
+    return Pupil(small, structure, answers, forward)
+
+
+def meaning(found: Trace, model: Any, example: Any, forward: Forward | None) -> Meaning:
+    """What is known of the output tensors."""
+    return Meaning(made_by_sigmoid(found.graph))
 
 
 def loss_gradients(

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reprune.core.answers import POOR, Fidelity
 from reprune.core.errors import RepruneError
 from reprune.core.files import replacing
 from reprune.core.methods import get_method
@@ -52,7 +53,14 @@ SCORES = {
 }
 
 
-def write_report(path: str | Path, plan: Plan, summary: Mapping[str, Any] | None = None, *, title: str = TITLE) -> None:
+def write_report(
+    path: str | Path,
+    plan: Plan,
+    summary: Mapping[str, Any] | None = None,
+    fidelity: Fidelity | None = None,
+    *,
+    title: str = TITLE,
+) -> None:
     """Write a report of a plan as one HTML file that needs nothing else: no network, no scripts.
 
     Args:
@@ -60,6 +68,7 @@ def write_report(path: str | Path, plan: Plan, summary: Mapping[str, Any] | None
         plan: The plan.
         summary: What a run measured: `dense` and `pruned` map metrics to numbers, `seconds` the parts of the run to
             their durations. Everything in it is optional.
+        fidelity: How near the answers of the pruned model are to the dense one's.
         title: Heading of the page.
 
     Raises:
@@ -78,6 +87,8 @@ def write_report(path: str | Path, plan: Plan, summary: Mapping[str, Any] | None
         how=METHODS.get(plan.method.partition("+")[0], ""),
         score_meaning=_score_meaning(plan.method),
         made=_made(),
+        fidelity=fidelity,
+        warning=POOR if fidelity is not None and fidelity.poor else "",
         threshold=figures.energy_threshold(plan),
         spectra=figures.spectra(plan),
         scores=figures.scores(plan),

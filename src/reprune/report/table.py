@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from reprune.core.answers import POOR, Fidelity
 from reprune.core.layers import WIDTHS, Layer, Port, Structure
 from reprune.core.plan import Plan
 from reprune.report.numbers import count, percent
@@ -21,12 +22,13 @@ from reprune.report.overview import Change, Group, coupled_groups, overview
 _RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 
 
-def render_table(plan: Plan, width: int | None = None) -> str:
+def render_table(plan: Plan, width: int | None = None, fidelity: Fidelity | None = None) -> str:
     """A plan as a table: units, parameters and MACs per time step of every layer and of the whole model.
 
     Args:
         plan: The plan.
         width: Width in characters; the terminal's when None.
+        fidelity: How near the answers of its model are to the dense one's.
 
     Example:
         >>> print(render_table(plan))  # doctest: +SKIP
@@ -68,6 +70,9 @@ def render_table(plan: Plan, width: int | None = None) -> str:
     notes += _state_notes(plan.structure, lambda port: f"{port.size} → {len(port.stay(removed)[0])} wide")
     if numbers.latency:
         notes.insert(0, ("latency", numbers.latency))
+    if fidelity is not None:
+        said = [("answers", f"{fidelity}, against the dense model's on calibration rows."), ("note", fidelity.note)]
+        notes = [pair for pair in [*said, ("warning", POOR * fidelity.poor)] if pair[1]] + notes
     return _render(Text(title), table, notes, width)
 
 

@@ -8,13 +8,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, inference_mode, is_tensor, nn
 
+from reprune.core.answers import Meaning
 from reprune.core.errors import InternalError, RepruneError
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.readings import Axis, Importance, Statistics
 from reprune.torch import weights
 from reprune.torch.calibration import labelled, responses
+from reprune.torch.calibration import pupil as pupils
 from reprune.torch.calibration.importance import output_importance
+from reprune.torch.calibration.pupil import answering
 from reprune.torch.export import export
 from reprune.torch.latency import measure_latency
 from reprune.torch.surgery import apply as surgery
@@ -30,6 +33,7 @@ from reprune.torch.weights import digest, save_weights
 
 __all__ = [
     "accepted",
+    "answering",
     "apply",
     "arrays",
     "check",
@@ -40,10 +44,12 @@ __all__ = [
     "load_pruned",
     "loss_gradients",
     "mask",
+    "meaning",
     "measure_latency",
     "observe",
     "observe_classes",
     "observe_readings",
+    "pupil",
     "record",
     "rehearse",
     "save_weights",
@@ -83,7 +89,7 @@ def _guarded(function: Callable[P, R]) -> Callable[P, R]:
 accepted, record = _guarded(accepting.accepted), _guarded(recording.record)
 rehearse, verify = _guarded(verification.rehearse), _guarded(verification.verify)
 apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
-load_pruned = _guarded(weights.load_pruned)
+load_pruned, pupil = _guarded(weights.load_pruned), _guarded(pupils.Pupil)
 observe, observe_classes = _guarded(responses.observe), _guarded(labelled.observe_classes)
 
 
@@ -108,6 +114,12 @@ def observe_readings(
         observe(model, structure, stretch, forward, readings=True, into=statistics)
         importance.add(gradients, stretch.batches)
     return statistics, importance.mean()
+
+
+@_guarded
+def meaning(found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> Meaning:
+    """What is known of the output tensors."""
+    return Meaning(pupils.made_by_sigmoid(model, example, forward), found.state_outputs)
 
 
 @_guarded

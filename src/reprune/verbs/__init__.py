@@ -93,6 +93,8 @@ def plan(
     scope: Scope = "recurrent",
     target_ms: float | None = None,
     latency: LatencyTable | None = None,
+    tolerance: float | None = None,
+    divergence: str | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -121,6 +123,9 @@ def plan(
         target_ms: With `of="latency"`, the milliseconds that one call may take, in place of a ratio.
         latency: Times from `measure_latency`. By default they are measured on one thread, on the first batch, in
             PyTorch or, for Keras, in ONNX Runtime, when `of="latency"` or `round_to="auto"` needs them.
+        tolerance: Find the ratio: the largest one whose answers diverge no further than this from the dense model's on
+            calibration batches (`Result.fidelity`). 0.02 lets a language model's perplexity rise by about 2%.
+        divergence: How answers are compared: `kl`, `bce`, `mse` or `cosine`; what they look like by default.
         labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
         loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch, such as `lambda model, batch: model(batch[0])`.
@@ -136,7 +141,7 @@ def plan(
         VerificationError: When something reads units in a way that the trace did not see.
     """
     # A budget that is out of range is told before the model is run.
-    Request(ratio, of, min_units, round_to, target_ms)
+    Request(ratio, of, min_units, round_to, target_ms, tolerance)
     calibration = calibrate(
         model,
         batches,
@@ -147,6 +152,7 @@ def plan(
         exclude=exclude,
         uniform=uniform,
         scope=scope,
+        divergence=divergence,
         forward=forward,
         verify=verify,
     )
@@ -159,6 +165,7 @@ def plan(
         round_to=round_to,
         target_ms=target_ms,
         latency=latency,
+        tolerance=tolerance,
         seed=seed,
     )
 
@@ -179,6 +186,8 @@ def prune(
     scope: Scope = "recurrent",
     target_ms: float | None = None,
     latency: LatencyTable | None = None,
+    tolerance: float | None = None,
+    divergence: str | None = None,
     labels: Labels | None = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
@@ -192,7 +201,7 @@ def prune(
         >>> result.model(x)                                        # doctest: +SKIP
         >>> print(result)                                          # doctest: +SKIP
     """
-    Request(ratio, of, min_units, round_to, target_ms)
+    Request(ratio, of, min_units, round_to, target_ms, tolerance)
     calibration = calibrate(
         model,
         batches,
@@ -203,6 +212,7 @@ def prune(
         exclude=exclude,
         uniform=uniform,
         scope=scope,
+        divergence=divergence,
         forward=forward,
         verify=verify,
     )
@@ -215,6 +225,7 @@ def prune(
         round_to=round_to,
         target_ms=target_ms,
         latency=latency,
+        tolerance=tolerance,
         seed=seed,
     )
 

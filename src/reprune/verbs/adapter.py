@@ -10,8 +10,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from reprune.core.answers import Answers, Meaning, Run
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import UnsupportedModelError, keras_2_error
+from reprune.core.gauss_newton import Pupil
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Pin, Scope, Structure
 from reprune.core.passes import Forward, Labels, Loss
@@ -99,6 +101,15 @@ class Adapter(Protocol):
 
     def verify(self, plan: Plan, found: Any, model: Any, small: Any, example: Any, forward: Forward | None, /) -> None:
         """Raise unless the smaller model computes what the masked one does."""
+
+    def answering(self, model: Any, forward: Forward | None, /) -> Run:
+        """The model as a function from a batch to its output tensors, as arrays."""
+
+    def meaning(self, found: Any, model: Any, example: Any, forward: Forward | None, /) -> Meaning:
+        """What is known of the output tensors."""
+
+    def pupil(self, small: Any, structure: Structure, answers: Answers, forward: Forward | None, /) -> Pupil:
+        """A pruned model whose consumers are refitted in place; `structure` is its own."""
 
     def measure_latency(
         self,

@@ -6,19 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
-from reprune.core.budget import RATIO, Request
+from reprune.core.answers import MOST, ONCE, Sample
+from reprune.core.budget import RATIO, Budget, Request, most_within
 from reprune.core.cost import Measure
 from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence import Evidence
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Scope, Structure, checked_scope
-from reprune.core.methods import Method, get_method
+from reprune.core.methods import DEFAULT, Method, get_method
 from reprune.core.passes import Forward, Labels, Loss, several_passes
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, Statistics, readings
 from reprune.core.rehearsal import held_back
 from reprune.verbs.adapter import Recorded, adapter_of, fitting
+from reprune.verbs.panel import Panel
 from reprune.verbs.result import Result
 
 Model = TypeVar("Model")
@@ -41,23 +43,27 @@ class Calibration(Generic[Model]):
         found: Recorded,
         evidence: Evidence,
         gathered: Iterable[str],
-        example: Any,
+        sample: Sequence[Any],
         forward: Forward | None,
         check: bool,
         digest: str,
+        divergence: str | None,
+        again: bool,
     ) -> None:
         self.structure: Structure = evidence.structure
         self.gathered = frozenset(gathered)
         self._adapter = adapter_of(model)
         self._model, self._found, self._evidence = model, found, evidence
-        self._example, self._forward, self._check, self._digest = example, forward, check, digest
+        self._example, self._forward, self._check, self._digest = sample[0], forward, check, digest
+        self._again = again
         self._table: LatencyTable | None = None
+        self._panel = Panel(model, found, sample, divergence, forward)
 
     def plan(
         self,
         ratio: float | None = RATIO,
         of: Measure = "units",
-        method: str | Method = "reconstruct",
+        method: str | Method = DEFAULT,
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
@@ -66,6 +72,7 @@ class Calibration(Generic[Model]):
         round_to: int | Literal["auto"] = 1,
         target_ms: float | None = None,
         latency: LatencyTable | None = None,
+        tolerance: float | None = None,
         seed: int = 0,
     ) -> Plan:
         """Decide which units go. See `reprune.plan` for the arguments.
@@ -76,7 +83,7 @@ class Calibration(Generic[Model]):
             StatisticsError: When the method needs what was not gathered.
             BudgetError: When the budget cannot be met.
         """
-        request = Request(ratio, of, min_units, round_to, target_ms)
+        request = Request(ratio, of, min_units, round_to, target_ms, tolerance)
         missing = needs(get_method(method)) - self.gathered
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
@@ -85,15 +92,25 @@ class Calibration(Generic[Model]):
                 f"{given}."
             )
         table = (latency or self._measured()) if request.needs_table else None
-        decided = decide(
-            self._evidence,
-            request.budget(table),
-            method,
-            exclude=left_out(self.structure, include, exclude),
-            counts=counts,
-            seed=seed,
-        )
-        return replace(decided, fitted_to=self._digest)
+        excluded = left_out(self.structure, include, exclude)
+
+        def planned(budget: Budget) -> Plan:
+            decided = decide(
+                self._evidence,
+                budget,
+                method,
+                exclude=excluded,
+                counts=counts,
+                seed=seed,
+                judge=self._panel.divergence,
+            )
+            refits = get_method(method).refits and self._again
+            return replace(self._panel.refitted(decided) if refits else decided, fitted_to=self._digest)
+
+        budget = request.budget(table)
+        if tolerance is None:
+            return planned(budget)
+        return most_within(lambda share: planned(replace(budget, ratio=share)), self._panel.within(tolerance))
 
     def _measured(self) -> LatencyTable:
         if self._table is None:
@@ -113,7 +130,10 @@ class Calibration(Generic[Model]):
         small: Model = self._adapter.apply(self._model, fitting(self._adapter, self._model, decided))
         if self._check:
             self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
-        return Result(small, decided)
+        fidelity = self._panel.fidelity(decided, small)
+        if fidelity is not None and not self._again and get_method(options.get("method", DEFAULT)).refits:
+            fidelity = replace(fidelity, note=ONCE)
+        return Result(small, decided, fidelity)
 
 
 def needs(method: Method) -> set[str]:
@@ -132,6 +152,7 @@ def calibrate(
     exclude: Sequence[str] = (),
     uniform: bool = False,
     scope: Scope = "recurrent",
+    divergence: str | None = None,
     forward: Forward | None = None,
     verify: bool = True,
 ) -> Calibration[Model]:
@@ -148,6 +169,8 @@ def calibrate(
         exclude: Globs of layers to leave alone.
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
         scope: What counts as units: those of recurrent layers, or `all` widths of the model.
+        divergence: How outputs are compared with the dense model's: `kl`, `bce`, `mse` or `cosine`
+            (`core.divergence`); what they look like by default.
         forward: Replaces `model(batch)`: a function of model and batch.
         verify: Check the trace on the first batch, and every pruned model.
 
@@ -166,6 +189,10 @@ def calibrate(
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
     forward = adapter.accepted(model, example, forward)
+    # Of batches that come only once, none is kept but the first.
+    once = iter(batches) is batches
+    sample = Sample(most=1 if once else MOST)
+    watched = (sample.watch(given) for given in passes)
     found = adapter.record(model, example, forward, uniform=uniform, scope=checked_scope(scope))
     exclude = left_out(found.structure(), include, exclude)
     if verify:
@@ -177,13 +204,14 @@ def calibrate(
     read: list[Reading] = []
     classes = gradients = None
     if "readings" in wanted:
-        statistics, importance = adapter.observe_readings(found, model, structure, next(passes), forward)
+        statistics, importance = adapter.observe_readings(found, model, structure, next(watched), forward)
         read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
     elif "statistics" in wanted:
-        statistics = adapter.observe(model, structure, next(passes), forward)
+        statistics = adapter.observe(model, structure, next(watched), forward)
     if "labels" in wanted and labels is not None:
         classes = adapter.observe_classes(model, structure, next(passes), labels, forward)
     if "loss" in wanted and loss is not None:
         gradients = adapter.loss_gradients(found, model, structure, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
-    return Calibration(model, found, evidence, wanted, example, forward, verify, digest)
+    held = sample.batches or [example]
+    return Calibration(model, found, evidence, wanted, held, forward, verify, digest, divergence, not once)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from reprune.core.answers import Fidelity
 from reprune.core.plan import Plan
 from reprune.core.saving import REPORT, WEIGHTS, read_folder, write_folder
 from reprune.report import plan_html, render_table, write_report
@@ -22,6 +23,7 @@ class Result(Generic[Model]):
     Attributes:
         model: The smaller model, called as the original is.
         plan: Which units stayed.
+        fidelity: How near its answers were to the dense model's when it was made; None where nothing can be compared.
 
     Example:
         >>> result = reprune.prune(model, batches, ratio=0.5)   # doctest: +SKIP
@@ -31,12 +33,13 @@ class Result(Generic[Model]):
 
     model: Model
     plan: Plan
+    fidelity: Fidelity | None = None
 
     def __repr__(self) -> str:
         return f"Result({type(self.model).__name__}, {self.plan!r})"
 
     def __str__(self) -> str:
-        return render_table(self.plan)
+        return render_table(self.plan, fidelity=self.fidelity)
 
     def to_dict(self) -> dict[str, Any]:
         """What was removed, as plain data: units of every layer, and the whole model's numbers, before and after."""
@@ -80,7 +83,7 @@ class Result(Generic[Model]):
             self.plan,
             {
                 WEIGHTS: lambda path: adapter.save_weights(model, self.plan, path),
-                REPORT: lambda path: write_report(path, self.plan, summary),
+                REPORT: lambda path: write_report(path, self.plan, summary, self.fidelity),
             },
         )
 

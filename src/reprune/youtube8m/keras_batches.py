@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,7 @@ class RecordBatches:
     Attributes:
         epoch: The epoch that the next pass reads.
         skip: How many of its first batches the next pass leaves out.
+        answered: Replaces labels: a function of inputs and labels, or None.
 
     Example:
         >>> batches = RecordBatches(Epochs(find_files("train*.tfrecord"), 3862, DEFAULT_FEATURES), batch_size=160)
@@ -37,6 +38,7 @@ class RecordBatches:
     def __init__(self, epochs: Epochs, batch_size: int) -> None:
         self.epoch = 0
         self.skip = 0
+        self.answered: Callable[[Inputs, Any], Any] | None = None
         self._epochs = epochs
         self._batch_size = batch_size
 
@@ -51,7 +53,8 @@ class RecordBatches:
             fill_frames(frames, batch, "mask")
             rest = contents(batch, "mask", self._epochs.max_frames)
             labels = one_per_class(rest.labels, self._epochs.classes).astype(np.float32)
-            yield {"frames": frames, "lengths": np.array(rest.lengths, np.int32)}, labels
+            inputs = {"frames": frames, "lengths": np.array(rest.lengths, np.int32)}
+            yield inputs, labels if self.answered is None else self.answered(inputs, labels)
 
     def start(self, epoch: int, skip: int = 0) -> None:
         """Let the next pass be an epoch without its first batches."""

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import torch
 from scipy.special import expit, log_softmax
 
 import reprune
+from reprune.core.divergence import apart
 from reprune.core.errors import StatisticsError
-from reprune.keras.tracing.graph import array
-from reprune.keras.training.distill import apart
-from reprune.torch.training.distill import apart as torch_apart
+from reprune.keras.calibration.pupil import made_by_sigmoid
+from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.training.distill import Comparison
 
 L = keras.layers
 
@@ -38,18 +38,24 @@ def kinds() -> dict[str, tuple[Any, Any]]:
         "numbers": (first, second),
         "ruled out": (np.concatenate([first, ruled_out], 2), np.concatenate([second, ruled_out], 2)),
         "distributions": (np.exp(log_softmax(first, -1)), np.exp(log_softmax(second, -1))),
-        "probabilities": (expit(first), expit(second)),
-        "one probability": (expit(first[..., :1]), expit(second[..., :1])),
+        "probabilities, one by one": (expit(first), expit(second)),
+        "a probability, one by one": (expit(first[..., :1]), expit(second[..., :1])),
     }
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_what_is_compared_is_what_pytorch_compares(kind: str) -> None:
+@pytest.mark.parametrize("name", [None, "kl", "bce", "mse", "cosine"])
+def test_what_is_compared_is_what_numpy_compares(kind: str, name: str | None) -> None:
     found, wanted = kinds()[kind]
-    expected = float(torch_apart(torch.tensor(found), torch.tensor(wanted)))
-    assert float(apart(keras.ops.convert_to_tensor(found), keras.ops.convert_to_tensor(wanted))) == pytest.approx(
-        expected, rel=1e-9
-    )
+    chances = "one by one" in kind
+    compare = Comparison([found], [wanted], name, [0] if chances else [])
+    tensors = [[keras.ops.convert_to_tensor(part)] for part in (found, wanted)]
+    expected = float(apart(found, wanted, name, chances=chances))
+    assert float(compare(*tensors)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_sigmoid_is_known_by_its_layer() -> None:
+    assert [made_by_sigmoid(graph_of(tagger(name))) for name in ("sigmoid", "relu", None)] == [[0], [], []]
 
 
 def test_it_comes_closer_on_inputs_it_has_not_seen() -> None:
@@ -63,7 +69,7 @@ def test_it_comes_closer_on_inputs_it_has_not_seen() -> None:
         result.model, dense, batches(), 100, learning_rate=0.01, progress=lambda _, far: said.append(far)
     )
     assert small is result.model
-    assert float(apart(small(new), wanted)) < 0.5 * float(apart(before, wanted))
+    assert apart(array(small(new)), array(wanted)) < 0.5 * apart(array(before), array(wanted))
     assert np.mean(said[-4:]) < 0.5 * np.mean(said[:2])
     assert all(np.array_equal(array(weight), value) for weight, value in zip(dense.weights, held, strict=True))
 

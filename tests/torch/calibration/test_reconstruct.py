@@ -371,3 +371,21 @@ def test_a_model_without_gradient_has_no_importance(model):
     decoder, example = Decoder(), next(batches(1))
     assert output_importance(decoder, trace(decoder, example).consumers, example) == {}
     assert reprune.prune(decoder, [example], ratio=0.5).model(*example).shape == (40,)
+
+
+class TwoHeads(nn.Module):
+    """Linear layers on what is not contiguous, which PyTorch computes as a product and a sum."""
+
+    def __init__(self, once):
+        super().__init__()
+        self.lstm, self.out, self.once = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 2), once
+
+    def forward(self, x):
+        found = self.lstm(x)[0]
+        return self.out(found) if self.once else self.out(found) + found @ self.out.weight.T
+
+
+@pytest.mark.parametrize(("once", "bias"), [(True, "out.bias"), (False, None)])
+def test_a_bias_that_is_added_by_itself_takes_offsets_up(once, bias):
+    plan = reprune.plan(TwoHeads(once), [torch.randn(5, 4, 3)] * 4, 0.5, method="iss-gm+mean")
+    assert {c.tensor: c.bias for c in plan.structure.consumers}["out.weight"] == bias

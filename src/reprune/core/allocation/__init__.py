@@ -6,13 +6,15 @@ from reprune.core.allocation.base import Allocation
 from reprune.core.allocation.cost import Cost
 from reprune.core.allocation.energy import Energy
 from reprune.core.allocation.kl import KL
+from reprune.core.allocation.measured import Measured
 from reprune.core.allocation.uniform import Uniform
 
 ALLOCATIONS: dict[str, type[Allocation]] = {
     "cost": Cost,
     "energy": Energy,
     "kl": KL,
+    "measured": Measured,
     "uniform": Uniform,
 }
 
-__all__ = ["ALLOCATIONS", "KL", "Allocation", "Cost", "Energy", "Uniform"]
+__all__ = ["ALLOCATIONS", "KL", "Allocation", "Cost", "Energy", "Measured", "Uniform"]

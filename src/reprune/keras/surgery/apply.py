@@ -73,7 +73,7 @@ def mask(model: Any, plan: Plan) -> Any:
 
 
 def _folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
-    """Copies of all weights, with the plan's corrections added: `W_K += W_P A`, `bias += W_P b`."""
+    """Copies of all weights, with the plan's corrections: `W_K += W_P A`, `bias += W_P b`, and what was refitted."""
     tensors = {name: array(weight) for name, weight in graph.weights().items()}
     slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
     removed = plan.removed()
@@ -87,6 +87,9 @@ def _folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
         columns[stay] += np.tensordot(coefficients.T, lost, 1).astype(columns.dtype)
         if fold.bias is not None:
             _add_to_bias(tensors[fold.bias], np.tensordot(offsets, lost, 1), fold.tensor)
+    for refit in plan.refits:
+        weight = tensors[refit.tensor]
+        weight[np.ix_(*plan.stays(refit.tensor, weight.shape))] = refit.array()
     return tensors
 
 

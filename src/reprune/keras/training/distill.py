@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,7 +10,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from reprune.core.distillation import RULED_OUT, nothing_may_change, nothing_to_compare
+from reprune.core.distillation import nothing_may_change, nothing_to_compare
+from reprune.core.divergence import NAMESPACES, aligned, divergence_of
+from reprune.core.divergence import Divergence as Kind
+from reprune.keras.calibration.pupil import answering, made_by_sigmoid
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.record import Forward, captured, states_kept
 
@@ -20,20 +23,22 @@ Divergence = Callable[[list[Any], list[Any]], Any]
 
 @contextmanager
 def student(
-    small: Any, dense: Any, example: Any, divergence: Divergence | None, forward: Forward | None
+    small: Any, dense: Any, example: Any, divergence: Divergence | str | None, forward: Forward | None
 ) -> Iterator[_Learner]:
     """The small model, ready to learn; how it is compiled stays as it was.
 
     Raises:
         StatisticsError: When no weight may change.
     """
-    yield _Learner(small, dense, example, divergence or _total, forward)
+    yield _Learner(small, dense, example, divergence, forward)
 
 
 class _Learner:
     """Learns with Adam, on the trainable weights of the small model."""
 
-    def __init__(self, small: Any, dense: Any, example: Any, compare: Divergence, forward: Forward | None) -> None:
+    def __init__(
+        self, small: Any, dense: Any, example: Any, compare: Divergence | str | None, forward: Forward | None
+    ) -> None:
         self._weights = list(small.trainable_weights)
         if not self._weights:
             raise nothing_may_change(small)
@@ -41,6 +46,9 @@ class _Learner:
         inputs = captured(dense, example, forward)
         self._dense, self._forward = dense, forward
         self._teacher, self._small = graph_of(dense, inputs), graph_of(small, inputs)
+        if compare is None or isinstance(compare, str):
+            found, wanted = answering(small, forward)(example), answering(dense, forward)(example)
+            compare = Comparison(found, wanted, compare, made_by_sigmoid(self._teacher))
         self._student = _Student(self._small, self._teacher, compare)
         # PyTorch's epsilon.
         self._student.compile(optimizer=keras.optimizers.Adam(epsilon=1e-8), jit_compile=False)
@@ -84,60 +92,40 @@ def _outputs(graph: ModelGraph, inputs: Any) -> list[Any]:
     return list(keras.tree.flatten(graph.root(given, training=False)))
 
 
-def _total(found: list[Any], wanted: list[Any]) -> Any:
-    # States that the caller carries have fewer units than those of the dense model.
-    pairs = [
-        (f, ops.cast(w, f.dtype))
-        for f, w in zip(found, wanted, strict=True)
-        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(f.dtype)) and _sizes(f) == _sizes(w) != ()
-    ]
-    if not pairs:
-        raise nothing_to_compare()
-    return sum(apart(f, w) for f, w in pairs)
+class Comparison:
+    """How far outputs are from the dense model's: the mean divergence over rows, added up over output tensors.
 
-
-def _sizes(value: Any) -> tuple[int | None, ...]:
-    """The shape without the batch, of which a compiled function may know no size."""
-    return tuple(value.shape[1:])
-
-
-def apart(found: Any, wanted: Any) -> Any:
-    """How far an output is from the dense model's, as in `reprune.torch.training.distill.apart`.
+    What each tensor is compared by is decided on a first batch (`core.divergence.divergence_of`).
 
     Args:
-        found: Output of the small model (… × features).
-        wanted: That of the dense model, of the same shape.
+        found: The small model's output tensors to that batch.
+        wanted: Those of the dense model.
+        name: A divergence's name, or None.
+        chances: Which of the output tensors hold numbers that a sigmoid made.
     """
-    found, wanted = (ops.reshape(part, (-1, part.shape[-1])) for part in (found, wanted))
-    inside = ops.logical_and(ops.all(wanted >= 0), ops.all(wanted <= 1))
-    ones = ops.all(ops.abs(ops.sum(wanted, axis=1) - 1) <= 1e-3)
-    distribution = ops.logical_and(inside, ones) if wanted.shape[1] > 1 else False
-    return ops.where(
-        distribution,
-        _relative_entropy(wanted, found),
-        ops.where(
-            inside,
-            _relative_entropy(wanted, found) + _relative_entropy(1 - wanted, 1 - found),
-            _numbers(found, wanted),
-        ),
-    )
+
+    def __init__(
+        self, found: Sequence[Any], wanted: Sequence[Any], name: str | None, chances: Collection[int] = ()
+    ) -> None:
+        self._kinds: dict[int, Kind] = {}
+        for place, (own, dense) in enumerate(zip(found, wanted, strict=True)):
+            # States that the caller carries have fewer units than those of the dense model.
+            if own.dtype.kind == "f" and own.shape == dense.shape and own.size:
+                self._kinds[place] = divergence_of(_rows(dense), name, chances=place in chances)
+        if not self._kinds:
+            raise nothing_to_compare()
+
+    def __call__(self, found: list[Any], wanted: list[Any]) -> Any:
+        """The divergence of the small model's output tensors from the dense one's."""
+        total = 0.0
+        for place, kind in self._kinds.items():
+            own = _rows(found[place])
+            total += ops.mean(kind.values(*aligned(own, ops.cast(_rows(wanted[place]), own.dtype))))
+        return total
 
 
-def _relative_entropy(wanted: Any, found: Any) -> Any:
-    """Σ w log(w / f) of probabilities, mean over rows; of other numbers some finite number that nobody looks at."""
-    tiny = 1e-30
-    ratio = ops.log(ops.clip(wanted, tiny, 1.0)) - ops.log(ops.clip(found, tiny, 1.0))
-    return ops.mean(ops.sum(ops.clip(wanted, 0.0, 1.0) * ratio, axis=1))
+def _rows(value: Any) -> Any:
+    return ops.reshape(value, (-1, value.shape[-1] if len(value.shape) > 1 else 1))
 
 
-def _numbers(found: Any, wanted: Any) -> Any:
-    # Classes that are ruled out have logits of −∞, from which not even a gradient of zero may be computed.
-    counts = ops.isfinite(wanted)
-    zero = ops.zeros_like(wanted)
-    number = ops.sum(ops.cast(counts, found.dtype))
-    plain, held = (ops.where(counts, part, zero) for part in (found, wanted))
-    scale = ops.sum(ops.where(counts, ops.square(held - ops.sum(held) / number), zero)) / number
-    square = ops.sum(ops.square(plain - held)) / number
-    logs = [ops.log_softmax(ops.where(counts, part, RULED_OUT), axis=1) for part in (plain, held)]
-    divergence = ops.mean(ops.sum(ops.exp(logs[1]) * (logs[1] - logs[0]), axis=1))
-    return square / ops.maximum(scale, keras.config.epsilon()) + divergence
+NAMESPACES.append(lambda value: ops if keras.ops.is_tensor(value) else None)

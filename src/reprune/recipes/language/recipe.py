@@ -66,9 +66,14 @@ class LanguageModel(TorchRecipe):
             self._texts[path] = self.vocabulary.encode(path)
         return self._texts[path]
 
-    def module(self, model: nn.Module, *, finetune: bool = False) -> LanguageModule:
+    def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> LanguageModule:
         """The model with its loss, optimiser, carried state and perplexity."""
-        return LanguageModule(model, self.options, finetune=finetune)
+        if teacher is not None and isinstance(model, WordModel):
+            # A smaller model that learns from answers learns less by heart: it takes less dropout.
+            named = model.recurrent.named_parameters()
+            units = sum(weight.shape[1] for name, weight in named if name.endswith("weight_hh_l0"))
+            model.dropout.p = self.options.dropout * (units / (self.options.layers * self.options.hidden)) ** 0.5
+        return LanguageModule(model, self.options, finetune=finetune, teacher=teacher)
 
     def files(self) -> Mapping[str, str]:
         """The vocabulary, one word a line, in the order of their numbers."""

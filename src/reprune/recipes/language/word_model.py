@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from reprune.recipes.language.data import IGNORED, Window
 from reprune.recipes.language.options import LanguageOptions
+from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import everyone, rank
 
 State = tuple[tuple[Tensor, Tensor], ...]
@@ -97,15 +98,26 @@ class LanguageModule(LightningModule):
         finetune: Train for `finetune_epochs` with the step sizes of as many last epochs of training (learning-rate
             rewinding: A. Renda, J. Frankle, M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network
             Pruning", ICLR 2020).
+        teacher: A model whose answers are learned beside the text, `options.teach` of the loss; or None. It reads the
+            same windows with a state of its own.
     """
 
-    def __init__(self, model: nn.Module, options: LanguageOptions, *, finetune: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        options: LanguageOptions,
+        *,
+        finetune: bool = False,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.teacher = None if teacher is None else Teacher(teacher)
         self.options = options
         self.metric = Perplexity()
         self._first_epoch = max(options.epochs - (options.finetune_epochs or 0), 0) if finetune else 0
         self._carried: State | None = None
+        self._carried_by_teacher: State | None = None
         self._measured: State | None = None
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
@@ -113,9 +125,21 @@ class LanguageModule(LightningModule):
         before = None if batch.first else _moved(self._carried, batch.words)
         logits, after = self.model(batch.words, before)
         self._carried = tuple((h.detach(), c.detach()) for h, c in after)
-        loss = _loss(logits, batch.following) / batch.words.shape[1]
+        total = _loss(logits, batch.following)
+        if self.teacher is not None:
+            taught = self._taught(batch, logits)
+            total = total.lerp(taught, self.options.teach)
+        loss = total / batch.words.shape[1]
         self.log("train_loss", loss.detach() / len(batch.words), prog_bar=True)
         return loss
+
+    def _taught(self, batch: Window, logits: Tensor) -> Tensor:
+        """Cross entropy with the teacher's answers, summed."""
+        assert self.teacher is not None
+        before = None if batch.first else _moved(self._carried_by_teacher, batch.words)
+        answers, self._carried_by_teacher = self.teacher(batch.words, before)
+        wanted, own = (rows.flatten(0, 1)[batch.following.flatten() != IGNORED].float() for rows in (answers, logits))
+        return -(wanted.softmax(1) * own.log_softmax(1)).sum()
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         """Take a window into the perplexity."""
@@ -139,11 +163,11 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state between two windows belongs to a checkpoint: a run goes on with it."""
-        checkpoint["carried"] = everyone(self._carried)
+        checkpoint["carried"] = everyone((self._carried, self._carried_by_teacher))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the state that was carried."""
-        self._carried = checkpoint["carried"][rank()]
+        self._carried, self._carried_by_teacher = checkpoint["carried"][rank()]
 
 
 def _loss(logits: Tensor, following: Tensor) -> Tensor:

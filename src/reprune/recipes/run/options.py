@@ -25,6 +25,7 @@ class RunOptions:
         finetune_epochs: Passes after the model was shrunk; None for half of `epochs`, rounded up.
         batch_size: Sequences per optimiser step, over all devices together.
         clip_gradients: Largest norm of the gradient of a step; 0 for no limit.
+        teach: Share of the dense model's answers, beside the labels', in what the smaller model is fine-tuned on.
         ratio: Fraction to remove.
         of: What the fraction is of: `units`, `parameters` or `macs`.
         method: How units are chosen.
@@ -53,6 +54,7 @@ class RunOptions:
     finetune_epochs: int | None = None
     batch_size: int
     clip_gradients: float
+    teach: float = 0.0
     ratio: float = 0.5
     of: Measure = "units"
     method: str = "iss-gm"
@@ -80,6 +82,8 @@ class RunOptions:
         for name in self._positive:
             if not getattr(self, name) > 0:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be greater than 0.")
+        if not 0 <= self.teach <= 1:
+            raise RecipeError(f"--teach {self.teach} is a share: give a number from 0 to 1.")
         self._check_pruning()
 
     def _check_pruning(self) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError
 from reprune.core.files import replacing
-from reprune.core.passes import Labels
+from reprune.core.passes import Again, Labels
 from reprune.core.plan import Plan
 from reprune.recipes.run import processes
 from reprune.recipes.run.checkpoints import Checkpoints
@@ -79,8 +79,8 @@ class TorchRecipe(Recipe):
         """The data; `offset` is added to the epoch, so that two parts of a run do not see the same order."""
 
     @abstractmethod
-    def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
-        """The model as Lightning trains and measures it."""
+    def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> LightningModule:
+        """The model as Lightning trains and measures it; with a teacher, it learns from its answers as well."""
 
     def launch(self) -> AbstractContextManager[bool]:
         """Work with the other processes of the run, if there are any; gives whether this is the first one."""
@@ -121,7 +121,8 @@ class TorchRecipe(Recipe):
     def finetune(self, model: nn.Module, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
         data = self.data(offset=self.options.epochs)
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [])
+        teacher = self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [], teacher)
         model.cpu()
 
     def plan(self, model: nn.Module) -> Plan:
@@ -130,7 +131,7 @@ class TorchRecipe(Recipe):
         device = make_trainer(options).strategy.root_device
         decided = verbs.plan(
             model.to(device),
-            self.data().calibration(model, device),
+            Again(lambda: self.data().calibration(model, device)),
             ratio=options.ratio,
             of=options.of,
             method=options.method,
@@ -189,6 +190,7 @@ class TorchRecipe(Recipe):
         epochs: int,
         data: Data,
         callbacks: list[Callback],
+        teacher: nn.Module | None = None,
     ) -> None:
         """Train for some epochs, from the part's checkpoint if there is one."""
         path = folder.checkpoint(part)
@@ -197,5 +199,5 @@ class TorchRecipe(Recipe):
         # The pruner comes first: a checkpoint must hold what it did in that step.
         callbacks = [*callbacks, Checkpoints(path, self.options.checkpoint_steps, data.start)]
         trainer = make_trainer(self.options, epochs=epochs, logs=folder.path / "logs" / part, callbacks=callbacks)
-        module = self.module(model, finetune=part == "finetune")
+        module = self.module(model, finetune=part == "finetune", teacher=teacher)
         trainer.fit(module, data, ckpt_path=path if self.once(path.exists) else None)

@@ -75,7 +75,8 @@ class YouTube8M(Recipe):
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs, None)
+        teacher = self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs, None, teacher)
 
     def plan(self, model: Any) -> Plan:
         """Decide which units go."""
@@ -142,7 +143,9 @@ class YouTube8M(Recipe):
         )
         return RecordBatches(epochs, options.batch_size)
 
-    def _fit(self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int, pruning: Any) -> None:
+    def _fit(
+        self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int, pruning: Any, teacher: Any = None
+    ) -> None:
         """Train for some epochs, from the part's checkpoint if there is one."""
         options = self.options
         adam = keras.optimizers.Adam(
@@ -164,6 +167,7 @@ class YouTube8M(Recipe):
             checkpoints,
         ]
         batches = self.batches(options.train, training=True)
+        batches.answered = None if teacher is None else partial(_shared, teacher, options.teach)
         with checkpoints.interruptible(), _device(options):
             loop(model, batches, callbacks, checkpoints.load(), epochs, offset=offset, progress=options.progress)
 
@@ -174,6 +178,12 @@ class YouTube8M(Recipe):
                 logits = model.predict_on_batch(inputs)
                 metrics.update(array(keras.ops.sigmoid(logits)), labels > 0)
         return metrics.compute()
+
+
+def _shared(teacher: Any, share: float, inputs: Any, labels: Any) -> Any:
+    """Labels, of which a share is what the teacher answers."""
+    answers = array(keras.ops.sigmoid(teacher.predict_on_batch(inputs)))
+    return (labels + share * (answers - labels)).astype(labels.dtype)
 
 
 def _check(options: Options) -> None:

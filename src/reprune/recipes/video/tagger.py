@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from reprune.recipes.run.options import Options
 from reprune.recipes.video.data import Share
+from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import processes
 from reprune.youtube8m.torch_loader import Batch
 from reprune.youtube8m.torch_metrics import video_metrics
@@ -25,11 +26,15 @@ class Tagger(LightningModule):
         model: Maps (frames, lengths) to logits; has an `output` layer.
         options: Learning rate, its decay, and the L2 penalty on the output layer.
         anneal: Lower the learning rate from epoch to epoch in equal parts as well: to 1/n in the last of n epochs.
+        teacher: A model whose answers are learned beside the labels, `options.teach` of the loss; or None.
     """
 
-    def __init__(self, model: nn.Module, options: Options, *, anneal: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, options: Options, *, anneal: bool = False, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.teacher = None if teacher is None else Teacher(teacher)
         self.options = options
         self.anneal = anneal
         self.metric = video_metrics(options.classes)
@@ -44,7 +49,11 @@ class Tagger(LightningModule):
             # The others wait for this process's gradient.
             return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
         logits = self.model(batch.frames, batch.lengths)
-        total = functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum")
+        labels = batch.labels.to(logits.dtype)
+        if self.teacher is not None:
+            answers = self.teacher(batch.frames, batch.lengths).sigmoid().to(logits.dtype)
+            labels = labels.lerp(answers, self.options.teach)
+        total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         loss = total / share.videos * processes()
         self.log("train_loss", loss, prog_bar=True)
         return loss

@@ -91,7 +91,7 @@ def cut(small: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _fold(tensors: dict[str, torch.Tensor], plan: Plan) -> None:
-    """Add the plan's corrections to the consumers: `W_K += W_P A`, `bias += W_P b`."""
+    """Put the plan's corrections in: `W_K += W_P A`, `bias += W_P b`, and what was refitted."""
     slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
     removed = plan.removed()
     with torch.no_grad():
@@ -107,6 +107,10 @@ def _fold(tensors: dict[str, torch.Tensor], plan: Plan) -> None:
             if fold.bias is not None:
                 taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
                 tensors[fold.bias].detach().add_((taps @ offsets.to(weight.device)).to(weight.dtype))
+        for refit in plan.refits:
+            weight = tensors[refit.tensor].detach()
+            axes = [torch.from_numpy(axis).to(weight.device) for axis in plan.stays(refit.tensor, weight.shape)]
+            weight[torch.meshgrid(*axes, indexing="ij")] = torch.tensor(refit.array()).to(weight)
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -120,9 +124,15 @@ def check(model: nn.Module, plan: Plan) -> None:
                 f"The plan belongs to another model: {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"the plan was made for {tuple(shape)}. Apply it to the dense model it was made from."
             )
-    for fold in plan.folds:
-        if fold.bias is not None and fold.bias not in tensors:
-            raise PlanError(f"The plan belongs to another model: {type(model).__name__} has no tensor {fold.bias!r}.")
+    corrected = [*(fold.bias for fold in plan.folds if fold.bias), *(refit.tensor for refit in plan.refits)]
+    for missing in (name for name in corrected if name not in tensors):
+        raise PlanError(f"The plan belongs to another model: {type(model).__name__} has no tensor {missing!r}.")
+    for refit in plan.refits:
+        stay = tuple(map(len, plan.stays(refit.tensor, tensors[refit.tensor].shape)))
+        if refit.shape != stay:
+            raise PlanError(
+                f"The plan belongs to another model: {refit.tensor!r} would keep {stay}, the plan holds {refit.shape}."
+            )
     for size in plan.structure.sizes:
         try:
             model.get_submodule(size.owner)

@@ -90,6 +90,8 @@ class Recording:
     uses: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     biases: dict[Axis, str | None] = field(default_factory=dict)
+    unbiased: dict[int, tuple[torch.Tensor, list[Axis]]] = field(default_factory=dict)
+    added: dict[Axis, int] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)

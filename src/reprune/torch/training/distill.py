@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from reprune.core.distillation import RULED_OUT, nothing_may_change, nothing_to_compare
+from reprune.core.distillation import nothing_may_change, nothing_to_compare
+from reprune.core.divergence import Divergence as Kind
+from reprune.core.divergence import aligned, divergence_of
 from reprune.core.passes import Forward
+from reprune.torch.calibration.pupil import made_by_sigmoid
 from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
@@ -23,7 +25,7 @@ Divergence = Callable[[Any, Any], torch.Tensor]
 
 @contextmanager
 def student(
-    small: nn.Module, dense: nn.Module, example: Any, divergence: Divergence | None, forward: Forward | None
+    small: nn.Module, dense: nn.Module, example: Any, divergence: Divergence | str | None, forward: Forward | None
 ) -> Iterator[_Student]:
     """The small model, ready to learn; both models are in eval mode inside.
 
@@ -31,7 +33,9 @@ def student(
         StatisticsError: When no parameter requires a gradient.
     """
     small, dense = unwrap(small), unwrap(dense)
-    learner = _Student(small, dense, divergence or _total, forward)
+    if divergence is None or isinstance(divergence, str):
+        divergence = Comparison(divergence, made_by_sigmoid(dense, example, forward))
+    learner = _Student(small, dense, divergence, forward)
     with eval_mode(dense), eval_mode(small), differentiable(small):
         yield learner
 
@@ -69,46 +73,54 @@ class _Student:
                 weight.copy_(held)
 
 
-def apart(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """How far an output is from the dense model's.
+class Comparison:
+    """How far outputs are from the dense model's: the mean divergence over rows, added up over output tensors.
 
-    - Probabilities (rows of the last axis add up to 1): Σ w log(w / f), the Kullback-Leibler divergence.
-    - Numbers from 0 to 1: the same of each number w and its counterpart 1 − w, added up over the last axis.
-    - Other numbers: the mean squared difference over the variance, plus the divergence of their softmax, which is
-      what counts if they are logits, and zero at the same place if they are not.
-
-    Each is a mean over all rows.
+    What each tensor is compared by is decided on the first batch (`core.divergence.divergence_of`).
 
     Args:
-        found: Output of the small model (… × features).
-        wanted: That of the dense model, of the same shape.
+        name: A divergence's name, or None.
+        chances: Which of the output tensors hold numbers that a sigmoid made.
     """
-    found, wanted = found.reshape(-1, found.shape[-1]), wanted.reshape(-1, wanted.shape[-1])
-    tiny = torch.finfo(found.dtype).tiny
-    if bool((wanted >= 0).all()) and bool((wanted <= 1).all()):
-        if wanted.shape[1] > 1 and torch.allclose(wanted.sum(1), torch.ones_like(wanted[:, 0]), atol=1e-3):
-            return _kl(found.clamp(min=tiny).log(), wanted.clamp(min=tiny).log())
-        own = functional.binary_cross_entropy(wanted, wanted, reduction="sum")
-        return (functional.binary_cross_entropy(found.clamp(0, 1), wanted, reduction="sum") - own) / len(wanted)
-    # Classes that are ruled out have logits of −∞.
-    counts = torch.isfinite(wanted)
-    scale = wanted[counts].var(correction=0).clamp(min=1e-7)
-    square = (found - wanted)[counts].square().mean() / scale
-    found, wanted = (logits.masked_fill(~counts, RULED_OUT) for logits in (found, wanted))
-    return square + _kl(found.log_softmax(1), wanted.log_softmax(1))
+
+    def __init__(self, name: str | None, chances: Collection[int] = ()) -> None:
+        self._name, self._chances = name, chances
+        self._kinds: dict[int, Kind] = {}
+
+    def __call__(self, found: Any, wanted: Any) -> torch.Tensor:
+        """The divergence of what the small model returned from what the dense one did."""
+        parts = []
+        for place, (own, dense) in enumerate(zip(tensors_in(found), tensors_in(wanted), strict=True)):
+            # States that the caller carries have fewer units than those of the dense model.
+            if own.requires_grad and own.shape == dense.shape and own.ndim and own.numel():
+                rows, target = (part.reshape(-1, part.shape[-1] if part.ndim > 1 else 1) for part in (own, dense))
+                if place not in self._kinds:
+                    self._kinds[place] = divergence_of(target, self._name, chances=place in self._chances)
+                parts.append(self._kinds[place].values(*aligned(rows, target)).mean())
+        if not parts:
+            raise nothing_to_compare()
+        return torch.stack(parts).sum()
 
 
-def _kl(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+class Teacher:
+    """A model that answers and does not learn: in eval mode, without gradients, on the device of what it is given.
 
+    It is no `nn.Module`, so that a module that holds one neither trains nor keeps it.
 
-def _total(found: Any, wanted: Any) -> torch.Tensor:
-    pairs = list(zip(tensors_in(found), tensors_in(wanted), strict=True))
-    # States that the caller carries have fewer units than those of the dense model.
-    pairs = [(f, w) for f, w in pairs if f.requires_grad and f.shape == w.shape and f.ndim and f.numel()]
-    if not pairs:
-        raise nothing_to_compare()
-    return torch.stack([apart(f, w) for f, w in pairs]).sum()
+    Args:
+        model: The model; it is moved to the device of the first tensor that it is given.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model.eval().requires_grad_(False)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """What the model answers."""
+        given = next(iter(tensors_in((inputs, named))), None)
+        if given is not None:
+            self._model.to(given.device)
+        with torch.no_grad():
+            return self._model(*inputs, **named)
 
 
 @contextmanager

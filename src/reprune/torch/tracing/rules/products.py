@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, unit_ids, varies
-from reprune.torch.tracing.recording import Product
-from reprune.torch.tracing.rules.elementwise import read_whole
+from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, storage_id, unit_ids, varies
+from reprune.torch.tracing.recording import Axis, Product
+from reprune.torch.tracing.rules.elementwise import pointwise, read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.tracer import Tracer
 
@@ -158,6 +159,11 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
             tracer.recording.biases.setdefault(real, name if fits and real == axis else None)
             tracer.recording.uses[real[0]] = tracer.recording.uses.get(real[0], 0) + 1
             tracer.recording.rows[real[0]] = tracer.recording.rows.get(real[0], 0) + rows
+        if bias is None and axis in tracer.recording.added:
+            tracer.recording.biases[axis] = None
+    if bias is None and free == -1:
+        plain = [axis for axis in side.axes if tracer.real_axes(axis) == [axis]]
+        tracer.recording.unbiased[storage_id(op.out_tensor)] = (op.out_tensor, plain)
     if not produced:
         return None
     reads = [real for axis in side.axes for real in tracer.real_axes(axis)]
@@ -169,6 +175,26 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
         for _, line in tracer.weight_lines(bias, 0, "own"):
             tracer.couple_lines(line, own)
     return own
+
+
+def add(op: Op) -> Labels:
+    """`product + bias`: what `linear` is made of where its input is not contiguous; or any other sum."""
+    for product, bias in (op.args[:2], op.args[1::-1]):
+        known = isinstance(product, torch.Tensor) and isinstance(bias, torch.Tensor) and bias.ndim == 1
+        held = op.tracer.recording.unbiased.pop(storage_id(product), None) if known else None
+        if held is not None and product.shape[-1] == len(bias) and op.kwargs.get("alpha", 1) == 1:
+            _record_bias(op.tracer, held[1], op.tracer.owner(bias))
+    return pointwise(op)
+
+
+def _record_bias(tracer: Tracer, axes: Iterable[Axis], name: str | None) -> None:
+    """Note what was added to a product, if it was so at every use of the weight."""
+    for axis in axes:
+        recording, weight = tracer.recording, tracer.tensors[axis[0]]
+        if name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel():
+            recording.added[axis] = recording.added.get(axis, 0) + 1
+            if recording.added[axis] == recording.uses[axis[0]]:
+                recording.biases[axis] = name
 
 
 def _record_product(op: Op, left: _Side, right: _Side, result: Labels) -> None:

@@ -12,6 +12,7 @@ from reprune.torch.tracing.rules.movement import fold, move, pixel_shuffle
 from reprune.torch.tracing.rules.normalisation import batch_norm, group_norm, layer_norm, weight_norm
 from reprune.torch.tracing.rules.op import Rule
 from reprune.torch.tracing.rules.products import (
+    add,
     bilinear,
     convolution,
     distance,
@@ -126,6 +127,7 @@ POINTWISE: dict[str, Rule] = {
         "feature_dropout", "resolve_conj", "positive", "log_sigmoid_forward", "_add_relu", "floor_divide", "bucketize",
         "isin", "_pin_memory", "_lazy_clone", "__irshift__", "hardswish",
     ), pointwise),
+    "add": add,
     **dict.fromkeys(("view_as_real", "view_as_complex", "view_as_real_copy", "view_as_complex_copy"), real_and_complex),
     **dict.fromkeys(("equal", "allclose"), compare),
     "glu": glu,

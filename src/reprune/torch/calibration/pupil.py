@@ -1,0 +1,212 @@
+"""What a PyTorch model answers, and the pruned model as something whose consumers can be refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reprune.core.answers import Answers
+from reprune.core.gauss_newton import Refitted, Seen, Tensors, last_consumers
+from reprune.core.layers import Consumer, Structure
+from reprune.core.passes import Forward
+from reprune.torch.calibration.products import ProductWatcher
+from reprune.torch.calibration.responses import watch_responses
+from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.record import eval_mode
+from reprune.torch.tracing.recording import tensors_in
+
+
+def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list[torch.Tensor]]:
+    """The model as a function from a batch to its output tensors."""
+
+    def run(batch: Any) -> list[torch.Tensor]:
+        with eval_mode(model), torch.no_grad():
+            return [_widened(tensor.detach()) for tensor in tensors_in(call(model, batch, forward))]
+
+    return run
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision in single, as exponentials overflow in it."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+
+
+def made_by_sigmoid(model: nn.Module, example: Any, forward: Forward | None) -> list[int]:
+    """Which of the output tensors hold numbers that a sigmoid made: probabilities each."""
+    frozen = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
+    with eval_mode(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        try:
+            for weight in frozen:
+                weight.requires_grad_(True)
+            outputs = list(tensors_in(call(model, example, forward)))
+            return [place for place, output in enumerate(outputs) if _from_sigmoid(output)]
+        except RuntimeError:
+            # In-place writes and inference mode inside the user's forward: nothing can be told.
+            return []
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
+
+
+def _from_sigmoid(output: torch.Tensor) -> bool:
+    """Whether all values are those of a sigmoid that was computed shortly before, whatever moved them since."""
+    nodes = [output.grad_fn] if output.grad_fn is not None else []
+    for _ in range(8):
+        for node in nodes:
+            if "Sigmoid" in node.name() and hasattr(node, "_saved_result"):
+                return bool(torch.isin(output.detach().flatten(), node._saved_result.flatten()).all())
+        nodes = [after for node in nodes for after, _ in node.next_functions if after is not None]
+    return False
+
+
+class Pupil:
+    """A pruned model whose consumers are refitted. See `core.gauss_newton.Pupil`.
+
+    Its recurrent modules run once for every batch: what is refitted changes nothing about what they answer.
+
+    Args:
+        model: The pruned model.
+        structure: What a trace of it would find.
+        answers: The dense model's.
+        forward: Replaces `model(batch)`.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, answers: Answers, forward: Forward | None) -> None:
+        self._model, self._answers, self._forward = model, answers, forward
+        self._parameters = dict(model.named_parameters())
+        self._recordings: list[dict[int, list[Any]]] = [{} for _ in answers.batches]
+        found = last_consumers(structure, self._parameters, partial(self._responses, structure))
+        self.weights = self._observed(found)
+
+    def _responses(self, structure: Structure, changed: Sequence[Consumer]) -> list[tuple[str, float]]:
+        """The size of the layers' responses to one batch, while some weights are halved."""
+        held = {consumer.tensor: self._parameters[consumer.tensor].detach().clone() for consumer in changed}
+        seen: list[tuple[str, float]] = []
+
+        def see(name: str, rows: torch.Tensor) -> None:
+            seen.append((name, float(rows.double().square().sum())))
+
+        try:
+            with torch.no_grad(), watch_responses(self._model, structure, see):
+                for name, value in held.items():
+                    self._parameters[name].copy_(value / 2)
+                answering(self._model, self._forward)(self._answers.batches[0])
+        finally:
+            with torch.no_grad():
+                for name, value in held.items():
+                    self._parameters[name].copy_(value)
+        return seen
+
+    def _observed(self, consumers: Sequence[Consumer]) -> list[Refitted]:
+        """The consumers, with what they read."""
+        shapes = {name: tuple(weight.shape) for name, weight in self._parameters.items()}
+        seen, watcher = Seen(consumers, shapes), ProductWatcher()
+        for consumer in consumers:
+            see = partial(_see, seen, consumer.tensor)
+            watcher.add(self._parameters[consumer.tensor], consumer.axis, see)
+        if consumers:
+            with torch.no_grad(), watcher:
+                for place in range(len(self._answers.batches)):
+                    self._run_numbered(place)
+        return seen.weights()
+
+    def read(self, names: Sequence[str]) -> Tensors:
+        """Weights by name."""
+        return {name: _widened(self._parameters[name].detach()).cpu().numpy().copy() for name in names}
+
+    def write(self, tensors: Tensors) -> None:
+        """Set weights."""
+        with torch.no_grad():
+            for name, values in tensors.items():
+                self._parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def divergence(self) -> float:
+        """Mean divergence of the rows to judge by."""
+        with torch.no_grad():
+            return self._answers.divergence(
+                lambda place: [_widened(output) for output in self._run_numbered(place)],
+                range(len(self._answers.batches)),
+                "judged",
+            )
+
+    def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
+        """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch.
+
+        None where the model has no gradient.
+        """
+        weights = [self._parameters[name] for name in names]
+        frozen = [weight for weight in weights if not weight.requires_grad]
+        try:
+            for weight in frozen:
+                weight.requires_grad_(True)
+            for place in range(len(self._answers.batches)):
+                with torch.inference_mode(False), torch.enable_grad():
+                    outputs = self._run_numbered(place)
+                pairs = list(self._answers.cotangents(place, [_widened(output.detach()) for output in outputs], rng))
+                chosen = [outputs[which] for which, _, _ in pairs]
+                gradient = self._pulled(names, weights, chosen, [pair[1] for pair in pairs])
+                yield gradient, self._pulled(names, weights, chosen, [pair[2] for pair in pairs])
+        except RuntimeError:
+            # In-place writes and inference mode inside the user's forward: it computes, but has no gradient.
+            return
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
+
+    def _pulled(
+        self,
+        names: Sequence[str],
+        weights: list[nn.Parameter],
+        outputs: list[torch.Tensor],
+        cotangents: list[torch.Tensor],
+    ) -> Tensors:
+        given = [part.to(output.dtype) for part, output in zip(cotangents, outputs, strict=True)]
+        found = torch.autograd.grad(outputs, weights, given, retain_graph=True, allow_unused=True)
+        return {
+            name: np.zeros(tuple(weight.shape)) if gradient is None else gradient.double().cpu().numpy()
+            for name, weight, gradient in zip(names, weights, found, strict=True)
+        }
+
+    def _run_numbered(self, place: int) -> list[torch.Tensor]:
+        batch = self._answers.batches[place]
+        with eval_mode(self._model), torch.inference_mode(False), _replayed(self._model, self._recordings[place]):
+            return list(tensors_in(call(self._model, batch, self._forward)))
+
+
+def _see(seen: Seen, name: str, features: torch.Tensor) -> None:
+    seen.add(name, features.reshape(-1, features.shape[-1]))
+
+
+@contextmanager
+def _replayed(model: nn.Module, recording: dict[int, list[Any]]) -> Iterator[None]:
+    """Within this context, recurrent modules answer what they answered in an earlier pass over the same batch."""
+    with ExitStack() as stack:
+        for number, module in enumerate(model.modules()):
+            if isinstance(module, (nn.RNNBase, RaggedBase)):
+                stack.enter_context(_replayed_module(module, recording.setdefault(number, [])))
+        yield
+
+
+@contextmanager
+def _replayed_module(module: nn.Module, held: list[Any]) -> Iterator[None]:
+    run, calls = module.forward, iter(range(1 << 62))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        number = next(calls)
+        if number == len(held):
+            with torch.no_grad():
+                held.append(run(*args, **kwargs))
+        return held[number]
+
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]

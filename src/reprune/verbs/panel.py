@@ -1,0 +1,74 @@
+"""What small models are judged by: their answers to a sample of the calibration batches, beside the dense model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from reprune.core.answers import Answers, Fidelity
+from reprune.core.divergence import check_name
+from reprune.core.fold import Refit
+from reprune.core.gauss_newton import refit
+from reprune.core.passes import Forward
+from reprune.core.plan import Plan
+from reprune.core.shrink import shrunk
+from reprune.verbs.adapter import Recorded, adapter_of
+
+
+class Panel:
+    """Judges models of plans, and refits them.
+
+    Args:
+        model: The dense model.
+        found: Its trace.
+        sample: Batches, the first of which comes first.
+        divergence: A divergence's name, or None.
+        forward: Replaces `model(batch)`.
+    """
+
+    def __init__(
+        self, model: Any, found: Recorded, sample: Sequence[Any], divergence: str | None, forward: Forward | None
+    ) -> None:
+        check_name(divergence)
+        self._adapter = adapter_of(model)
+        self._model, self._forward = model, forward
+        meaning = self._adapter.meaning(found, model, sample[0], forward)
+        self._answers = Answers(sample, self._adapter.answering(model, forward), divergence, meaning)
+
+    def divergence(self, plan: Plan) -> float:
+        """How far the model of a plan is from the dense one, on a few batches."""
+        run = self._running(self._adapter.apply(self._model, plan))
+        return self._answers.divergence(run, self._answers.some, "all")
+
+    def refitted(self, plan: Plan) -> Plan:
+        """The plan, with its consumers refitted to the dense model's answers."""
+        if not plan.folds:
+            return plan
+        small = self._adapter.apply(self._model, plan)
+        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._forward)
+        found = refit(pupil, np.random.default_rng(0))
+        return replace(plan, refits=tuple(Refit.of(name, value) for name, value in found.items()))
+
+    def fidelity(self, plan: Plan, small: Any = None) -> Fidelity | None:
+        """How near the answers of a plan's model are, on rows that its consumers were not refitted to."""
+        run, answers = self._running(self._adapter.apply(self._model, plan) if small is None else small), self._answers
+        if plan.refits:
+            return answers.fidelity(run, range(len(answers.batches)), "judged")
+        return answers.fidelity(run, answers.some, "all")
+
+    def within(self, tolerance: float) -> Callable[[Plan], bool]:
+        """Whether the model of a plan diverges no further than this."""
+
+        def tell(plan: Plan) -> bool:
+            found = self.fidelity(plan)
+            return (inf if found is None else found.divergence) <= tolerance
+
+        return tell
+
+    def _running(self, small: Any) -> Callable[[int], Sequence[Any]]:
+        run = self._adapter.answering(small, self._forward)
+        return lambda place: run(self._answers.batches[place])

@@ -25,7 +25,7 @@ test-slow: $(STAMP)  ## run the tests that take minutes
 	$(BIN)/pytest -m slow
 
 fuzz: $(STAMP)  ## thousands of random models and plans against the oracle
-	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-5000} $(BIN)/pytest tests/torch/tracing/test_random_models.py --timeout 0
+	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-5000} $(BIN)/pytest tests/torch/tracing/test_random_models.py tests/torch/tracing/test_random_streams.py --timeout 0
 	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-2000} $(BIN)/pytest tests/keras/tracing/test_random_models.py --timeout 0
 
 REPRUNE_DATA ?= ../shared/data

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from reprune.torch.tracing.copies import duplicate, fresh
-from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.modes import run
 from reprune.torch.tracing.optional import Call, handed_back
 from reprune.torch.tracing.states import Interface, flat, kept_units, recognised
@@ -61,17 +60,21 @@ class Calls:
         if self.interface.given is None:
             return None
         tracer, builder = self.interface.tracer, self._builder()
-        returned = [tracer.units(tensor) for _, tensor in leaves(output)]
-        known = any(labels is not None and builder.recurrent_layers_of(flat(labels)) for labels in returned)
 
-        def is_state(tensor: torch.Tensor) -> bool:
+        def holds_units(tensor: torch.Tensor) -> bool:
+            return tracer.units(tensor) is not None
+
+        def of_a_layer(tensor: torch.Tensor) -> bool:
             labels = tracer.units(tensor)
-            return labels is not None and (not known or bool(builder.recurrent_layers_of(flat(labels))))
+            return labels is not None and bool(builder.recurrent_layers_of(flat(labels)))
 
         def on_copy(trial: Call) -> Any:
             args, kwargs = fresh(trial)
             return duplicate(self._original).eval()(*args, **kwargs)
 
-        if not any(is_state(tensor) for _, tensor in leaves(output)):
-            return None
-        return handed_back(self._original, self.interface.given, output, is_state, on_copy)
+        # Written cells are no layers before their state is fed back: anything made of units may be one's state.
+        for is_state in (of_a_layer, holds_units):
+            found = handed_back(self._original, self.interface.given, output, is_state, on_copy)
+            if found is not None:
+                return found
+        return None

@@ -33,7 +33,7 @@ class Source:
         held: Whether a module keeps it; an argument otherwise.
         met: For each kind of meeting the first label that each element met (elements), NONE for the others.
         sites: Where that was first.
-        readers: Weights that read it.
+        read_by: For each weight that reads it the labels of its axis that the elements met.
     """
 
     path: Path
@@ -42,7 +42,12 @@ class Source:
     held: bool
     met: dict[Meeting, Ids] = field(default_factory=dict)
     sites: dict[Meeting, Site] = field(default_factory=dict)
-    readers: set[str] = field(default_factory=set)
+    read_by: dict[str, Ids] = field(default_factory=dict)
+
+    def labels(self, kind: Meeting) -> Ids:
+        """What its elements met in this way (elements), NONE where nothing."""
+        found = self.met.get(kind)
+        return np.zeros(self.shape.numel(), dtype=np.int64) if found is None else found
 
 
 class Origins:
@@ -103,9 +108,10 @@ class Origins:
             mine = (found >= source.first) & (found < source.first + size)
             if not mine.any():
                 continue
-            table = source.met.setdefault(kind, np.zeros(size, dtype=np.int64))
-            places = found[mine] - source.first
-            table[places] = np.where(table[places] == NONE, values[mine], table[places])
             source.sites.setdefault(kind, here(kind))
+            places = found[mine] - source.first
+            tables = [source.met.setdefault(kind, np.zeros(size, dtype=np.int64))]
             if reader:
-                source.readers.add(reader)
+                tables.append(source.read_by.setdefault(reader, np.zeros(size, dtype=np.int64)))
+            for table in tables:
+                table[places] = np.where(table[places] == NONE, values[mine], table[places])

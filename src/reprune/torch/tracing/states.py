@@ -147,51 +147,51 @@ class _Judge:
 
     def state(self, source: Source, back: Sequence[torch.Tensor]) -> Ids | None:
         """Labels (elements) of a source that is a state, given what comes back and might be it; None otherwise."""
-        taken = source.met.get("state")
-        if taken is not None and (taken > NONE).all():
+        taken, beside, read = (source.labels(kind) for kind in ("state", "beside", "read"))
+        if not ((taken > NONE) | (beside > NONE) | (read > NONE)).all():
+            return None
+        if (taken > NONE).all():
             carried = any(self._layers(one) & self._layers(taken) for one in back)
             return taken if carried or self._only_own_readers(source, self._classes(taken)) else None
-        if taken is not None or not source.met:
-            return None
-        beside, read = (source.met.get(kind, np.zeros(1, dtype=np.int64)) for kind in ("beside", "read"))
-        met = np.where(beside > NONE, beside, read)
-        if not (met > NONE).all():
-            return None
-        layers = self._builder.recurrent_layers_of(met)
-        if layers:
-            return met if self._only_own_readers(source, self._classes(met)) else None
         for one in back:
-            if one.shape == source.shape and self._comes_back(source, beside, read, flat(one)):
+            if one.shape == source.shape and self._comes_back(source, flat(one)):
                 return flat(one)
+        met = np.where(beside > NONE, beside, read)
+        if (taken == NONE).all() and self._builder.recurrent_layers_of(met):
+            return met if self._only_own_readers(source, self._classes(met)) else None
         return None
 
     def same(self, one: torch.Tensor, labels: Ids, shape: torch.Size) -> bool:
         """Whether a returned tensor holds the units of a state at the same places."""
         return one.shape == shape and np.array_equal(self._roots(flat(one)), self._roots(labels))
 
-    def _comes_back(self, source: Source, beside: Ids, read: Ids, back: Ids) -> bool:
-        """Whether a returned tensor is what one step of a written cell makes of this source.
+    def _comes_back(self, source: Source, back: Ids) -> bool:
+        """Whether a returned tensor is what one step makes of this source.
 
-        Where the source is combined with units, they are those that come back. Where a weight reads it, that weight has
-        a hand in what comes back. The cell reads something else as well, and something else reads the cell: a residual
-        block is no recurrent layer.
+        Where a recurrent layer takes the source, or where it is combined with units, they are those that come back.
+        Where weights read it only, one of them has a hand in what comes back. A cell written by hand reads something
+        else as well, and something else reads the cell: a residual block is no recurrent layer.
         """
-        classes = self._classes(back)
-        if not (back > NONE).all() or len(classes) < 2:
+        taken, beside = source.labels("state"), source.labels("beside")
+        met, roots = self._roots(np.where(taken > NONE, taken, beside)), self._roots(back)
+        alone = met == NONE
+        if (roots == NONE).any() or not np.array_equal(met[~alone], roots[~alone]):
             return False
-        combined = np.broadcast_to(beside > NONE, back.shape)
-        if not np.array_equal(self._roots(np.broadcast_to(beside, back.shape)[combined]), self._roots(back[combined])):
+        handed_on = np.zeros(roots.shape, dtype=bool)
+        for name, table in source.read_by.items():
+            handed_on |= (table > NONE) & np.isin(roots, list(self._own.get(name, ())))
+        if not handed_on[alone].all():
             return False
-        if any(not classes <= self._own.get(name, set()) for name in source.readers):
-            return False
-        cell = classes | self._classes(read)
-        makers = {name for name, own in self._own.items() if own & classes}
+        written = set(roots[taken == NONE].tolist())
+        cell = written | self._classes(source.labels("read"))
+        makers = {name for name, own in self._own.items() if own & written}
         tables = {name for name in makers if name not in self._reads and self._tracer.tensors[name].ndim > 1}
         fed = tables or any(self._reads.get(name, set()) - cell for name in makers)
-        return bool(fed) and any(reads & classes and name not in makers for name, reads in self._reads.items())
+        read = any(reads & written and name not in makers for name, reads in self._reads.items())
+        return len(written) > 1 and bool(fed) and read
 
     def _only_own_readers(self, source: Source, classes: set[int]) -> bool:
-        return all(self._reads[name] & classes for name in source.readers)
+        return all(self._reads[name] & classes for name in source.read_by)
 
     def _layers(self, labels: torch.Tensor | Ids) -> set[str]:
         return set(self._builder.recurrent_layers_of(flat(labels) if isinstance(labels, torch.Tensor) else labels))

@@ -134,20 +134,24 @@ class Builder:
         return name in provenance.recurrent & provenance.driven or self._fed_back(name, labels)
 
     def _fed_back(self, name: str, labels: Ids) -> bool:
-        """Whether a weight reads what it helped to produce in the call before: the state of a single step."""
+        """Whether a weight reads what it made in the call before, and nothing of what it makes within a call.
+
+        So the state of a single step differs from a residual block.
+        """
         before = self.recording.before_feedback
         if before is None:
             return False
+        now = self._couplings.roots(self._couplings.all())
+        roles, axes = self.recording.roles, self.recording.axes
+        own = [axes[axis] for axis in axes if axis[0] == name and "own" in roles[axis]]
 
-        def classes(of: Ids) -> set[int]:
-            return set(before[of[of < len(before)]].tolist()) - {NONE}
+        def meet(roots: Ids) -> bool:
+            read = labels[labels < len(roots)]
+            return any(
+                bool((np.isin(roots[read], roots[line[line < len(roots)]]) & (read > NONE)).any()) for line in own
+            )
 
-        own = [
-            line
-            for (other, axis), line in self.recording.axes.items()
-            if other == name and "own" in self.recording.roles[other, axis]
-        ]
-        return not any(classes(labels) & classes(line) for line in own)
+        return meet(now) and not meet(before)
 
     def _known(self) -> set[int]:
         """Classes that are units of the layers found so far."""

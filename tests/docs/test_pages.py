@@ -15,11 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    page
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    if "<!-- setup" in page.read_text() or page.name == "README.md"
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^<!-- setup\n(.*?)^-->$|^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +39,7 @@ def test_page(page: Path, tmp_path: Path) -> None:
     code = program(page.read_text(encoding="utf-8"))
     if not code.strip():
         pytest.skip("no Python on this page")
-    script = tmp_path / page.with_suffix(".py").name
+    script = tmp_path / f"page_{page.stem}.py"
     script.write_text(code, encoding="utf-8")
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)

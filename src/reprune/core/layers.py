@@ -150,6 +150,8 @@ class Layer:
         approximate: Why removing units changes more than what they carried (a `LayerNorm` over them), or None.
         direct: Whether units are also read without a weight (summed over, or multiplied with each other). Zero
             columns cannot silence such units: masking zeroes their own weights as well.
+        part: Of a part of a layer, whose units are those of several others side by side (`decoder:l0:0-7`): the name of
+            the whole layer, and its unit that is the part's first one.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Layer:
     pin: Pin | None = None
     approximate: Site | None = None
     direct: bool = False
+    part: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import nn
 from tests.helpers.torch_zoo.case import case, frames, tokens
 
 EQUAL = (("lstm:l0", "lstm:l1"),)
-BRIDGED = ("encoder:l0", "encoder:l0_reverse", "encoder:l1", "encoder:l1_reverse", "decoder:l0", "decoder:l1")
 EQUAL_BI = (("lstm:l0", "lstm:l0_reverse", "lstm:l1", "lstm:l1_reverse"),)
 
 
@@ -142,7 +141,11 @@ class ProjectedBridge(nn.Module):
 
 @case(
     batch=lambda b, t: (frames(b, t), tokens(b, 4)),
-    pins=dict.fromkeys(BRIDGED, "coupled with those of several layers"),
+    coupled=tuple(
+        (f"encoder:l{layer}{direction}", f"decoder:l{layer}:{units}")
+        for layer in (0, 1)
+        for direction, units in (("", "0-3"), ("_reverse", "4-7"))
+    ),
 )
 class ConcatenatedBridge(nn.Module):
     """The encoder's two directions, concatenated layer by layer, start a decoder of twice the size."""

@@ -217,7 +217,6 @@ def batch(generator: torch.Generator, sequences: int, steps: int) -> tuple[torch
 
 
 RIGHT = (
-    "those of several layers",  # A layer multiplied with the two directions of another one.
     "in step with layers of other sizes",
     "even when they are zero",  # A norm after an activation that does not keep zeros.
 )
@@ -267,7 +266,7 @@ def test_type_of_a_state_decides() -> None:
     check([piece("gru", "chain", 6, 3), piece("rnn", "written", 6, 2)], "state", 159, train=False)
 
 
-def test_layer_beside_the_halves_of_another_is_pinned() -> None:
+def test_layer_beside_the_halves_of_another_is_taken_in_parts() -> None:
     check([piece("rnn", "multiply", 6, bidirectional=True)], "steps", 79, train=False)
 
 

@@ -81,6 +81,7 @@ def gather(model: nn.Module, structure: Structure) -> Iterator[Statistics]:
 @contextmanager
 def watch_responses(model: nn.Module, structure: Structure, see: See) -> Iterator[None]:
     """Within this context, forward passes report every layer's responses: `see(layer, responses)`, rows × units."""
+    see = _by_parts(structure, see)
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if any(name.split(":")[0] == path for name in structure.layers):
@@ -90,6 +91,21 @@ def watch_responses(model: nn.Module, structure: Structure, see: See) -> Iterato
                     stack.enter_context(_watch_cell(module, f"{path}:l0", see))
         stack.enter_context(watch_written_responses(model, structure, see))
         yield
+
+
+def _by_parts(structure: Structure, see: See) -> See:
+    """Hands on the responses of layers that are known in parts, part by part."""
+    parts: dict[str, list[tuple[str, slice]]] = {name: [(name, slice(None))] for name in structure.layers}
+    for name, layer in structure.layers.items():
+        if layer.part is not None:
+            whole, start = layer.part
+            parts.setdefault(whole, []).append((name, slice(start, start + layer.units)))
+
+    def see_parts(name: str, found: torch.Tensor) -> None:
+        for part, units in parts[name]:
+            see(part, found[..., units])
+
+    return see_parts
 
 
 def watch_written_responses(model: nn.Module, structure: Structure, see: See) -> AbstractContextManager[None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from reprune.core.layers import Port
+from reprune.core.layers import Port, Structure
 from reprune.core.plan import Plan
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.ragged.modules import StateSelector
@@ -116,15 +117,15 @@ def _accept_written_sizes(model: nn.Module, plan: Plan) -> None:
     for path in given:
         module = model.get_submodule(path)
         names = [name for name in structure.layers if name.split(":")[0] == path]
-        cells = _ordered([name for name in names if not name.endswith(":projection")])
-        projections = _ordered([name for name in names if name.endswith(":projection")])
+        cells = _ordered(structure, [name for name in names if ":projection" not in name])
+        projections = _ordered(structure, [name for name in names if ":projection" in name])
         hidden = projections or cells
 
-        def sizes(of: list[str]) -> list[int]:
-            return [structure.layers[name].units for name in of]
+        def sizes(of: list[list[str]]) -> list[int]:
+            return [sum(structure.layers[name].units for name in parts) for parts in of]
 
-        def kept(of: list[str]) -> list[list[int]]:
-            return [plan.kept[name] for name in of]
+        def kept(of: list[list[str]]) -> list[list[int]]:
+            return [[_start(structure, name) + unit for name in parts for unit in plan.kept[name]] for parts in of]
 
         cell_sizes, cell_kept = (sizes(cells), kept(cells)) if projections else (None, None)
         selector = StateSelector(sizes(hidden), kept(hidden), cell_full_sizes=cell_sizes, cell_kept=cell_kept)
@@ -134,11 +135,17 @@ def _accept_written_sizes(model: nn.Module, plan: Plan) -> None:
             module.register_forward_pre_hook(selector, with_kwargs=True)
 
 
-def _ordered(names: list[str]) -> list[str]:
-    """Layers in the order of PyTorch's stacked states: by layer, then forward before reverse."""
+def _ordered(structure: Structure, names: list[str]) -> list[list[str]]:
+    """Layers, each with its parts, in the order of PyTorch's stacked states: by layer, then forward before reverse."""
 
     def key(name: str) -> tuple[int, bool]:
         suffix = name.split(":")[1]
         return int(suffix.removesuffix("_reverse")[1:]), suffix.endswith("_reverse")
 
-    return sorted(names, key=key)
+    ordered = sorted(names, key=lambda name: (*key(name), _start(structure, name)))
+    return [list(parts) for _, parts in groupby(ordered, key=key)]
+
+
+def _start(structure: Structure, name: str) -> int:
+    part = structure.layers[name].part
+    return 0 if part is None else part[1]

@@ -35,6 +35,8 @@ class RecurrentLayer:
     cell: str
     module: str
     labels: Ids
+    part: tuple[str, int] | None = None
+    """Of a part of a layer: the layer, and its unit that is the part's first one."""
 
     @property
     def emitted(self) -> Ids:

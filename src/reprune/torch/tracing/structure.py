@@ -28,6 +28,7 @@ from reprune.core.layers import (
 )
 from reprune.torch.tracing.attributes import Sizes, extent
 from reprune.torch.tracing.labels import NONE, Ids
+from reprune.torch.tracing.parts import in_parts, parts_of
 from reprune.torch.tracing.ports import port
 from reprune.torch.tracing.recording import Labelled, Recording
 from reprune.torch.tracing.widths import Widths
@@ -49,6 +50,7 @@ class Builder:
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
         self._layers = dict(recording.layers)
         self._layers.update(written_cells(recording, self._known(), self._is_recurrent))
+        self._layers = in_parts(self._layers, self._couplings, recording.count_coupled)
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
@@ -81,7 +83,13 @@ class Builder:
         direct = {name for ids in self.recording.direct for name in self.layers_of(ids)}
         layers = {
             name: Layer(
-                name, layer.cell, len(layer.labels), self._pins.get(name), approximate.get(name), name in direct
+                name,
+                layer.cell,
+                len(layer.labels),
+                self._pins.get(name),
+                approximate.get(name),
+                name in direct,
+                part=layer.part,
             )
             for name, layer in self._layers.items()
         }
@@ -99,7 +107,11 @@ class Builder:
             other_parameters=self._parameters - named,
             buffers=buffers,
             sizes=sizes,
-            outside_states=tuple(name for name in layers if name in self.recording.outside_states),
+            outside_states=tuple(
+                name
+                for name, layer in layers.items()
+                if (layer.part[0] if layer.part else name) in self.recording.outside_states
+            ),
             states=states,
             kept_states=kept_states,
         )
@@ -159,7 +171,7 @@ class Builder:
 
     def _count_coupled(self) -> list[tuple[str, ...]]:
         """Layers that the trace saw in step, but for widths that are no layers of their own."""
-        bonds = [tuple(name for name in names if name in self._layers) for names in self.recording.count_coupled]
+        bonds = [bond for names in self.recording.count_coupled for bond in parts_of(self._layers, names)]
         # Lines side by side whose layers were not known yet: of cells written by hand.
         for found in self.recording.aligned:
             held = [tuple(self.recurrent_layers_of(line)) for line in found]

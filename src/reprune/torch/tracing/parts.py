@@ -1,0 +1,94 @@
+"""Layers whose units are those of several others side by side, such as a decoder that starts from both directions.
+
+They are taken apart where the partners change: each part loses the same units as its partner, at an offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from reprune.torch.tracing.labels import Couplings, Ids
+from reprune.torch.tracing.recording import RecurrentLayer
+
+
+def in_parts(
+    layers: Mapping[str, RecurrentLayer], couplings: Couplings, bonds: Iterable[Sequence[str]]
+) -> dict[str, RecurrentLayer]:
+    """The layers, those that need it in parts (`decoder:l0:0-7`, `decoder:l0:8-15`).
+
+    Args:
+        layers: All layers.
+        couplings: The classes of their labels.
+        bonds: Layers that must keep equal numbers of units: these are cut at the same places.
+    """
+    roots = {name: couplings.roots(layer.labels) for name, layer in layers.items()}
+    cuts = _seams(roots)
+    bonds = [bond for bond in bonds if len({len(roots.get(name, ())) for name in bond}) == 1]
+    while _share(cuts, bonds) or _spread(cuts, roots):
+        pass
+    found: dict[str, RecurrentLayer] = {}
+    for name, layer in layers.items():
+        ends = sorted(cuts[name])
+        if len(ends) < 2:
+            found[name] = layer
+            continue
+        for start, stop in zip([0, *ends], ends, strict=False):
+            part = f"{name}:{start}-{stop - 1}"
+            found[part] = replace(layer, name=part, labels=layer.labels[start:stop], part=(name, start))
+    return found
+
+
+def _seams(roots: Mapping[str, Ids]) -> dict[str, set[int]]:
+    """For each layer the positions at which a part ends: where it is coupled with others than before."""
+    where: dict[int, list[tuple[str, int]]] = {}
+    for name, held in roots.items():
+        for place, root in enumerate(held.tolist()):
+            where.setdefault(root, []).append((name, place))
+    cuts = {}
+    for name, held in roots.items():
+        partners = [frozenset((other, at - place) for other, at in where[root]) for place, root in enumerate(held)]
+        ends = {k for k in range(1, len(held)) if partners[k] != partners[k - 1]}
+        once, all_ends = len(np.unique(held)) == len(held), sorted({0, *ends, len(held)})
+        # Units that are coupled one by one with those of several layers are out of order.
+        whole = min(np.diff(all_ends), default=0) > 1
+        cuts[name] = ends | {len(held)} if once and whole else {len(held)}
+    return cuts
+
+
+def _share(cuts: dict[str, set[int]], bonds: Iterable[Sequence[str]]) -> bool:
+    """Layers that must keep equal numbers of units do so part by part; returns whether that cuts any."""
+    changed = False
+    for bond in bonds:
+        union = set[int]().union(*(cuts[name] for name in bond))
+        changed |= any(cuts[name] != union for name in bond)
+        cuts.update({name: set(union) for name in bond})
+    return changed
+
+
+def _spread(cuts: dict[str, set[int]], roots: Mapping[str, Ids]) -> bool:
+    """Layers of the same units are cut at the same ones; returns whether that cuts any."""
+    places = {name: {root: place for place, root in enumerate(held.tolist())} for name, held in roots.items()}
+    changed = False
+    for name, ends in list(cuts.items()):
+        for end in [end for end in ends if end < len(roots[name])]:
+            before, after = int(roots[name][end - 1]), int(roots[name][end])
+            for other, held in places.items():
+                at = held.get(after)
+                if at and held.get(before) == at - 1 and at not in cuts[other]:
+                    cuts[other].add(at)
+                    changed = True
+    return changed
+
+
+def parts_of(layers: Mapping[str, RecurrentLayer], bond: Sequence[str]) -> list[tuple[str, ...]]:
+    """A bond of whole layers as bonds of their parts."""
+    pieces = [
+        [name for name, layer in layers.items() if name == one or (layer.part or ("",))[0] == one] for one in bond
+    ]
+    pieces = [piece for piece in pieces if piece]
+    if len({len(piece) for piece in pieces}) > 1:
+        return [tuple(name for piece in pieces for name in piece)]
+    return [bound for bound in zip(*pieces, strict=True) if len(bound) > 1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from reprune.core.layers import Slot, Span, Structure
+from reprune.core.layers import CarriedState, Port, Slot, Span, Structure
 
 Kept = Mapping[str, Sequence[int]]
 
@@ -23,7 +23,14 @@ def shrunk(structure: Structure, kept: Kept) -> Structure:
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for slot in slots:
         shapes[slot.tensor][slot.axis] = slot.size
-    return replace(structure, layers=layers, slots=slots, shapes={name: tuple(shape) for name, shape in shapes.items()})
+    return replace(
+        structure,
+        layers=layers,
+        slots=slots,
+        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        states=tuple(CarriedState(_port(one.given, kept), _port(one.returned, kept)) for one in structure.states),
+        kept_states=tuple(port for port in (_port(one, kept) for one in structure.kept_states) if port is not None),
+    )
 
 
 def within(outer: Kept, inner: Kept) -> dict[str, list[int]]:
@@ -37,11 +44,24 @@ def within(outer: Kept, inner: Kept) -> dict[str, list[int]]:
 
 
 def _slot(slot: Slot, kept: Kept) -> Slot:
-    spans = []
+    spans, lost = _spans(slot.spans, kept)
+    return replace(slot, size=slot.size - lost, spans=spans)
+
+
+def _port(port: Port | None, kept: Kept) -> Port | None:
+    if port is None:
+        return None
+    pieces = [_spans(spans, kept) for spans in port.pieces]
+    return replace(port, size=port.size - pieces[0][1], pieces=tuple(spans for spans, _ in pieces))
+
+
+def _spans(spans: Iterable[Span], kept: Kept) -> tuple[tuple[Span, ...], int]:
+    """What is left of runs of positions, and how many positions go."""
+    left = []
     lost = 0
-    for span in slot.spans:
+    for span in spans:
         first, stop = (bisect_left(kept[span.layer], unit) for unit in (span.unit, span.unit + span.units))
         if stop > first:
-            spans.append(Span(span.start - lost, span.layer, first, stop - first, span.each))
+            left.append(Span(span.start - lost, span.layer, first, stop - first, span.each))
         lost += (span.units - (stop - first)) * span.each
-    return replace(slot, size=slot.size - lost, spans=tuple(spans))
+    return tuple(left), lost

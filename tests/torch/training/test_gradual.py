@@ -152,6 +152,34 @@ def test_carried_states_of_the_width_before_are_taken(kind: str) -> None:
         assert out.shape == (5, 2, 2)
 
 
+class Step(nn.Module):
+    """One step of a cell whose states lie side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        h, c = self.cell(x, state.chunk(2, 1))
+        return self.head(h), torch.cat([h, c], 1)
+
+
+def test_states_side_by_side_are_taken_in_the_width_before() -> None:
+    torch.manual_seed(0)
+    model, x, state = Step(), torch.randn(4, 3), torch.randn(4, 12)
+    structure = trace(model, (x, state))
+    kept, again = {"cell:l0": [0, 2, 3, 5]}, {"cell:l0": [0, 3]}
+    expected = mask(model, Plan(structure, {"cell:l0": [0, 5]}))
+    full, half = copy.deepcopy(model), mask(model, Plan(structure, kept))(x, state)[1]
+    shrink(model, Plan(structure, kept), [])
+    carried = model(x, state)[1]
+    torch.testing.assert_close(carried, half[:, [0, 2, 3, 5, 6, 8, 9, 11]])
+    shrink(model, Plan(shrunk(structure, kept), again), [])
+    torch.testing.assert_close(model(x, state)[0], expected(x, state)[0])
+    assert model(x, carried)[1].shape == (4, 4)
+    assert full(x, state)[1].shape == (4, 12)
+
+
 def test_carried_states_of_the_width_before_are_taken_after_a_break() -> None:
     def start() -> tuple[Language, Pruner]:
         torch.manual_seed(0)

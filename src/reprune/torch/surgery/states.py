@@ -95,6 +95,10 @@ class InputSelector:
         return f"InputSelector({[selection.path for selection in self.selections]})"
 
 
+SELECTORS = (InputSelector, StateSelector)
+"""Hooks that a pruned model or module has so that it takes states of the old width."""
+
+
 def _cut_kept_states(model: nn.Module, plan: Plan) -> None:
     """What modules keep from calls before pruning: the entries of the units that are left."""
     for port in plan.structure.kept_states:

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from reprune.core.errors import RecipeError
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
-from reprune.torch.ragged.modules import StateSelector
 from reprune.torch.surgery.apply import apply, named_tensors
+from reprune.torch.surgery.states import SELECTORS
 
 
 def shrink(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> None:
@@ -90,8 +90,8 @@ def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) 
         held["_parameters"] = {name: same.get(id(value), value) for name, value in new._parameters.items()}
         if "_flat_weights" in held:
             held["_flat_weights"] = [held["_parameters"].get(name) for name in new._flat_weights_names]
-        selectors = [hook for hook in new._forward_pre_hooks.values() if isinstance(hook, StateSelector)]
-        known = sum(isinstance(hook, StateSelector) for hook in old._forward_pre_hooks.values())
+        selectors = [hook for hook in new._forward_pre_hooks.values() if isinstance(hook, SELECTORS)]
+        known = sum(isinstance(hook, SELECTORS) for hook in old._forward_pre_hooks.values())
         old.__class__ = type(new)
         # Whoever registered a hook can still remove it: the dictionaries of hooks stay.
         old.__dict__ = {**held, "_modules": children, **hooks}

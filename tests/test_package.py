@@ -68,3 +68,14 @@ def test_verbs_have_their_real_signatures():
     assert {"ratio", "of", "method", "exclude", "round_to", "forward", "labels", "loss", "verify"} <= options
     with pytest.raises(TypeError, match="exlcude"):
         reprune.prune(object(), [], exlcude=["a"])
+
+
+def test_a_source_tree_needs_no_metadata():
+    code = (
+        "import importlib.metadata as m\n"
+        "def missing(name): raise m.PackageNotFoundError(name)\n"
+        "m.version = missing\n"
+        "import reprune; print(reprune.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0+source"

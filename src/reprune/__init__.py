@@ -9,7 +9,7 @@ The verbs work on PyTorch and Keras models alike; importing reprune imports neit
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from reprune.core.errors import (
@@ -48,7 +48,11 @@ if TYPE_CHECKING:
     from reprune import torch as torch
     from reprune import youtube8m as youtube8m
 
-__version__ = version("reprune")
+try:
+    __version__ = version("reprune")
+except PackageNotFoundError:
+    # A source tree that was never installed, such as one on PYTHONPATH.
+    __version__ = "0+source"
 _LAZY = ("keras", "torch", "youtube8m")
 
 __all__ = [

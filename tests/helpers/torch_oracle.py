@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,21 @@ from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.recording import tensors_in
 
+DEVICE = os.environ.get("REPRUNE_DEVICE", "cpu")
+"""Where the zoo runs."""
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def converted(batch: Any, dtype: torch.dtype) -> Any:
-    """The batch with its floating point tensors in another type."""
+    """The batch on the device under test, with its floating point tensors in another type; lengths stay on the CPU."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(dtype) if batch.is_floating_point() else batch
+        if batch.is_floating_point():
+            return batch.to(DEVICE, dtype)
+        return batch.to(DEVICE) if batch.dim() > 1 else batch
     if isinstance(batch, dict):
         return {key: converted(value, dtype) for key, value in batch.items()}
     if hasattr(batch, "_fields"):
-        return batch._replace(data=converted(batch.data, dtype))
+        return batch.to(DEVICE, dtype)  # A PackedSequence.
     return type(batch)(converted(value, dtype) for value in batch) if isinstance(batch, (list, tuple)) else batch
 
 
@@ -37,7 +42,7 @@ def prepared(model: nn.Module, *, train: bool) -> nn.Module:
         for name in ("p", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-    return model.train(train)
+    return model.to(DEVICE).train(train)
 
 
 def random_plans(structure: Any, count: int) -> list[Plan]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reprune.torch import adapter as _adapter
 from reprune.torch.calibration.responses import gather, observe
+from reprune.torch.export.plain import plain
 from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.tracing.cells import register_cell
 from reprune.torch.tracing.record import trace
@@ -47,6 +48,7 @@ __all__ = [
     "mask",
     "measure_latency",
     "observe",
+    "plain",
     "plan",
     "prune",
     "register_cell",

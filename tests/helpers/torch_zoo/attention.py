@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 from tests.helpers.torch_zoo.case import case, frames, lengths, tokens
 
 
-def padding(sizes: torch.Tensor, steps: int) -> torch.Tensor:
-    return torch.arange(steps)[None, :] >= sizes[:, None]
+def padding(sizes: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.arange(x.size(1), device=x.device)[None, :] >= sizes.to(x.device)[:, None]
 
 
 def with_lengths(b: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +36,7 @@ class AttentionPooling(nn.Module):
     def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         output, _ = self.gru(x)
         scores = self.score(torch.tanh(self.project(output))).squeeze(-1)
-        alpha = scores.masked_fill(padding(sizes, x.size(1)), -1e9).softmax(1)
+        alpha = scores.masked_fill(padding(sizes, x), -1e9).softmax(1)
         return self.out(torch.bmm(alpha.unsqueeze(1), output).squeeze(1))
 
 
@@ -144,7 +144,7 @@ class SelfAttentionWritten(nn.Module):
         h, _ = self.lstm(x)
         q, k, v = (layer(h).view(h.size(0), h.size(1), 2, 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
         scores = q @ k.transpose(-2, -1) / math.sqrt(3)
-        scores = scores.masked_fill(padding(sizes, x.size(1))[:, None, None, :], float("-inf"))
+        scores = scores.masked_fill(padding(sizes, x)[:, None, None, :], float("-inf"))
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(h.size(0), h.size(1), 6))
 
 
@@ -176,7 +176,7 @@ class MultiHead(nn.Module):
 
     def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         h = self.project(self.lstm(x)[0])
-        h, _ = self.attention(h, h, h, key_padding_mask=padding(sizes, x.size(1)))
+        h, _ = self.attention(h, h, h, key_padding_mask=padding(sizes, x))
         return self.out(self.second(h)[0])
 
 

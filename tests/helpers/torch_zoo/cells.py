@@ -63,7 +63,7 @@ class CellWrittenZeros(nn.Module):
         self.out = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.zeros(x.size(0), 8, dtype=x.dtype)
+        h = torch.zeros(x.size(0), 8, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             h = self.cell(x[:, t], h)
         return self.out(h)
@@ -80,9 +80,9 @@ class CellIntoBuffer(nn.Module):
         self.out = nn.Linear(self.units, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.zeros(x.size(0), self.units, dtype=x.dtype)
+        h = torch.zeros(x.size(0), self.units, dtype=x.dtype, device=x.device)
         c = torch.zeros_like(h)
-        held = torch.zeros(x.size(0), x.size(1), self.units, dtype=x.dtype)
+        held = torch.zeros(x.size(0), x.size(1), self.units, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             h, c = self.cell(x[:, t], (h, c))
             held[:, t, :] = h
@@ -103,7 +103,7 @@ class GreedyDecoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, h = self.encoder(self.embedding(x))
         h = h[0]
-        token = torch.zeros(x.size(0), dtype=torch.long)
+        token = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
         found = []
         for _ in range(4):
             h = self.decoder(self.embedding(token), h)
@@ -190,7 +190,7 @@ class MaskedCell(nn.Module):
         self.out = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        h = c = torch.zeros(x.size(0), self.cell.hidden_size, dtype=x.dtype)
+        h = c = torch.zeros(x.size(0), self.cell.hidden_size, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             new_h, new_c = self.cell(x[:, t], (h, c))
             m = valid[:, t : t + 1].to(x.dtype)

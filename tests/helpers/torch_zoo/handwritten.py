@@ -21,7 +21,7 @@ class WrittenRnn(nn.Module):
         self.i2h, self.i2o = nn.Linear(5 + 8, 8), nn.Linear(5 + 8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype)
+        h = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
         found = []
         for step in x.unbind(1):
             both = torch.cat((step, h), 1)
@@ -113,7 +113,7 @@ class BareParameters(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n = self.hidden_size
-        h = c = torch.zeros(x.size(0), n, dtype=x.dtype)
+        h = c = torch.zeros(x.size(0), n, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             gates = x[:, t] @ self.w + h @ self.u + self.b
             i, f = torch.sigmoid(gates[:, :n]), torch.sigmoid(gates[:, n : n * 2])
@@ -136,7 +136,9 @@ class RecurrentHighway(nn.Module):
         self.out = nn.Linear(8, 11)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
-        s = torch.zeros(words.size(0), self.x2h.out_features, dtype=self.out.weight.dtype)
+        s = torch.zeros(
+            words.size(0), self.x2h.out_features, dtype=self.out.weight.dtype, device=self.out.weight.device
+        )
         found = []
         for x in self.embedding(words).unbind(1):
             for depth, (hidden, transform) in enumerate(zip(self.h2h, self.h2t, strict=True)):
@@ -191,7 +193,7 @@ class ConvolutionalLstm(nn.Module):
         self.gates, self.out = nn.Conv1d(1 + 6, 24, 3, padding=1), nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = c = torch.zeros(x.size(0), self.channels, x.size(2), dtype=x.dtype)
+        h = c = torch.zeros(x.size(0), self.channels, x.size(2), dtype=x.dtype, device=x.device)
         for step in x.unbind(1):
             i, f, o, g = torch.split(self.gates(torch.cat([step.unsqueeze(1), h], 1)), self.channels, 1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

@@ -258,7 +258,7 @@ class RandomState(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.transpose(0, 1)
-        h, c = (state.to(x.dtype) for state in self.init_hidden(x.size(1)))
+        h, c = (state.to(x) for state in self.init_hidden(x.size(1)))
         features = self.hidden2tag(self.lstm(x, (h, c))[0].view(x.size(0), x.size(1), self.hidden_dim))
         score = features[0]
         for step in features[1:]:

@@ -27,12 +27,17 @@ def duplicate(model: nn.Module) -> nn.Module:
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, copy.Error) as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be copied ({error}), and reprune never changes the model it is given. "
             "Remove what cannot be copied from its attributes, or give it a __deepcopy__."
         ) from error
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):
+            # Copied weights lie in memory one by one; cuDNN wants those of a module in one piece.
+            module.flatten_parameters()
+    return twin
 
 
 def fresh(batch: Any) -> Any:

@@ -1,7 +1,6 @@
 """Ragged modules as plain ones, for tools that go by a module's type: dynamic quantisation, TorchScript, converters."""
 
-from __future__ import annotations
-
+# TorchScript reads annotations: they must not be the strings that `from __future__ import annotations` makes of them.
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,7 +117,9 @@ class PaddedLSTM(_Padded):
         states = (_pieces(h, self.sizes), _pieces(c, self.cells))
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return output.index_select(-1, self.kept), states
-        return self._returned(output, tuple(torch.stack(s) if self.stacked else tuple(s) for s in states))  # type: ignore[no-any-return]
+        else:  # noqa: RET505
+            # TorchScript would compile what stands after the `if`.
+            return self._returned(output, tuple(torch.stack(s) if self.stacked else tuple(s) for s in states))  # type: ignore[no-any-return]
 
 
 class PaddedGRU(_Padded):
@@ -135,7 +136,9 @@ class PaddedGRU(_Padded):
         states = _pieces(h, self.sizes)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return output.index_select(-1, self.kept), states
-        return self._returned(output, torch.stack(states) if self.stacked else tuple(states))  # type: ignore[no-any-return]
+        else:  # noqa: RET505
+            # TorchScript would compile what stands after the `if`.
+            return self._returned(output, torch.stack(states) if self.stacked else tuple(states))  # type: ignore[no-any-return]
 
 
 def _padded(ragged: RaggedBase) -> _Padded:

@@ -177,6 +177,7 @@ BAD_CONTENT = {
         r"labels \[16\] are outside the classes, 0 to 15",
     ),
     "label negative": (reference.example(CONTEXT | {"labels": reference.int64_feature([-1])}, LISTS), r"labels \[-1\]"),
+    "no lists": (reference.example(CONTEXT, {}), "features of the video as a whole .'id', 'labels'.*frame-level"),
     "missing list": (reference.example(CONTEXT, {"rgb": LISTS["rgb"]}), "no feature list 'audio' .there is 'rgb'"),
     "list lengths": (
         reference.example(CONTEXT, LISTS | {"audio": reference.feature_list([FRAME["audio"]])}),
@@ -201,7 +202,7 @@ BAD_CONTENT = {
     ),
     "floats": (
         reference.example(CONTEXT, LISTS | {"rgb": reference.feature_list([reference.field(2, b"\x0a\x00")] * 2)}),
-        "frame 0 of 'rgb' holds 0 byte strings",
+        "the frames of 'rgb' are of kind float_list, not bytes: quantise them",
     ),
     "list not protobuf": (reference.example(CONTEXT, LISTS | {"rgb": b"\xff"}), "'rgb' is not a protobuf FeatureList"),
 }

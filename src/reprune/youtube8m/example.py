@@ -124,6 +124,11 @@ def _parse_labels(context: Any, classes: int | None) -> NDArray[np.int64]:
 def _parse_frames(example: Any, features: Mapping[str, int]) -> NDArray[np.uint8]:
     lists = example.feature_lists.feature_list
     parts = []
+    if not lists:
+        raise ContentError(
+            f"no frames, only features of the video as a whole ({_listed(example.context.feature)}): give YouTube-8M's "
+            "frame-level files, not the video-level ones"
+        )
     for name, size in features.items():
         if name not in lists:
             raise ContentError(f"no feature list {name!r} (there is {_listed(lists)}); name the lists with features=")
@@ -145,9 +150,16 @@ def _frame_matrix(name: str, encoded: bytes, size: int) -> NDArray[np.uint8]:
         if (rows[:, : len(header)] == header).all():
             return rows[:, len(header) :]
     try:
-        frames = [feature.bytes_list.value for feature in _MESSAGES["FeatureList"].FromString(encoded).feature]
+        found = list(_MESSAGES["FeatureList"].FromString(encoded).feature)
     except DecodeError as error:
         raise ContentError(f"feature list {name!r} is not a protobuf FeatureList ({error})") from error
+    kinds = {feature.WhichOneof("kind") for feature in found} - {"bytes_list", None}
+    if kinds:
+        raise ContentError(
+            f"the frames of {name!r} are of kind {sorted(kinds)[0]}, not bytes: quantise them to 8 bits as YouTube-8M "
+            f"does, one byte string of {size} bytes a frame"
+        )
+    frames = [feature.bytes_list.value for feature in found]
     for position, values in enumerate(frames):
         sizes = [len(value) for value in values]
         if sizes != [size]:

@@ -117,7 +117,7 @@ class RecordReader(Iterator[Record]):
                 for item in file.frames(_every(start, step)):
                     try:
                         if isinstance(item, Fault):
-                            raise ContentError(f"{item.what}; fetch the file again, or pass on_error='skip'")
+                            raise ContentError(f"{item.what}; {_advice(item)}")
                         record = parse_example(item.payload, self._features, self._classes)
                     except ContentError as error:
                         self._handle(f"{path}: record {item.index} at byte {item.offset}: {error}", error)
@@ -270,3 +270,12 @@ def _checked(features: Mapping[str, int]) -> dict[str, int]:
             f"features must map names to bytes per frame, such as {dict(DEFAULT_FEATURES)}, not {features!r}"
         )
     return dict(features)
+
+
+def _advice(fault: Fault) -> str:
+    if fault.offset == 0:
+        return (
+            "is it a TFRecord file, with a length and checksums around each record? If it is, fetch it again, or pass "
+            "on_error='skip'"
+        )
+    return "fetch the file again, or pass on_error='skip'"

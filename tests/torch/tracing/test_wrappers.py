@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
@@ -26,14 +29,71 @@ class Tagger(nn.Module):
 X = torch.randn(2, 6, 5)
 
 
-@pytest.mark.parametrize(
-    "wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")], ids=["DataParallel", "compile"]
-)
-def test_transparent_wrappers(wrap: object) -> None:
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def fabric(model: nn.Module) -> nn.Module:
+    lightning = pytest.importorskip("lightning.fabric", reason="Lightning is not installed")
+    return lightning.Fabric(accelerator="cpu", devices=1).setup(model)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, distributed, fabric, AveragedModel])
+def test_every_verb_sees_through_wrappers(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = Tagger().eval()
-    small = reprune.torch.prune(wrap(model), [X], 0.5, method="magnitude").model
-    assert isinstance(small, Tagger)
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    plain = reprune.torch.prune(model, [X], 0.5, method="magnitude")
+    wrapped = wrap(model)
+    result = reprune.torch.prune(wrapped, [X], 0.5, method="magnitude")
+    assert result.plan == plain.plan
+    reprune.Result(wrap(result.model), result.plan).save(tmp_path)
+    small = {
+        "apply": reprune.torch.apply(wrapped, plain.plan),
+        "load": reprune.torch.load(wrapped, tmp_path),
+        "distill": reprune.torch.distill(wrap(reprune.torch.apply(model, plain.plan)), wrapped, [X], 1),
+    }
+    masked = reprune.torch.mask(wrapped, plain.plan)
+    assert type(result.model) is type(small["apply"]) is type(small["load"]) is type(masked) is Tagger
+    with torch.no_grad():
+        for name in ("apply", "load"):
+            assert torch.equal(small[name](X), plain.model(X)), name
+        torch.testing.assert_close(masked(X), plain.model(X))
+    assert list(reprune.torch.inspect(wrapped, [X]).structure.layers) == list(plain.plan.kept)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled])
+def test_a_wrapped_part_is_refused_with_the_way_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = Tagger()
+    model.lstm = wrap(model.lstm)
+    with pytest.raises(UnsupportedModelError, match=r"lstm \(.*\) wraps a part of the model") as caught:
+        reprune.torch.inspect(model, [X])
+    name = "module" if wrap is nn.DataParallel else "_orig_mod"
+    assert f"'s {name})" in str(caught.value)
+    # Following the advice:
+    model.lstm = getattr(model.lstm, name)
+    reprune.torch.inspect(model, [X])
+
+
+def test_masks_are_refused_with_the_way_out() -> None:
+    model = Tagger()
+    nn.utils.prune.l1_unstructured(model.lstm, "weight_hh_l0", 0.3)
+    with pytest.raises(UnsupportedModelError, match=r"torch\.nn\.utils\.prune\.remove\(module, 'weight_hh_l0'\)"):
+        reprune.torch.inspect(model, [X])
+    nn.utils.prune.remove(model.lstm, "weight_hh_l0")
+    reprune.torch.inspect(model, [X])
 
 
 def test_torchscript_is_refused_with_the_way_out() -> None:
@@ -63,7 +123,7 @@ def test_parametrised_is_refused_with_the_way_out() -> None:
 
 
 def test_not_a_module() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"Expected a torch\.nn\.Module"):
+    with pytest.raises(UnsupportedModelError, match="neither a torch.nn.Module nor"):
         reprune.torch.inspect("model", [X])
 
 

@@ -138,9 +138,14 @@ class Plan:
             raise PlanError(f"kept must hold lists of unit indices by layer: {error}.") from None
         return replace(self, kept=chosen, method="custom", folds=(), refits=(), folded=False)
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the plan holds corrections of what stays."""
+        return bool(self.folds or self.refits)
+
     def decisions(self) -> Plan:
         """The plan without the matrices of its corrections, to lie beside weights that contain them."""
-        return replace(self, folds=(), refits=(), folded=True) if self.folds or self.refits else self
+        return replace(self, folds=(), refits=(), folded=True) if self.corrects else self
 
     def cut_only(self) -> Plan:
         """The plan without its corrections, for any weights."""
@@ -162,7 +167,7 @@ class Plan:
             )
         if self.fitted_to in (None, found):
             return
-        if self.folds or self.refits:
+        if self.corrects:
             raise PlanError(
                 "The corrections of this plan were fitted to other weights than this model has (fine-tuned, partly "
                 "loaded, or of another run). Plan again on this model, or cut without corrections: "

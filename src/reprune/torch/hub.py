@@ -61,7 +61,7 @@ class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]
 
 
 def _pruned(dense: nn.Module, plan: Plan, weights: Path, sealed: bool) -> Any:
-    small: Any = load_pruned(dense, plan.cut_only(), weights, sealed=sealed)
+    small: Any = load_pruned(dense, plan, weights, sealed=sealed)
     small.reprune_plan = plan
     return small
 

@@ -69,10 +69,9 @@ def load_pruned(dense: nn.Module, plan: Plan, path: Path, *, sealed: bool) -> nn
         PlanError: When the file is damaged or belongs to another model.
     """
     check(dense, plan)
-    skeleton = duplicate(dense)
     # Sizes without values: those of the dense model would be copied and cut for nothing.
-    put(skeleton, {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in skeleton.parameters()})
-    small = cut(skeleton, plan)
+    hollow = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in dense.parameters()}
+    small = cut(duplicate(dense, hollow), plan.cut_only() if plan.corrects else plan)
     devices = {name: parameter.device for name, parameter in dense.named_parameters()}
     load_weights(small, path, devices, sealed=sealed)
     return small

@@ -99,6 +99,6 @@ def load(dense_model: Model, directory: str | Path) -> Model:
     adapter = adapter_of(dense_model)
     dense = adapter.checked(dense_model)
     small: Model = read_folder(
-        directory, lambda plan, path, sealed: adapter.load_pruned(dense, plan.cut_only(), path, sealed=sealed)
+        directory, lambda plan, path, sealed: adapter.load_pruned(dense, plan, path, sealed=sealed)
     )
     return small

@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from reprune.core.errors import PlanError
@@ -78,7 +79,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 def cut(small: nn.Module, plan: Plan) -> nn.Module:
     """Remove units from a model of the caller's own, in place; only the plan's corrections look at values."""
     tensors = named_tensors(small)
-    _fold(tensors, plan)
+    if plan.corrects:
+        _fold(tensors, plan)
     changed = _slice(small, tensors, plan)
     _resize_modules(small, changed)
     counts = plan.counts()
@@ -147,12 +149,13 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> set[int]:
     """Replace every tensor that loses positions; returns the ids of the modules that hold one."""
-    by_tensor: dict[str, list[Slot]] = {}
     removed = plan.removed()
+    cuts: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
     for slot in plan.structure.slots:
-        if len(slot.positions(removed)):
-            by_tensor.setdefault(slot.tensor, []).append(slot)
-    return put(model, {id(tensors[name]): _sliced(tensors[name], slots, removed) for name, slots in by_tensor.items()})
+        gone = slot.positions(removed)
+        if len(gone):
+            cuts.setdefault(slot.tensor, []).append((slot.axis, np.delete(np.arange(slot.size), gone)))
+    return put(model, {id(tensors[name]): _sliced(tensors[name], stay) for name, stay in cuts.items()})
 
 
 def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
@@ -171,11 +174,11 @@ def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
     return changed
 
 
-def _sliced(tensor: torch.Tensor, slots: Iterable[Slot], removed: dict[str, list[int]]) -> torch.Tensor:
+def _sliced(tensor: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]]) -> torch.Tensor:
+    """A tensor with these positions of these axes."""
     small = tensor.detach()
-    for slot in slots:
-        stay = np.setdiff1d(np.arange(slot.size), slot.positions(removed))
-        small = small.index_select(slot.axis, torch.from_numpy(stay).to(small.device))
+    for axis, stay in axes:
+        small = small.index_select(axis, torch.from_numpy(stay).to(small.device))
     small = small.contiguous()
     return nn.Parameter(small, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
 

@@ -13,15 +13,19 @@ from reprune.core.errors import UnsupportedModelError
 from reprune.torch.tracing.recording import tensors_in
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: nn.Module, instead: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
     """A deep copy of a model, in which tensors computed with a graph are plain values.
 
     `copy.deepcopy` refuses a model that keeps its hidden state, or a weight with dropout applied, from a training step.
 
+    Args:
+        model: The model.
+        instead: What the copy has in the places of tensors that are not copied, by their id.
+
     Raises:
         UnsupportedModelError: When the model holds something that cannot be copied, such as a lock or an open file.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(instead or {})
     for module in model.modules():
         for tensor in _held(list(vars(module).values()), depth=4):
             if not tensor.is_leaf:

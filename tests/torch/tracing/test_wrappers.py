@@ -123,7 +123,7 @@ def test_parametrised_is_refused_with_the_way_out() -> None:
 
 
 def test_not_a_module() -> None:
-    with pytest.raises(UnsupportedModelError, match="neither a torch.nn.Module nor"):
+    with pytest.raises(UnsupportedModelError, match=r"neither a torch\.nn\.Module nor"):
         reprune.torch.inspect("model", [X])
 
 

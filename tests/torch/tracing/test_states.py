@@ -250,3 +250,17 @@ def test_states_that_the_example_leaves_out_are_found_by_handing_them_back(form:
         one, two = small(x, *ours), masked(x, *theirs)
         assert_close(next(leaves(one))[1], next(leaves(two))[1], f"answer of step {step}")
         ours, theirs = model.handed_back(one), model.handed_back(two)
+
+
+class FailsOnItsOwnState(GruBase):
+    """The first call knows no state, and the second one wants it in a size that is written down."""
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self.cell(x, None if h is None else h.view(len(x), 8))
+        return self.out(h), h
+
+
+def test_a_second_call_is_rehearsed() -> None:
+    layer = found(seeded(FailsOnItsOwnState), inputs(3)).layers["cell:l0"]
+    assert layer.pin is not None
+    assert __file__ in layer.pin.site.location

@@ -85,13 +85,26 @@ class _Trial:
         self._found, self._model, self._example, self._forward = found, model, example, forward
 
     def outputs(self, model: nn.Module, *, train: bool = False) -> list[torch.Tensor]:
-        """Output tensors but for carried states, with the same random numbers each time."""
+        """Output tensors but for carried states, with the same random numbers each time.
+
+        Of two calls where there are states: the second one goes on with those of the first.
+        """
         devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
+        model = duplicate(model) if self._found.next_call.keeps else model  # What a call leaves behind stays in it.
         with torch.random.fork_rng(devices), torch.no_grad(), training_mode(model, train):
             torch.manual_seed(0)
-            output = call(model, self._example, self._forward)
-        found = list(tensors_in(output))
-        return [tensor for index, tensor in enumerate(found) if index not in self._found.state_outputs]
+
+            def example() -> Any:
+                return call(model, self._example, self._forward)
+
+            first = example()
+            calls = [first, self._found.next_call(model, first, example)]
+        return [
+            tensor
+            for output in calls
+            for index, tensor in enumerate(tensors_in(output))
+            if index not in self._found.state_outputs
+        ]
 
     @cached_property
     def _trains(self) -> bool:

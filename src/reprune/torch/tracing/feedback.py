@@ -3,16 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from reprune.torch.tracing.copies import duplicate, fresh
+from reprune.torch.tracing.leaves import Path, leaves, positional_names, replaced_arguments
 from reprune.torch.tracing.modes import run
 from reprune.torch.tracing.optional import Call, handed_back
 from reprune.torch.tracing.states import Interface, flat, kept_units, recognised
 from reprune.torch.tracing.structure import Builder
+
+
+@dataclass(frozen=True)
+class NextCall:
+    """The call after one on the example: on the states that it returned, or that modules kept.
+
+    Attributes:
+        given: Arguments of the model with all of its states among them.
+        pairs: For the path of each state among these the path in what the model returns.
+        keeps: Whether modules keep states.
+    """
+
+    given: Call | None
+    pairs: dict[Path, Path]
+    keeps: bool
+
+    @classmethod
+    def after(cls, calls: Calls) -> NextCall:
+        """The call after those that were traced."""
+        recording = calls.interface.tracer.recording
+        pairs = {given.path: back.path for given, back in recording.states if given is not None and back is not None}
+        return cls(calls.given, pairs, bool(recording.kept_states))
+
+    def __call__(self, model: nn.Module, output: Any, example: Callable[[], Any]) -> Any:
+        """What a model returns next, or None when there are no states.
+
+        Args:
+            model: The model, whatever its width.
+            output: What it returned last.
+            example: Calls it on the example again.
+        """
+        if not self.pairs or self.given is None:
+            return example() if self.keeps else None
+        back = dict(leaves(output))
+
+        def change(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+            return back.get(self.pairs[path], tensor) if path in self.pairs else tensor
+
+        args, kwargs = fresh(self.given)
+        args, kwargs = replaced_arguments(positional_names(model), args, kwargs, change)
+        return model(*args, **kwargs)
 
 
 class Calls:
@@ -27,6 +70,8 @@ class Calls:
     def __init__(self, original: nn.Module, interface: Interface, builder: Callable[[], Builder]) -> None:
         self._original = original
         self.interface = interface
+        self.given: Call | None = None
+        """The arguments of the model in the last call of `run`."""
         self._builder = builder
 
     def run(self, call: Callable[[Any], Any], example: Any) -> Any:
@@ -43,6 +88,7 @@ class Calls:
         if interface.states or kept_units(interface):
             interface.tracer.recording.begin_feedback()
             output = self.traced(call, example)
+        self.given = interface.given
         return output
 
     def traced(self, call: Callable[[Any], Any], example: Any) -> Any:

@@ -18,7 +18,7 @@ from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.calling import invoke
 from reprune.torch.tracing.cells import traced_cells
 from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.feedback import Calls
+from reprune.torch.tracing.feedback import Calls, NextCall
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.recording import Recording, tensors_in
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
@@ -49,12 +49,16 @@ class Trace:
 
     Attributes:
         state_outputs: Positions, among the tensors that the model returns, of final states that the caller carries.
+        next_call: The call after one on the example, on its states.
     """
 
-    def __init__(self, builder: Builder, state_outputs: frozenset[int], modules: Sequence[str]) -> None:
+    def __init__(
+        self, builder: Builder, state_outputs: frozenset[int], modules: Sequence[str], next_call: NextCall
+    ) -> None:
         self._builder = builder
         self._modules = list(modules)
         self.state_outputs = state_outputs
+        self.next_call = next_call
         self.structure = builder.structure
 
     def tighten(self) -> bool:
@@ -138,7 +142,7 @@ def record(
             "nn.RNN, their cells, and weights that are applied again and again to what they produced; with scope='all' "
             "for convolutions, linear maps and embeddings, too."
         )
-    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True))
+    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(calls))
 
 
 def _bind_modules(paths: Sequence[str], recording: Recording) -> None:

@@ -88,6 +88,14 @@ EXACT: dict[str, Use] = {
     "bicubic": lambda h: F.interpolate(h.transpose(1, 2)[..., None], size=(4, 1), mode="bicubic")[..., 0].transpose(
         1, 2
     ),
+    "transpose_": lambda h: h.clone().transpose_(1, 2).contiguous().transpose_(1, 2),
+    "unsqueeze_ and squeeze_": lambda h: h.clone().unsqueeze_(2).squeeze_(2),
+    "spectrum": lambda h: (
+        torch.stft(h.transpose(1, 2).reshape(-1, 6), 4, 2, window=torch.ones(4, dtype=h.dtype), return_complex=True)
+        .abs()
+        .sum((1, 2))
+        .view(4, 1, -1)
+    ),
     "rot90": lambda h: torch.rot90(h, 2, (0, 1)),
     "equal": checked(lambda h: torch.equal(h[:, -1], h.clone()[:, -1])),
     "allclose": checked(lambda h: torch.allclose(h, h + 0)),

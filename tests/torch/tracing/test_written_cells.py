@@ -132,6 +132,26 @@ def test_layers_used_twice_are_no_cells(times: int) -> None:
     exact(Highway(times), {"rnn:l0": 10})
 
 
+class Elementwise(nn.Module):
+    """A recurrence without a matrix, as in SRU, QRNN or minGRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.out = nn.Linear(5, 16), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), 8)
+        for step in self.make(x).unbind(1):
+            z, f = step.chunk(2, -1)
+            h = f.sigmoid() * h + (1 - f.sigmoid()) * z
+        return self.out(h)
+
+
+def test_a_recurrence_without_a_matrix_is_told_with_its_widths() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"from element to element.*make \(16\), out \(3\)"):
+        reprune.torch.inspect(Elementwise().double(), [frames()])
+
+
 def test_residual_layers_alone_hold_no_hidden_units() -> None:
     class Residual(Highway):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -140,9 +140,20 @@ def record(
         raise UnsupportedModelError(
             f"No recurrent layer ran in {type(model).__name__} on the example. reprune looks for nn.LSTM, nn.GRU, "
             "nn.RNN, their cells, and weights that are applied again and again to what they produced; with scope='all' "
-            "for convolutions, linear maps and embeddings, too."
+            "for convolutions, linear maps and embeddings, too. A recurrence from element to element, without a matrix "
+            f"(h = f * h + (1 - f) * x), feeds no units back: what makes h has a width, one of {_widths(model)}."
         )
     return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(calls))
+
+
+def _widths(model: nn.Module) -> str:
+    """The widths of a model's linear maps and convolutions, for a message."""
+    held = [
+        f"{name} ({module.weight.shape[0]})"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    return ", ".join(held[:8]) + (", …" if len(held) > 8 else "") or "none that are known"
 
 
 def _bind_modules(paths: Sequence[str], recording: Recording) -> None:

@@ -101,8 +101,9 @@ class Recording:
     count_coupled: list[list[str]] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
+    bonds: dict[frozenset[str], Site] = field(default_factory=dict)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
-    couplers: list[tuple[Ids, Site]] = field(default_factory=list)
+    couplers: list[tuple[Ids, Ids, Site]] = field(default_factory=list)
     outside_states: set[str] = field(default_factory=set)
     steps: dict[str, int] = field(default_factory=dict)
     states: list[tuple[Labelled | None, Labelled | None]] = field(default_factory=list)
@@ -121,6 +122,11 @@ class Recording:
         finally:
             self.uses, self.rows, self.steps = counts
             self.products = products
+
+    def keep_equal(self, names: Iterable[str], site: Site) -> None:
+        """Layers must keep equal numbers of units, because of what is done at this site."""
+        self.count_coupled.append(list(names))
+        self.bonds.setdefault(frozenset(names), site)
 
     def begin_feedback(self) -> None:
         """The model is about to run again, on the states that it returned: what is counted per call starts anew."""

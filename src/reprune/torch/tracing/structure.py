@@ -27,6 +27,7 @@ from reprune.core.layers import (
     Structure,
 )
 from reprune.torch.tracing.attributes import Sizes, extent
+from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.parts import in_parts, parts_of
 from reprune.torch.tracing.ports import port
@@ -211,18 +212,15 @@ class Builder:
             if len({len(self._layers[name].labels) for name in bond}) == 1:
                 kept.append(bond)
                 continue
+            site = self.recording.bonds.get(frozenset(bond))
             for name in bond:
-                self._pin(
-                    name, self._coupled_at(name), f"must stay in step with layers of other sizes ({', '.join(bond)})"
-                )
+                reason = f"must stay in step with layers of other sizes ({', '.join(bond)})"
+                self._pin(name, site or self._coupled_at(name), reason)
         return tuple(kept)
 
     def _coupled_at(self, name: str) -> Site:
-        """The last place at which this layer's units were coupled with something."""
-        for labels, site in reversed(self.recording.couplers):
-            if name in self.layers_of(labels):
-                return site
-        return Site("coupling", "")
+        """Where this layer's units were coupled with others."""
+        return coupled_at(self.recording, self._layers, name)
 
     def _pin_sites(self) -> None:
         for labels, site, reason in self.recording.pins:

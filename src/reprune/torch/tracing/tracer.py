@@ -358,7 +358,7 @@ class Tracer:
 
     def _couple_pairs(self, pairs: Ids) -> None:
         if self.recording.couplings.union(pairs[:, 0], pairs[:, 1]):
-            self.recording.couplers.append((pairs[:, 0], here("coupling")))
+            self.recording.couplers.append((pairs[:, 0], pairs[:, 1], here("coupling")))
         for tags, units in (pairs.T, pairs.T[::-1]):
             for tag in np.unique(tags[tags >= TAG]):
                 self.constrain(self.tags[tag - TAG], np.unique(units[tags == tag]))
@@ -437,7 +437,7 @@ class Tracer:
         """A stacked final state is used: its layers must keep equal numbers of units."""
         state = self.states.pop(storage_id(tensor), None)
         if state is not None and len(state.layers) > 1:
-            self.recording.count_coupled.append(state.layers)
+            self.recording.keep_equal(state.layers, here("stacked state"))
 
 
 def _renamed(labels: torch.Tensor, pairs: Ids) -> torch.Tensor:

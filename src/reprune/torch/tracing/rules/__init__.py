@@ -14,7 +14,7 @@ from reprune.torch.tracing.rules.movement import check_view
 from reprune.torch.tracing.rules.op import Op
 from reprune.torch.tracing.rules.size_uses import given_sizes, record_sizes, sized
 from reprune.torch.tracing.rules.summaries import follow_summaries, pin_summaries, summaries_of
-from reprune.torch.tracing.rules.table import class_of, rule_of
+from reprune.torch.tracing.rules.table import class_of, is_view, rule_of
 from reprune.torch.tracing.tracer import Tracer
 
 __all__ = ["apply_rule", "given_sizes", "pin_summaries", "record_sizes", "sized", "summaries_of"]
@@ -34,7 +34,7 @@ def apply_rule(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[s
     sources = {storage_id(tensor) for tensor in inputs}
     moved = not func._schema.is_mutable and bool(outputs) and all(storage_id(tensor) in sources for tensor in outputs)
     kind = class_of(name)
-    op = Op(tracer, name, func, args, kwargs, out, view=moved and kind is None)
+    op = Op(tracer, name, func, args, kwargs, out, view=kind is None and (moved or is_view(name)))
     if op.view and all(map(has_storage, outputs)):
         check_view(op, inputs[0], outputs)
     else:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant
+from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.sizes import SizeInt
@@ -116,7 +117,7 @@ def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
     if after and len(after) < len(before) and _side_by_side(op, whole):
         if op.name not in ("slice", "narrow", "split_with_sizes"):  # Those cut where a size says, equal or not.
-            op.tracer.recording.count_coupled.append(list(before))
+            op.tracer.recording.keep_equal(list(before), here(op.name))
         op.tracer.suspect(whole, op.name)
 
 
@@ -205,6 +206,6 @@ def _check_rectangular(op: Op, labels: torch.Tensor) -> None:
         found = lines(small, dim)
         held = [frozenset(op.tracer.units_by_layer(torch.from_numpy(line))) for line in found]
         if len({names for names in held if names}) > 1:
-            op.tracer.recording.count_coupled.append(sorted(frozenset().union(*held)))
+            op.tracer.recording.keep_equal(sorted(frozenset().union(*held)), here(op.name))
         elif len(found) > 1 and not any(held):
             op.tracer.recording.aligned.append(found)

@@ -69,7 +69,7 @@ def _couple_along(op: Op, found: torch.Tensor, dim: int) -> bool:
             return False
     for line in held:
         names = line[line != NONE]
-        couplings.union(np.full(len(names), names[0]), names)
+        op.tracer.couple_lines(np.full(len(names), names[0]), names)
     return True
 
 

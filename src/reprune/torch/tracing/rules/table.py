@@ -165,6 +165,15 @@ def class_of(name: str) -> str | None:
 
 
 @cache
+def is_view(name: str) -> bool:
+    """Whether an operation gives its argument another shape without moving elements, in place as well: `squeeze_`."""
+    packet = getattr(torch.ops.aten, name, None)
+    schemas = [] if packet is None else [getattr(packet, overload)._schema for overload in packet.overloads()]
+    aliases = [value.alias_info for schema in schemas for value in schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+@cache
 def rule_of(name: str) -> Rule | None:
     """The rule of an operation, or None for one that cannot be followed."""
     kind = class_of(name)

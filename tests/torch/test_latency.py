@@ -18,6 +18,8 @@ from reprune.core.errors import BudgetError, PlanError, UnsupportedModelError
 from reprune.core.latency import LatencyTable
 from reprune.core.plan import Plan
 from reprune.runtimes import timing
+from reprune.runtimes.convolution import Geometry
+from reprune.torch import latency
 
 
 class Mixed(nn.Module):
@@ -223,3 +225,42 @@ def test_a_table_of_another_model_is_refused() -> None:
     table = LatencyTable("torch", 1, (), {"lstm:l0": 9}, 2.0, {"lstm:l0": 1}, 1.0, (), ())
     with pytest.raises(PlanError, match="measured for a model"):
         reprune.plan(Tagger().eval(), [FRAMES], of="latency", method="magnitude", latency=table)
+
+
+class Convolved(nn.Module):
+    """A convolution, one with a stride, a transposed one, and an LSTM after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, (3, 2), stride=(1, 2))
+        self.up, self.lstm = nn.ConvTranspose2d(8, 5, 2, stride=2), nn.LSTM(5 * 8, 7, batch_first=True)
+        self.out = nn.Linear(7, 2)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.up(self.two(self.one(frames[:, None])))
+        return self.out(self.lstm(x.transpose(1, 2).flatten(2))[0])
+
+
+def test_convolutions_are_timed_by_their_channels(by_arithmetic: None) -> None:
+    model, frames = Convolved(), torch.randn(3, 9, 8)
+    structure = reprune.inspect(model, [frames], scope="all").structure
+    table = reprune.measure_latency(model, frames, structure=structure)
+    kinds = {part.name: table.grids[part.grid].kind for part in table.parts}
+    assert kinds["two"] == "convolution 3x2 stride 1x2 padding 0x0 dilation 1x1 over 9x8"
+    assert kinds["up"] == "transposed convolution 2x2 stride 2x2 padding 0x0 dilation 1x1 over 7x4"
+    assert {part.name: part.units(table.layers) for part in table.parts if "conv" in kinds[part.name]} == {
+        "one": 6, "two": 8, "up": 5
+    }  # fmt: skip
+    plan = reprune.plan(model, [frames], 0.4, of="latency", method="random", scope="all", latency=table)
+    assert table(plan.counts()) == pytest.approx(0.6 * table(structure.counts()), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["one", "two", "up"])
+def test_timed_convolutions_compute_what_those_of_the_model_do(name: str) -> None:
+    module = Convolved().get_submodule(name)
+    places = (9, 8)
+    sizes: list[Any] = [module.kernel_size, module.stride, module.padding, module.dilation]
+    geometry = Geometry(module.transposed, *sizes, places)
+    assert Geometry.of_kind(str(geometry)) == geometry
+    run = latency._build(timing.Sizes(str(geometry), 3, 1, module.in_channels, module.out_channels))
+    assert run().shape == module(torch.randn(3, module.in_channels, *places)).shape

@@ -34,11 +34,11 @@ class TimeGrid:
     """Shortest measured times of one kind of layer at some sizes.
 
     Attributes:
-        kind: `lstm`, `gru`, `rnn`, one of their cells (`lstm_cell` …), or `linear`.
+        kind: `lstm`, `gru`, `rnn`, one of their cells (`lstm_cell` …), `linear`, or a convolution in words.
         batch: Sequences at a time; rows for cells and linear maps.
-        steps: Time steps; 1 for cells and linear maps.
+        steps: Time steps; 1 for all but recurrent layers.
         inputs: Input features, increasing.
-        units: Units (output features of a linear map), increasing.
+        units: Units (output features or channels of what has none), increasing.
         ms: Milliseconds (inputs × units).
     """
 

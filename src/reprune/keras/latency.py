@@ -39,7 +39,7 @@ def measure_latency(
     structure = structure or trace(model, example)
     arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
     seen = _layers(model, structure, arrays[0].shape[0], example)
-    check_covered(seen, structure.prunable)
+    check_covered(seen, structure)
     small = small_plan(structure)
     models = [(structure.counts(), model), (small.counts(), apply(model, small))]
     int8 = runtime.endswith("int8")

@@ -15,6 +15,7 @@ from reprune.core.budget import Request
 from reprune.core.errors import RepruneError
 from reprune.core.files import replacing
 from reprune.core.latency import LatencyTable
+from reprune.core.layers import Scope
 from reprune.core.passes import first_batch
 from reprune.recipes.run.interrupts import InterruptedRunError
 from reprune.report import check_installed
@@ -36,12 +37,15 @@ class Timing:
     threads: int = 1
     table: Path | None = None
 
-    def measure(self, model: Any, first: Any) -> LatencyTable:
+    def measure(self, model: Any, first: Any, scope: Scope = "recurrent") -> LatencyTable:
         """The table that the file holds, or one measured now."""
         if self.table is not None and self.table.exists():
             return LatencyTable.read(self.table)
         example = first if self.example is None else self.example
-        measured = reprune.measure_latency(model, example, runtime=self.runtime, threads=self.threads)
+        structure = reprune.inspect(model, [example], scope=scope).structure
+        measured = reprune.measure_latency(
+            model, example, runtime=self.runtime, threads=self.threads, structure=structure
+        )
         if self.table is not None:
             try:
                 with replacing(self.table) as part:
@@ -93,7 +97,7 @@ def prune_to(
     table = None
     if asked.needs_table:
         first, everything = first_batch(batches, lambda value: hasattr(value, "shape"))
-        table = timing.measure(model, first)
+        table = timing.measure(model, first, options.get("scope", "recurrent"))
         batches = everything if iter(batches) is batches else batches
     result = reprune.prune(model, batches, latency=table, **options)
     result.save(out)

@@ -15,12 +15,14 @@ import numpy as np
 from reprune.core.decide import free_blocks
 from reprune.core.errors import BudgetError, UnsupportedModelError
 from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
-from reprune.core.layers import Counts, Extent, Structure
+from reprune.core.layers import WIDTHS, Counts, Extent, Structure
 from reprune.core.plan import Plan
 from reprune.runtimes import need, open_file
+from reprune.runtimes.convolution import Geometry
 from reprune.runtimes.onnx_int8 import quantise
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-int8")
+_RECURRENT = {kind + cell for kind in ("lstm", "gru", "rnn") for cell in ("", "_cell")}
 ROUNDS = 3
 """Passes over all sizes: what disturbs one of them passes."""
 
@@ -166,8 +168,12 @@ def shortest_ms(
 def _rounding(table: LatencyTable, build: Build, timed: Callable[..., float]) -> tuple[tuple[int, float], ...]:
     """How multiples of 1, 2, 4, … compare with the line between two multiples of the largest, at half the units of the
     layer that takes longest."""
-    recurrent = [part for part in table.parts if table.grids[part.grid].kind != "linear"]
-    part = max(recurrent, key=lambda part: table.grids[part.grid].ms[-1][-1] * part.calls)
+    recurrent = [part for part in table.parts if table.grids[part.grid].kind in _RECURRENT]
+    # Without recurrent layers it is whatever takes longest.
+    able = recurrent or [part for part in table.parts if part.units.layers]
+    if not able:
+        return ()
+    part = max(able, key=lambda part: table.grids[part.grid].ms[-1][-1] * part.calls)
     grid = table.grids[part.grid]
     whole = grid.units[-1]
     largest = next(multiple for multiple in (32, 16, 8, 4, 2, 1) if whole >= 4 * multiple or multiple == 1)
@@ -196,10 +202,10 @@ def check_runtime(runtime: str, known: Sequence[str], threads: int) -> None:
         raise BudgetError(f"threads={threads!r} must be a whole number, at least 1.")
 
 
-def check_covered(seen: Sequence[Seen], prunable: Sequence[str]) -> None:
-    """Raise an `UnsupportedModelError` that names the layers that can be pruned but not timed."""
-    timed = {name for layer in seen if layer.kind != "linear" for name, _ in layer.units.layers}
-    untimed = [name for name in prunable if name not in timed]
+def check_covered(seen: Sequence[Seen], structure: Structure) -> None:
+    """Raise an `UnsupportedModelError` that names the recurrent layers that can be pruned but not timed."""
+    timed = {name for layer in seen if layer.kind in _RECURRENT for name, _ in layer.units.layers}
+    untimed = [name for name in structure.prunable if name not in timed and structure.layers[name].cell not in WIDTHS]
     if untimed:
         raise UnsupportedModelError(
             f"Latency is measured of LSTM, GRU and RNN layers and their cells without projection; {untimed} are "
@@ -262,6 +268,9 @@ def _onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
 
 
 def _shape(sizes: Sizes) -> tuple[int, ...]:
+    geometry = Geometry.of_kind(sizes.kind)
+    if geometry is not None:
+        return (sizes.batch, sizes.inputs, *geometry.places)
     linear = sizes.kind == "linear"
     return (sizes.batch, sizes.inputs) if linear else (sizes.steps, sizes.batch, sizes.inputs)
 
@@ -283,12 +292,20 @@ def _operator(onnx: Any, sizes: Sizes) -> Any:
     def port(name: str, shape: Sequence[int] | None) -> Any:
         return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
-    if sizes.kind == "linear":
+    geometry = Geometry.of_kind(sizes.kind)
+    if geometry is not None:
+        channels = (sizes.inputs, sizes.units) if geometry.transposed else (sizes.units, sizes.inputs)
+        options = {"strides": geometry.stride, "pads": geometry.padding * 2, "dilations": geometry.dilation}
+        nodes = [
+            onnx.helper.make_node("ConvTranspose" if geometry.transposed else "Conv", ["x", "w"], ["y"], **options)
+        ]
+        weights = [weight("w", *channels, *geometry.kernel)]
+    elif sizes.kind == "linear":
         nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
         weights = [weight("w", sizes.inputs, sizes.units)]
     else:
-        operator, gates, options = _OPERATORS[sizes.kind.removesuffix("_cell")]
-        nodes = [onnx.helper.make_node(operator, ["x", "w", "r", "b"], ["y"], hidden_size=sizes.units, **options)]
+        operator, gates, more = _OPERATORS[sizes.kind.removesuffix("_cell")]
+        nodes = [onnx.helper.make_node(operator, ["x", "w", "r", "b"], ["y"], hidden_size=sizes.units, **more)]
         weights = [
             weight("w", 1, gates * sizes.units, sizes.inputs),
             weight("r", 1, gates * sizes.units, sizes.units),

@@ -17,6 +17,7 @@ from reprune.core.cost import tensor_extents
 from reprune.core.latency import LatencyTable
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward
+from reprune.runtimes.convolution import Geometry
 from reprune.runtimes.timing import (
     ONNX_RUNTIMES,
     Call,
@@ -64,7 +65,7 @@ def measure_latency(
     twin = copy.deepcopy(model).cpu().eval()
     example = torch.utils._pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example)
     seen = _layers(twin, structure, example, forward)
-    check_covered(seen, structure.prunable)
+    check_covered(seen, structure)
     small = small_plan(structure)
     models = [(structure.counts(), twin), (small.counts(), apply(twin, small))]
     if runtime in ONNX_RUNTIMES:
@@ -102,9 +103,20 @@ def _timed(model: nn.Module) -> Iterator[_Timed]:
     for path, module in model.named_modules():
         if type(module) in _CELLS:
             yield _Timed(path, _CELLS[type(module)], [_axes(path, path, "")])
-        elif type(module) is nn.Linear:
-            weight = f"{path}.weight".lstrip(".")
-            yield _Timed(path, "linear", [(path, (weight, 1), (weight, 0))])
+        elif type(module) is nn.Linear or _is_timed_convolution(module):
+            weight, turned = f"{path}.weight".lstrip("."), int(getattr(module, "transposed", False))
+            yield _Timed(path, "linear", [(path, (weight, 1 - turned), (weight, turned))])
+
+
+def _is_timed_convolution(module: nn.Module) -> bool:
+    """Whether it is an ordinary convolution, whose channels all read each other."""
+    return (
+        isinstance(module, nn.modules.conv._ConvNd)
+        and type(module).__module__ == nn.modules.conv.__name__
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 def _axes(path: str, name: str, suffix: str) -> tuple[str, Axis, Axis]:
@@ -116,10 +128,12 @@ def _layers(model: nn.Module, structure: Structure, example: Any, forward: Forwa
     """What one call of the model runs of what can be timed, where its sizes know units."""
     extents = tensor_extents(structure)
     modules = list(_timed(model))
-    ran: dict[str, Counter[tuple[int, int]]] = {module.path: Counter() for module in modules}
+    ran: dict[str, Counter[tuple[str, int, int]]] = {module.path: Counter() for module in modules}
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(_watch(runs), with_kwargs=True)
-        for path, runs in ran.items()
+        model.get_submodule(module.path).register_forward_pre_hook(
+            _watch(ran[module.path], module.kind), with_kwargs=True
+        )
+        for module in modules
     ]
     try:
         with torch.no_grad():
@@ -133,15 +147,21 @@ def _layers(model: nn.Module, structure: Structure, example: Any, forward: Forwa
             if read[0] in extents and made[0] in extents:
                 inputs, units = extents[read[0]][read[1]], extents[made[0]][made[1]]
                 runs = ran[module.path].items()
-                found += [Seen(name, module.kind, *size, inputs, units, calls) for size, calls in runs]
+                found += [Seen(name, *run, inputs, units, calls) for run, calls in runs]
     return [layer for layer in found if layer.inputs.layers or layer.units.layers]
 
 
-def _watch(runs: Counter[tuple[int, int]]) -> Callable[..., None]:
-    """Counts calls by batch and steps; by rows and one step for what knows no steps."""
+def _watch(runs: Counter[tuple[str, int, int]], kind: str) -> Callable[..., None]:
+    """Counts calls by kind, batch and steps; by rows and one step for what knows no steps."""
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         data = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(module, nn.modules.conv._ConvNd):
+            places = tuple(data.shape[-len(module.kernel_size) :])
+            padding: Any = module.padding
+            geometry = Geometry(module.transposed, module.kernel_size, module.stride, padding, module.dilation, places)
+            runs[str(geometry), data.shape[0] if data.dim() > len(places) + 1 else 1, 1] += 1
+            return
         if isinstance(data, PackedSequence):
             size = int(data.batch_sizes[0]), len(data.batch_sizes)
         elif type(module) in _CELLS or type(module) is nn.Linear:
@@ -149,13 +169,23 @@ def _watch(runs: Counter[tuple[int, int]]) -> Callable[..., None]:
         else:
             steps = data.shape[1 if module.batch_first and data.dim() == 3 else 0]
             size = data.numel() // (steps * data.shape[-1]), steps
-        runs[size] += 1
+        runs[(kind, *size)] += 1
 
     return note
 
 
 def _build(sizes: Sizes) -> Call:
+    geometry = Geometry.of_kind(sizes.kind)
+    if geometry is not None:
+        return _convolution(geometry, sizes)
     module = _LAYERS[sizes.kind](sizes.inputs, sizes.units).eval()
     rows = sizes.kind == "linear" or sizes.kind.endswith("_cell")
     data = torch.randn(*((sizes.batch,) if rows else (sizes.steps, sizes.batch)), sizes.inputs)
     return lambda: module(data)
+
+
+def _convolution(geometry: Geometry, sizes: Sizes) -> Call:
+    channels = (sizes.inputs, sizes.units) if geometry.transposed else (sizes.units, sizes.inputs)
+    data, weight = torch.randn(sizes.batch, sizes.inputs, *geometry.places), torch.randn(*channels, *geometry.kernel)
+    steps, none = (list(geometry.stride), list(geometry.padding), list(geometry.dilation)), [0] * len(geometry.kernel)
+    return lambda: torch.convolution(data, weight, None, *steps, geometry.transposed, none, 1)

@@ -189,7 +189,7 @@ class Bag(nn.Module):
 
 
 def structure_of(model: nn.Module) -> Structure:
-    return rehearse(record(model, WORDS, embeddings=True), model, WORDS)
+    return rehearse(record(model, WORDS, inputs=True), model, WORDS)
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -258,7 +258,7 @@ def test_every_wiring_that_embeds(case: Case) -> None:
     model = prepared(case.build().double(), train=False)
     example = converted(case.batch(3, 6), torch.float64)
     plain, structure = (
-        rehearse(record(model, example, embeddings=embeddings), model, example) for embeddings in (False, True)
+        rehearse(record(model, example, inputs=embeddings), model, example) for embeddings in (False, True)
     )
     hidden = [name for name, layer in structure.layers.items() if layer.cell != "embedding"]
     assert hidden == list(plain.layers)

@@ -185,3 +185,45 @@ def test_include_leaves_all_others_out():
 )
 def test_the_glob_of_a_module_means_all_its_layers(glob: str, layers: set[str]) -> None:
     assert {name for name in ("lstm:l0", "lstm:l0_reverse", "lstm2:l0") if matches(name, glob)} == layers
+
+
+class Judging:
+    """Finds the model best whose first layer keeps so many units; and another one, once consumers are refitted."""
+
+    def __init__(self, best, refitted=None):
+        self.refits, self.best, self.other, self.tried = refitted is not None, best, refitted, []
+
+    def divergence(self, plan):
+        self.tried.append(plan)
+        return 1 + 0.01 * abs(next(iter(plan.counts().values())) - self.best)
+
+    def refitted(self, plan):
+        return abs(next(iter(plan.counts().values())) - self.other), plan
+
+
+def test_of_the_splits_that_are_tried_the_best_is_taken():
+    model, rows = model_and_responses()
+    judge = Judging(best=4)
+    plan = decide(model.evidence(rows), Budget(0.5), Method("measured", "geometric-median"), judge=judge)
+    assert all(sum(tried.counts().values()) == 5 for tried in judge.tried)
+    sizes = [tried.counts()["a"] for tried in judge.tried]
+    assert len(set(sizes)) == len(sizes) > 2
+    assert plan.counts()["a"] == min(sizes, key=lambda size: abs(size - 4))
+
+
+def test_of_what_is_near_the_best_that_is_taken_which_is_best_refitted():
+    model, rows = model_and_responses()
+    judge = Judging(best=4, refitted=1)
+    plan = decide(
+        model.evidence(rows), Budget(0.5), Method("measured", "geometric-median", "reconstruction"), judge=judge
+    )
+    near = sorted((tried.counts()["a"] for tried in judge.tried), key=lambda size: abs(size - 4))[:3]
+    assert plan.counts()["a"] == min(near)
+    assert min(near) < near[0]
+
+
+def test_nothing_is_tried_where_there_is_no_choice():
+    model, rows = model_and_responses()
+    judge = Judging(best=4)
+    decide(model.evidence(rows), Budget(0.5), Method("measured", "geometric-median"), counts={"b": 2}, judge=judge)
+    assert judge.tried == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 
@@ -19,8 +21,26 @@ from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
 from reprune.core.split import Times, search, times
 
-Judge = Callable[[Plan], float]
-"""How far the model that a plan makes is from the dense one."""
+NEAR = 1.1
+"""Splits whose divergence is within this factor of the least may still turn out best once consumers are refitted."""
+CONTENDERS = 3
+"""Of these, as many are refitted at most."""
+
+
+class Judge(Protocol):
+    """Measures the models that plans make.
+
+    Attributes:
+        refits: Whether consumers can be refitted.
+    """
+
+    refits: bool
+
+    def divergence(self, plan: Plan, /) -> float:
+        """How far the model of a plan is from the dense one."""
+
+    def refitted(self, plan: Plan, /) -> tuple[float, Plan]:
+        """The plan with its consumers refitted, and how far its model is then, on rows that it was not fitted to."""
 
 
 def decide(
@@ -44,7 +64,7 @@ def decide(
         counts: Sizes of some layers, by glob: units to keep (a whole number) or the fraction to remove (under 1). The
             budget is met with the other layers.
         seed: Seed of the criterion's randomness.
-        judge: How far the model that a plan makes is from the dense one, for allocations that measure.
+        judge: Measures the models of plans, for allocations that try several, and refits their consumers.
 
     Raises:
         UnsupportedModelError: When no layer is left that can be pruned.
@@ -81,8 +101,10 @@ def decide(
     spectra = _spectra(evidence, [name for group in rankings for name in group]) if allocation.needs_statistics else {}
     scores = {name: ranking.scores.tolist() for group, ranking in rankings.items() for name in group}
 
-    def plan(blocks: Sequence[Block]) -> Plan:
-        sizes = allocate(budget, blocks, cost, before, fixed, allocation.level)
+    def sizes_of(blocks: Sequence[Block]) -> dict[str, int]:
+        return allocate(budget, blocks, cost, before, fixed, allocation.level)
+
+    def plan(sizes: Mapping[str, int]) -> Plan:
         kept = {name: list(range(units)) for name, units in before.items()}
         for group, ranking in rankings.items():
             stay = sorted(ranking.order[before[group[0]] - sizes[group[0]] :].tolist())
@@ -99,8 +121,12 @@ def decide(
         )
 
     if isinstance(allocation, Measured) and judge is not None and len(free) > 1:
-        return _measured(allocation, free, plan, judge)
-    return plan([block.thresholds(allocation) for block in free])
+        plans = _measured(allocation, free, sizes_of, plan, judge)
+    else:
+        plans = [plan(sizes_of([block.thresholds(allocation) for block in free]))]
+    if judge is None or not resolved.refits or not judge.refits:
+        return plans[0]
+    return min(map(judge.refitted, plans), key=itemgetter(0))[1]
 
 
 @dataclass(frozen=True)
@@ -118,23 +144,29 @@ class _Free:
 
 
 def _measured(
-    allocation: Measured, free: Sequence[_Free], plan: Callable[[Sequence[Block]], Plan], judge: Judge
-) -> Plan:
-    """The plan whose model answers most like the dense one, of those with the splits that are tried."""
+    allocation: Measured,
+    free: Sequence[_Free],
+    sizes_of: Callable[[Sequence[Block]], dict[str, int]],
+    plan: Callable[[Mapping[str, int]], Plan],
+    judge: Judge,
+) -> list[Plan]:
+    """Of the splits that are tried, plans whose models answer most like the dense one: the best, and what is near."""
     known: dict[tuple[int, ...], tuple[float, Plan]] = {}
 
-    def made(found: Times) -> tuple[float, Plan]:
-        tried = plan([Block(block.names, share) for block, share in zip(free, found, strict=True)])
-        key = tuple(tried.counts().values())
+    def measure(found: Times) -> float:
+        sizes = sizes_of([Block(block.names, share) for block, share in zip(free, found, strict=True)])
+        key = tuple(sizes.values())
         if key not in known:
-            known[key] = judge(tried), tried
-        return known[key]
+            tried = plan(sizes)
+            known[key] = judge.divergence(tried), tried
+        return known[key][0]
 
     def line(of: Allocation) -> Times:
         return times([block.thresholds(of).thresholds for block in free], [len(block.names) for block in free])
 
-    best = search(line(allocation.origin), [line(end) for end in allocation.ends], lambda found: made(found)[0])
-    return made(best)[1]
+    search(line(allocation.origin), [line(end) for end in allocation.ends], measure)
+    ranked = sorted(known.values(), key=itemgetter(0))
+    return [tried for value, tried in ranked[:CONTENDERS] if value <= NEAR * ranked[0][0]]
 
 
 def _asked(budget: Budget, before: float, after: float) -> float:

@@ -160,7 +160,7 @@ class Pupil(Protocol):
         """Mean divergence of the rows to judge by."""
 
 
-def refit(pupil: Pupil, rng: np.random.Generator) -> Tensors:
+def refit(pupil: Pupil, rng: np.random.Generator) -> tuple[float, Tensors]:
     """Refit weights in place.
 
     Args:
@@ -168,14 +168,14 @@ def refit(pupil: Pupil, rng: np.random.Generator) -> Tensors:
         rng: Source of the random projections.
 
     Returns:
-        The tensors that have changed.
+        The divergence of the rows to judge by, and the tensors that have changed.
     """
     names = [name for weight in pupil.weights for name in (weight.tensor, weight.bias) if name is not None]
+    best = pupil.divergence()
     if not names:
-        return {}
+        return best, {}
     start = pupil.read(names)
     held = first = {name: value.astype(np.float64) for name, value in start.items()}
-    best = pupil.divergence()
     factors = [_Factor(weight.moments) for weight in pupil.weights]
     for _ in range(SWEEPS):
         steps = _steps(pupil, factors, rng, names)
@@ -195,7 +195,7 @@ def refit(pupil: Pupil, rng: np.random.Generator) -> Tensors:
         held, best = taken, lowest
         if done:
             break
-    return {} if held is first else {name: value.astype(start[name].dtype) for name, value in held.items()}
+    return best, {} if held is first else {name: value.astype(start[name].dtype) for name, value in held.items()}
 
 
 def _steps(

@@ -415,13 +415,12 @@ def _check_folds(structure: Structure, kept: Mapping[str, list[int]], folds: tup
 
 
 def _check_refits(plan: Plan) -> None:
-    names = [refit.tensor for refit in plan.refits]
-    if len(set(names)) < len(names):
+    if len({refit.tensor for refit in plan.refits}) < len(plan.refits):
         raise PlanError("refits must name every tensor once.")
+    shapes = plan.small_shapes() if plan.refits else {}
     for refit in plan.refits:
         refit.array()
-        shape = plan.structure.shapes.get(refit.tensor)
-        if shape is not None and refit.shape != tuple(map(len, plan.stays(refit.tensor, shape))):
+        if refit.shape != shapes.get(refit.tensor, refit.shape):
             raise PlanError(f"refit of {refit.tensor!r}: shape {refit.shape} does not fit the units that stay.")
 
 

@@ -55,9 +55,8 @@ class Calibration(Generic[Model]):
         self._adapter = adapter_of(model)
         self._model, self._found, self._evidence = model, found, evidence
         self._example, self._forward, self._check, self._digest = sample[0], forward, check, digest
-        self._again = again
         self._table: LatencyTable | None = None
-        self._panel = Panel(model, found, sample, divergence, forward)
+        self._panel = Panel(model, found, sample, divergence, forward, refits=again)
 
     def plan(
         self,
@@ -96,16 +95,9 @@ class Calibration(Generic[Model]):
 
         def planned(budget: Budget) -> Plan:
             decided = decide(
-                self._evidence,
-                budget,
-                method,
-                exclude=excluded,
-                counts=counts,
-                seed=seed,
-                judge=self._panel.divergence,
+                self._evidence, budget, method, exclude=excluded, counts=counts, seed=seed, judge=self._panel
             )
-            refits = get_method(method).refits and self._again
-            return replace(self._panel.refitted(decided) if refits else decided, fitted_to=self._digest)
+            return replace(decided, fitted_to=self._digest)
 
         budget = request.budget(table)
         if tolerance is None:
@@ -131,7 +123,7 @@ class Calibration(Generic[Model]):
         if self._check:
             self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
         fidelity = self._panel.fidelity(decided, small)
-        if fidelity is not None and not self._again and get_method(options.get("method", DEFAULT)).refits:
+        if fidelity is not None and not self._panel.refits and get_method(options.get("method", DEFAULT)).refits:
             fidelity = replace(fidelity, note=ONCE)
         return Result(small, decided, fidelity)
 

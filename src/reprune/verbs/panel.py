@@ -28,11 +28,20 @@ class Panel:
         sample: Batches, the first of which comes first.
         divergence: A divergence's name, or None.
         forward: Replaces `model(batch)`.
+        refits: Whether consumers are refitted.
     """
 
     def __init__(
-        self, model: Any, found: Recorded, sample: Sequence[Any], divergence: str | None, forward: Forward | None
+        self,
+        model: Any,
+        found: Recorded,
+        sample: Sequence[Any],
+        divergence: str | None,
+        forward: Forward | None,
+        *,
+        refits: bool,
     ) -> None:
+        self.refits = refits
         check_name(divergence)
         self._adapter = adapter_of(model)
         self._model, self._forward = model, forward
@@ -44,14 +53,14 @@ class Panel:
         run = self._running(self._adapter.apply(self._model, plan))
         return self._answers.divergence(run, self._answers.some, "all")
 
-    def refitted(self, plan: Plan) -> Plan:
-        """The plan, with its consumers refitted to the dense model's answers."""
+    def refitted(self, plan: Plan) -> tuple[float, Plan]:
+        """The plan, with its consumers refitted to the dense model's answers, and how far its model is then."""
         if not plan.folds:
-            return plan
+            return 0.0, plan
         small = self._adapter.apply(self._model, plan)
         pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._forward)
-        found = refit(pupil, np.random.default_rng(0))
-        return replace(plan, refits=tuple(Refit.of(name, value) for name, value in found.items()))
+        value, found = refit(pupil, np.random.default_rng(0))
+        return value, replace(plan, refits=tuple(Refit.of(name, held) for name, held in found.items()))
 
     def fidelity(self, plan: Plan, small: Any = None) -> Fidelity | None:
         """How near the answers of a plan's model are, on rows that its consumers were not refitted to."""

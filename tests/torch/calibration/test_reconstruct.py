@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
+from reprune import Method
 from reprune.torch.calibration.importance import output_importance
 from reprune.torch.calibration.responses import observe
 from reprune.torch.tracing.record import trace
@@ -215,7 +216,7 @@ def test_responses_of_cells_and_of_what_is_projected_from_them():
 
 def test_the_head_is_refitted_by_least_squares(model, monkeypatch):
     monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
-    plan = reprune.plan(model, list(batches()), ratio=0.4)
+    plan = reprune.plan(model, list(batches()), ratio=0.4, method=Method("cost", "reconstruction", "least-squares"))
     folded = reprune.mask(model, plan).head
     rows = head_inputs(model)
     stay = np.array([i for i in range(17) if i >= 12 or i % 6 in plan.kept[f"lstm:l1{'_reverse' if i >= 6 else ''}"]])
@@ -251,7 +252,7 @@ def test_recurrent_weights_are_refitted_on_the_states_that_they_read(kind, given
     monkeypatch.setattr("reprune.core.compensation.RIDGES", (1e-12,))
     torch.manual_seed(0)
     model = Started(kind, given).double().eval()
-    plan = reprune.plan(model, list(batches()), ratio=0.5, method="iss-gm+reconstruct")
+    plan = reprune.plan(model, list(batches()), ratio=0.5, method=Method("energy", "geometric-median", "least-squares"))
     masked = reprune.mask(model, plan).rnn
     cell_kind = nn.LSTMCell if kind is nn.LSTM else nn.GRUCell
     for direction, suffix in enumerate(("l0", "l0_reverse")):

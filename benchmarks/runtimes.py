@@ -4,9 +4,9 @@
     python benchmarks/runtimes.py --units 256 --only gru   # one kind
     python benchmarks/runtimes.py --quick                  # 32 units, short sequences
 
-Half of all units are removed, which leaves between a quarter and half of the multiply-accumulates. A model runs frame by
-frame, its states handed on, and over a whole sequence; dense and pruned take turns, on one thread. Weights are random:
-times do not depend on them, differences do. Steps that a format unrolls are measured frame by frame only.
+Half of all units are removed, which leaves between a quarter and half of the multiply-accumulates. A model runs frame
+by frame, its states handed on, and over a whole sequence; dense and pruned take turns, on one thread. Weights are
+random: times do not depend on them, differences do. Steps that a format unrolls are measured frame by frame only.
 """
 
 from __future__ import annotations

@@ -44,6 +44,10 @@ def test_stateful_layers_hand_their_states_over(suffix: str, tmp_path: Path) -> 
         np.testing.assert_array_equal(kept, state)
     assert report.inputs["input_0"] == (2, "time", 5)
     assert [report.inputs[pair.input] for pair in report.states] == [(2, 6), (2, 6), (2, 4)]
+    if suffix == "onnx":
+        onnx = pytest.importorskip("onnx")
+        operators = [node.op_type for node in onnx.load(report.path).graph.node]
+        assert (operators.count("LSTM"), operators.count("GRU"), operators.count("Loop")) == (1, 1, 0)
     for layer in model.layers[:2]:
         layer.reset_states()
     run, states = open_file(report.path), [np.zeros((2, units), "f") for units in (6, 6, 4)]

@@ -59,12 +59,14 @@ class Statistics(dict[str, Moments]):
     Attributes:
         readings: Moments of what consumers read, by tensor and axis; empty unless they were asked for.
         fed: What recurrent weights read from the responses instead of the last ones, likewise.
+        answers: Whose readings hold a layer's responses, by layer.
     """
 
     def __init__(self, structure: Structure) -> None:
         super().__init__({name: Moments(name, layer.units) for name, layer in structure.layers.items()})
         self.readings: dict[Axis, SplitMoments] = {}
         self.fed: dict[Axis, FeedBack] = {}
+        self.answers: dict[str, Axis] = {}
 
 
 class SplitMoments:

@@ -47,6 +47,7 @@ __all__ = [
     "observe",
     "observe_classes",
     "observe_readings",
+    "private",
     "pupil",
     "record",
     "rehearse",
@@ -68,6 +69,11 @@ def record(
     if scope == "all":
         raise UnsupportedModelError("scope='all' prunes PyTorch models; of a Keras model, recurrent layers alone.")
     return tracing.record(model, example, forward, uniform=uniform)
+
+
+def private(model: Any) -> Any:
+    """The model itself: what runs here are functions of its graph, which assign to none of its variables."""
+    return model
 
 
 def rehearse(found: Trace, model: Any, example: Any, forward: Forward | None, exclude: Sequence[str]) -> Structure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +25,7 @@ from reprune.torch.surgery import verify as verification
 from reprune.torch.surgery.apply import check, named_tensors
 from reprune.torch.tracing import accepting
 from reprune.torch.tracing import record as recording
+from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.unwrap import unwrap as checked
@@ -49,6 +50,7 @@ __all__ = [
     "observe",
     "observe_classes",
     "observe_readings",
+    "private",
     "pupil",
     "record",
     "rehearse",
@@ -86,6 +88,7 @@ def _guarded(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+private = _guarded(duplicate)
 accepted, record = _guarded(accepting.accepted), _guarded(recording.record)
 rehearse, verify = _guarded(verification.rehearse), _guarded(verification.verify)
 apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
@@ -106,14 +109,17 @@ def observe_readings(
     found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
 ) -> tuple[Statistics, Mapping[Axis, Tensor]]:
     """Statistics with those of what consumers read, and how much the output depends on the consumers."""
-    statistics, importance = Statistics(structure), Importance()
-    for stretch in stretches(batches):
-        gradients = output_importance(
-            model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
-        )
-        observe(model, structure, stretch, forward, readings=True, into=statistics)
-        importance.add(gradients, stretch.batches)
-    return statistics, importance.mean()
+    importance = Importance()
+
+    def looked_at() -> Iterator[Any]:
+        for stretch in stretches(batches):
+            gradients = output_importance(
+                model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
+            )
+            yield from stretch
+            importance.add(gradients, stretch.batches)
+
+    return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
 
 
 @_guarded

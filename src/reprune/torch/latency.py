@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from reprune.torch.export.example import Example
 from reprune.torch.export.recurrent import recurrent_modules
 from reprune.torch.surgery.apply import apply
 from reprune.torch.tracing.calling import invoke
+from reprune.torch.tracing.copies import duplicate, fresh
 from reprune.torch.tracing.record import trace
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.unwrap import unwrap
@@ -62,7 +62,8 @@ def measure_latency(
     check_runtime(runtime, RUNTIMES, threads)
     model = unwrap(model)
     structure = structure or trace(model, example, forward)
-    twin = copy.deepcopy(model).cpu().eval()
+    twin = duplicate(model).cpu().eval()
+    example = fresh(example)
     example = torch.utils._pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example)
     seen = _layers(twin, structure, example, forward)
     check_covered(seen, structure)

@@ -66,7 +66,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     adapter = adapter_of(model)
-    model = adapter.checked(model)
+    model = adapter.private(adapter.checked(model))
     example, _ = first_batch(batches, adapter.is_tensor)
     forward = adapter.accepted(model, example, forward)
     found = adapter.record(model, example, forward, scope=checked_scope(scope))

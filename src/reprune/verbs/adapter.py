@@ -48,6 +48,9 @@ class Adapter(Protocol):
     def checked(self, model: Any, /) -> Any:
         """The model without wrappers; an `UnsupportedModelError` for what no verb can take."""
 
+    def private(self, model: Any, /) -> Any:
+        """What may be run in place of the model, so that nothing is written to it, whoever runs it meanwhile."""
+
     def is_tensor(self, value: Any, /) -> bool:
         """Whether a value is one input, rather than an iterable of inputs."""
 

@@ -40,6 +40,7 @@ class Calibration(Generic[Model]):
     def __init__(
         self,
         model: Model,
+        private: Model,
         found: Recorded,
         evidence: Evidence,
         gathered: Iterable[str],
@@ -56,7 +57,7 @@ class Calibration(Generic[Model]):
         self._model, self._found, self._evidence = model, found, evidence
         self._example, self._forward, self._check, self._digest = sample[0], forward, check, digest
         self._table: LatencyTable | None = None
-        self._panel = Panel(model, found, sample, divergence, forward, refits=again)
+        self._panel = Panel(private, found, sample, divergence, forward, refits=again)
 
     def plan(
         self,
@@ -175,7 +176,8 @@ def calibrate(
         VerificationError: When something reads units in a way that the trace did not see.
     """
     adapter = adapter_of(model)
-    model = adapter.checked(model)
+    original = adapter.checked(model)
+    model = adapter.private(original)
     digest = adapter.digest(model)
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
@@ -206,4 +208,4 @@ def calibrate(
         gradients = adapter.loss_gradients(found, model, structure, next(passes), loss)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
     held = sample.batches or [example]
-    return Calibration(model, found, evidence, wanted, held, forward, verify, digest, divergence, not once)
+    return Calibration(original, model, found, evidence, wanted, held, forward, verify, digest, divergence, not once)

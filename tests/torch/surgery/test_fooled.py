@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import reprune.torch
-from reprune.core.errors import RepruneError, UnsupportedModelError, VerificationError
+from reprune.core.errors import RepruneError, VerificationError
 from tests.helpers.torch_oracle import check_oracle, prepared, random_plans
 
 
@@ -209,12 +209,3 @@ def test_without_verification_the_trace_alone_decides(kind: type[nn.Module]) -> 
     """`verify=False` is the caller's own risk; a detour that hides the only reader is not a crash either."""
     model, x = seed_model(kind), torch.randn(2, 6, 5, dtype=torch.float64)
     assert reprune.torch.inspect(model, [x], verify=False).structure.layers
-
-
-def test_lock_cannot_be_copied() -> None:
-    import threading
-
-    model = seed_model(Tagger)
-    model.lock = threading.Lock()
-    with pytest.raises(UnsupportedModelError, match="cannot be copied"):
-        reprune.torch.inspect(model, [torch.randn(2, 6, 5, dtype=torch.float64)])

@@ -15,6 +15,7 @@ from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.torch.tracing.copies import duplicate
 from tests.helpers.torch_oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
+from tests.helpers.torch_sealed import sealed
 from tests.helpers.torch_zoo import CASES
 from tests.helpers.torch_zoo.case import Case
 
@@ -76,7 +77,9 @@ def test_every_layer_is_observed_and_folded_exactly(case: Case) -> None:
     if all(layer.pin is not None for layer in structure.layers.values()):
         pytest.skip("all layers are pinned")
     torch.manual_seed(40)
-    calibration = reprune.torch.calibrate(model, [converted(case.batch(6, 6), torch.float64) for _ in range(3)])
+    batches = [converted(case.batch(6, 6), torch.float64) for _ in range(3)]
+    with sealed(model):
+        calibration = reprune.torch.calibrate(model, batches)
     for method in ("reconstruct", "iss-gm+mean", "pfa-kl"):
         plan = calibration.plan(0.5, method=method)
         check_oracle(prepared(model, train=False), plan, converted(case.batch(3, 6), torch.float64), case.states)

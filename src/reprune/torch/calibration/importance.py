@@ -8,19 +8,23 @@ the outer product of g and what the consumer read, so that recurrent kernels nee
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from reprune.core.layers import Consumer
 from reprune.core.passes import Forward
 from reprune.core.readings import Axis, random_signs
+from reprune.torch.calibration.kernels import SEQUENCES
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.record import eval_mode
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.isolation import run_apart
 from reprune.torch.tracing.recording import tensors_in
 
 
@@ -36,7 +40,7 @@ def output_importance(
     """Sensitivity of the model's output to each consumer's outputs, on one batch.
 
     Args:
-        model: The model; it is left as it was.
+        model: The model; it is left as it was, a copy of it runs.
         consumers: The weights that read units.
         example: One batch, as the model takes it.
         forward: Replaces `model(example)`.
@@ -47,29 +51,45 @@ def output_importance(
         For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
         Empty when the output has no gradient (a decoded string of indices, say).
     """
-    tensors = named_tensors(model)
+    model = duplicate(model)
+    tensors = named_tensors(model.requires_grad_(False))
     axes = {(c.tensor, c.axis): tensors[c.tensor] for c in consumers if isinstance(tensors[c.tensor], nn.Parameter)}
-    frozen = [weight for weight in axes.values() if not weight.requires_grad]
+    for weight in axes.values():
+        weight.requires_grad_(True)
     rng = np.random.default_rng(seed)
-    # cuDNN's recurrent kernels have no backward pass in eval mode.
-    with eval_mode(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        try:
-            for weight in frozen:
-                weight.requires_grad_(True)
-            outputs = [t for t in tensors_in(call(model, example, forward)) if t.requires_grad]
-            total = {key: torch.zeros((), dtype=torch.float64, device=weight.device) for key, weight in axes.items()}
-            for _ in range(draws if outputs else 0):
-                gradients = _project(outputs, list(axes.values()), rng)
-                for (key, _weight), gradient in zip(axes.items(), gradients, strict=True):
-                    if gradient is not None:
-                        total[key] = total[key] + gradient.double().square().sum(key[1]) / draws
-        except RuntimeError:
-            # In-place writes and inference mode inside the user's forward: it computes, but has no gradient.
-            return {}
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
+    try:
+        with torch.enable_grad(), differentiable_kernels():
+            outputs = [t for t in tensors_in(run_apart(model, example, forward, seed)) if t.requires_grad]
+        total = {key: torch.zeros((), dtype=torch.float64, device=weight.device) for key, weight in axes.items()}
+        for _ in range(draws if outputs else 0):
+            gradients = _project(outputs, list(axes.values()), rng)
+            for (key, _weight), gradient in zip(axes.items(), gradients, strict=True):
+                if gradient is not None:
+                    total[key] = total[key] + gradient.double().square().sum(key[1]) / draws
+    except RuntimeError:
+        # In-place writes and inference mode inside the user's forward: it computes, but has no gradient.
+        return {}
     return {key: value.detach() for key, value in total.items() if value.ndim}
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Within this context and thread, recurrent kernels have a backward pass: cuDNN has one in training mode only."""
+    with _TrainingKernels():
+        yield
+
+
+class _TrainingKernels(TorchFunctionMode):
+    """Runs recurrent kernels in training mode, without the dropout that they would have there."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if isinstance(func, BuiltinFunctionType) and func.__name__ in SEQUENCES and not kwargs:
+            at = 6 if isinstance(args[3], (list, tuple)) else 5
+            dropout, train = args[at : at + 2]
+            args = (*args[:at], dropout if train else 0.0, True, *args[at + 2 :])
+        return func(*args, **(kwargs or {}))
 
 
 def _project(

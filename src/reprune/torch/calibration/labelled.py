@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
 from reprune.core.layers import Structure
 from reprune.core.passes import Forward, Labels, Loss
-from reprune.torch.calibration.readings import hooked, rows, unrolled
-from reprune.torch.calibration.responses import watch_written_cells
-from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.calibration.answers import rows, watch_responses
+from reprune.torch.calibration.importance import differentiable_kernels
+from reprune.torch.calibration.packs import pack_orders
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.record import eval_mode
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.isolation import run_apart
 
 
 def observe_classes(
@@ -31,36 +30,51 @@ def observe_classes(
         StatisticsError: When labels and sequences of a batch differ in number.
     """
     moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
-    with eval_mode(model), torch.no_grad():
-        for batch in batches:
-            with watch_classes(model, structure, moments, labels(batch)):
-                call(model, batch, forward)
+    model = duplicate(model)
+    for number, batch in enumerate(batches):
+        with torch.no_grad(), watch_classes(model, structure, moments, labels(batch)):
+            run_apart(model, batch, forward, seed=number)
     return moments
 
 
-class _Watcher:
-    """Hands each layer's responses on, every time step with the classes of its sequence."""
+@contextmanager
+def watch_classes(
+    model: nn.Module, structure: Structure, moments: Mapping[str, ClassMoments], labels: Any, most: int | None = None
+) -> Iterator[None]:
+    """Within this context and thread, forward passes account for the responses to sequences of these classes.
 
-    def __init__(self, moments: Mapping[str, ClassMoments], members: torch.Tensor, most: int | None) -> None:
-        self._moments, self._members, self._most = moments, members, most
+    Args:
+        model: The model.
+        structure: What `trace` found in it.
+        moments: By layer, what is added to.
+        labels: Classes of the sequences of every pass (see `Labels`).
+        most: Of more responses of a layer in a pass, that many are drawn at random.
+    """
+    members = _members(labels)
+    with pack_orders(model) as orders:
 
-    def see(self, name: str, response: torch.Tensor, packed: PackedSequence | None) -> None:
-        if name in self._moments:
-            sequences = _sequences(name, response, packed, len(self._members))
+        def see(name: str, response: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
+            if name not in moments:
+                return
+            order = None if batch_sizes is None else orders.of(batch_sizes)
+            sequences = _sequences(name, response, batch_sizes, order, len(members))
             found = rows(response)
-            if self._most is not None and len(found) > self._most:
-                drawn = torch.randint(len(found), (self._most,), device=found.device)
+            if most is not None and len(found) > most:
+                drawn = torch.randint(len(found), (most,), device=found.device)
                 found, sequences = found[drawn], sequences[drawn]
-            self._moments[name].update(found, self._members[sequences.to(self._members.device)])
+            moments[name].update(found, members[sequences.to(members.device)])
+
+        with watch_responses(model, structure, see):
+            yield
 
 
-def _sequences(name: str, response: torch.Tensor, packed: PackedSequence | None, labelled: int) -> torch.Tensor:
+def _sequences(
+    name: str, response: torch.Tensor, batch_sizes: torch.Tensor | None, order: torch.Tensor | None, labelled: int
+) -> torch.Tensor:
     """Index of the sequence that each row of the response belongs to."""
-    if packed is not None:
-        sizes = packed.batch_sizes.tolist()
-        order = packed.sorted_indices if packed.sorted_indices is not None else torch.arange(sizes[0])
-        found = torch.cat([order[:size].to(response.device) for size in sizes])
-        count = sizes[0]
+    if batch_sizes is not None and order is not None:
+        count = len(order)
+        found = torch.cat([order[:size].to(response.device) for size in batch_sizes.tolist()])
     else:
         count = response.shape[-2]
         found = torch.arange(count, device=response.device).repeat(response[..., 0].numel() // count)
@@ -76,52 +90,6 @@ def _members(labels: Any) -> torch.Tensor:
     return found if found.ndim == 2 else nn.functional.one_hot(found.long().reshape(-1))
 
 
-@contextmanager
-def watch_classes(
-    model: nn.Module, structure: Structure, moments: Mapping[str, ClassMoments], labels: Any, most: int | None = None
-) -> Iterator[None]:
-    """Within this context, forward passes account for the responses to sequences of these classes.
-
-    Args:
-        model: The model.
-        structure: What `trace` found in it.
-        moments: By layer, what is added to.
-        labels: Classes of the sequences of every pass (see `Labels`).
-        most: Of more responses of a layer in a pass, that many are drawn at random.
-    """
-    watcher = _Watcher(moments, _members(labels), most)
-    with ExitStack() as stack:
-        for path, module in model.named_modules():
-            if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN, RaggedBase)):
-                stack.enter_context(_watch_module(module, path, watcher))
-            elif isinstance(module, nn.RNNCellBase):
-
-                def see(_: nn.Module, args: Any, output: Any, name: str = f"{path}:l0") -> None:
-                    watcher.see(name, output[0] if isinstance(output, tuple) else output, None)
-
-                stack.enter_context(hooked(module, see))
-        stack.enter_context(watch_written_cells(model, structure, lambda name, found: watcher.see(name, found, None)))
-        yield
-
-
-@contextmanager
-def _watch_module(module: nn.LSTM | nn.GRU | nn.RNN | RaggedBase, path: str, watcher: _Watcher) -> Iterator[None]:
-    packed: list[PackedSequence | None] = [None]
-
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        packed[0] = args[0] if args and isinstance(args[0], PackedSequence) else None
-
-    def report(suffix: str, read: torch.Tensor, response: torch.Tensor, *ends: torch.Tensor) -> None:
-        watcher.see(f"{path}:{suffix}", response, packed[0])
-
-    handle = module.register_forward_pre_hook(note)
-    try:
-        with unrolled(module, report):
-            yield
-    finally:
-        handle.remove()
-
-
 def loss_gradients(
     model: nn.Module, structure: Structure, batches: Iterable[Any], loss: Loss
 ) -> dict[str, torch.Tensor]:
@@ -132,25 +100,19 @@ def loss_gradients(
     Raises:
         StatisticsError: When the loss is no scalar with a gradient.
     """
+    model = duplicate(model)
     tensors = {name: named_tensors(model)[name] for name in structure.shapes}
-    leaves = [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
-    frozen = [leaf for leaf in leaves if not leaf.requires_grad]
+    leaves = [tensor.requires_grad_(True) for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     count = 0
-    # cuDNN has no backward pass in eval mode.
-    with eval_mode(model), torch.backends.cudnn.flags(enabled=False):
-        try:
-            for leaf in frozen:
-                leaf.requires_grad_(True)
-            for batch in batches:
-                count += 1
-                found = torch.autograd.grad(_scalar(loss(model, batch)), leaves, allow_unused=True)
-                for total, part in zip(totals, found, strict=True):
-                    total += 0 if part is None else part
-        finally:
-            for leaf in frozen:
-                leaf.requires_grad_(False)
-    by_leaf = {id(leaf): total / max(count, 1) for leaf, total in zip(leaves, totals, strict=True)}
+    for number, batch in enumerate(batches):
+        count += 1
+        with torch.enable_grad(), differentiable_kernels():
+            value = run_apart(model, batch, lambda net, given: _scalar(loss(net, given)), seed=number)
+        found = torch.autograd.grad(value, leaves, allow_unused=True)
+        for total, part in zip(totals, found, strict=True):
+            total += 0 if part is None else part
+    by_leaf = {id(leaf): total.detach() / max(count, 1) for leaf, total in zip(leaves, totals, strict=True)}
     return {name: by_leaf.get(id(tensor), torch.zeros_like(tensor)) for name, tensor in tensors.items()}
 
 

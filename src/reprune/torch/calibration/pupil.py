@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -15,20 +15,24 @@ from reprune.core.answers import Answers
 from reprune.core.gauss_newton import Refitted, Seen, Tensors, last_consumers
 from reprune.core.layers import Consumer, Structure
 from reprune.core.passes import Forward
-from reprune.torch.calibration.products import ProductWatcher
-from reprune.torch.calibration.responses import watch_responses
+from reprune.core.readings import Axis
+from reprune.torch.calibration import watch as watching
+from reprune.torch.calibration.answers import rows, watch_responses
+from reprune.torch.calibration.importance import differentiable_kernels
+from reprune.torch.calibration.watch import watch
 from reprune.torch.ragged.base import RaggedBase
-from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.record import eval_mode
+from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.isolation import run_apart
 from reprune.torch.tracing.recording import tensors_in
 
 
 def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list[torch.Tensor]]:
-    """The model as a function from a batch to its output tensors."""
+    """A private model as a function from a batch to its output tensors."""
 
     def run(batch: Any) -> list[torch.Tensor]:
-        with eval_mode(model), torch.no_grad():
-            return [_widened(tensor.detach()) for tensor in tensors_in(call(model, batch, forward))]
+        with torch.no_grad():
+            output = run_apart(duplicate(model, share=True), batch, forward)
+        return [_widened(tensor.detach()) for tensor in tensors_in(output)]
 
     return run
 
@@ -40,19 +44,16 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 def made_by_sigmoid(model: nn.Module, example: Any, forward: Forward | None) -> list[int]:
     """Which of the output tensors hold numbers that a sigmoid made: probabilities each."""
-    frozen = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
-    with eval_mode(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        try:
-            for weight in frozen:
-                weight.requires_grad_(True)
-            outputs = list(tensors_in(call(model, example, forward)))
-            return [place for place, output in enumerate(outputs) if _from_sigmoid(output)]
-        except RuntimeError:
-            # In-place writes and inference mode inside the user's forward: nothing can be told.
-            return []
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
+    model = duplicate(model, share=True)
+    for weight in model.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    try:
+        with torch.enable_grad(), differentiable_kernels():
+            outputs = list(tensors_in(run_apart(model, example, forward)))
+        return [place for place, output in enumerate(outputs) if _from_sigmoid(output)]
+    except RuntimeError:
+        # In-place writes and inference mode inside the user's forward: nothing can be told.
+        return []
 
 
 def _from_sigmoid(output: torch.Tensor) -> bool:
@@ -90,8 +91,8 @@ class Pupil:
         held = {consumer.tensor: self._parameters[consumer.tensor].detach().clone() for consumer in changed}
         seen: list[tuple[str, float]] = []
 
-        def see(name: str, rows: torch.Tensor) -> None:
-            seen.append((name, float(rows.double().square().sum())))
+        def see(name: str, found: torch.Tensor, _: torch.Tensor | None) -> None:
+            seen.append((name, float(found.double().square().sum())))
 
         try:
             with torch.no_grad(), watch_responses(self._model, structure, see):
@@ -107,12 +108,10 @@ class Pupil:
     def _observed(self, consumers: Sequence[Consumer]) -> list[Refitted]:
         """The consumers, with what they read."""
         shapes = {name: tuple(weight.shape) for name, weight in self._parameters.items()}
-        seen, watcher = Seen(consumers, shapes), ProductWatcher()
-        for consumer in consumers:
-            see = partial(_see, seen, consumer.tensor)
-            watcher.add(self._parameters[consumer.tensor], consumer.axis, see)
+        seen = Seen(consumers, shapes)
+        axes = [(consumer.tensor, consumer.axis) for consumer in consumers]
         if consumers:
-            with torch.no_grad(), watcher:
+            with torch.no_grad(), watch(self._parameters, axes, _Reads(seen, self._parameters)):
                 for place in range(len(self._answers.batches)):
                     self._run_numbered(place)
         return seen.weights()
@@ -176,12 +175,24 @@ class Pupil:
 
     def _run_numbered(self, place: int) -> list[torch.Tensor]:
         batch = self._answers.batches[place]
-        with eval_mode(self._model), torch.inference_mode(False), _replayed(self._model, self._recordings[place]):
-            return list(tensors_in(call(self._model, batch, self._forward)))
+        with torch.inference_mode(False), _replayed(self._model, self._recordings[place]):
+            return list(tensors_in(run_apart(self._model, batch, self._forward, seed=place)))
 
 
-def _see(seen: Seen, name: str, features: torch.Tensor) -> None:
-    seen.add(name, features.reshape(-1, features.shape[-1]))
+class _Reads:
+    """A listener that adds up what consumers read."""
+
+    def __init__(self, seen: Seen, weights: Mapping[str, torch.Tensor]) -> None:
+        self._seen, self._weights = seen, weights
+
+    def read(self, seen: watching.Seen) -> None:
+        """See `Listener.read`."""
+        name, axis = seen.axis
+        if seen.features.shape[-1] == self._weights[name].shape[axis]:
+            self._seen.add(name, rows(seen.features))
+
+    def feed_back(self, axis: Axis, first: torch.Tensor, last: torch.Tensor) -> None:
+        """See `Listener.feed_back`."""
 
 
 @contextmanager

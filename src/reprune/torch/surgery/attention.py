@@ -37,6 +37,7 @@ class NarrowAttention(nn.Module):
     in_proj_bias: Tensor | None
     bias_k: Tensor | None
     bias_v: Tensor
+    _qkv_same_embed_dim = False  # What transformer layers ask for before they take a kernel that knows only one width.
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
         super().__init__()

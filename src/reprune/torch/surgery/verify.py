@@ -24,6 +24,7 @@ from reprune.torch.surgery.guesses import guesses
 from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.location import of_error, of_failure, ours
+from reprune.torch.tracing.randomness import own_randomness
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.training_pass import training_mode, trains_otherwise
@@ -89,14 +90,12 @@ class _Trial:
 
         Of two calls where there are states: the second one goes on with those of the first.
         """
-        devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
-        model = duplicate(model) if self._found.next_call.keeps else model  # What a call leaves behind stays in it.
-        with torch.random.fork_rng(devices), torch.no_grad(), training_mode(model, train):
-            torch.manual_seed(0)
+        model = duplicate(model, share=True)  # What a call leaves behind stays in it.
 
-            def example() -> Any:
-                return call(model, self._example, self._forward)
+        def example() -> Any:
+            return call(model, self._example, self._forward)
 
+        with torch.no_grad(), training_mode(model, train), own_randomness():
             first = example()
             calls = [first, self._found.next_call(model, first, example)]
         return [
@@ -112,7 +111,7 @@ class _Trial:
         if not trains_otherwise(self._model):
             return False
         try:
-            self.outputs(duplicate(self._model), train=True)
+            self.outputs(self._model, train=True)
         except Exception:
             return False
         return True

@@ -18,8 +18,8 @@ from reprune.core.errors import BatchError, BatchWarning
 from reprune.core.passes import Forward
 from reprune.torch.tracing.calling import call, is_row
 from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.isolation import run_apart
 from reprune.torch.tracing.location import of_error
-from reprune.torch.tracing.record import eval_mode
 
 
 class _Way(NamedTuple):
@@ -56,11 +56,9 @@ def accepted(model: nn.Module, example: Any, forward: Forward | None = None) -> 
 
 def _failure(model: nn.Module, example: Any, forward: Forward | None) -> Exception | None:
     """What the model raises on the example."""
-    model = duplicate(model)
-    devices = sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
-    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+    with torch.no_grad():
         try:
-            call(model, example, forward)
+            run_apart(duplicate(model), example, forward)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

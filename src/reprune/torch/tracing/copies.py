@@ -1,44 +1,38 @@
-"""Copies of models, those included that hold tensors of an earlier step."""
+"""Private copies of models and batches: whatever a pass writes, it writes into these."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from reprune.core.errors import UnsupportedModelError
-from reprune.torch.tracing.recording import tensors_in
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def duplicate(model: nn.Module, instead: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
+def duplicate(model: Model, instead: Mapping[int, torch.Tensor] | None = None, *, share: bool = False) -> Model:
     """A deep copy of a model, in which tensors computed with a graph are plain values.
 
-    `copy.deepcopy` refuses a model that keeps its hidden state, or a weight with dropout applied, from a training step.
+    What Python cannot copy (a lock, an open file, a pool of threads) belongs to both.
 
     Args:
-        model: The model.
+        model: The model; another thread may be running it.
         instead: What the copy has in the places of tensors that are not copied, by their id.
-
-    Raises:
-        UnsupportedModelError: When the model holds something that cannot be copied, such as a lock or an open file.
+        share: Use the same memory for its parameters; only for a model that is private itself.
     """
     memo: dict[int, Any] = dict(instead or {})
+    if share:
+        for weight in model.parameters():
+            if type(weight) is nn.Parameter:
+                memo[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
     for module in model.modules():
-        for tensor in _held(list(vars(module).values()), depth=4):
-            if not tensor.is_leaf:
-                memo[id(tensor)] = tensor.detach().clone()
-    try:
-        twin = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, copy.Error) as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be copied ({error}), and reprune never changes the model it is given. "
-            "Remove what cannot be copied from its attributes, or give it a __deepcopy__."
-        ) from error
+        _plain(list(vars(module).values()), memo)
+    twin: Model = _copy(model, memo)
     for module in twin.modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase) and not share:
             # Copied weights lie in memory one by one; cuDNN wants those of a module in one piece.
             module.flatten_parameters()
     return twin
@@ -50,13 +44,51 @@ def fresh(batch: Any) -> Any:
     What cannot be copied (an open file beside the tensors) is shared.
     """
     memo: dict[int, Any] = {}
-    for tensor in tensors_in(batch):
-        if not tensor.is_leaf or tensor.is_inference():
+    _plain(batch, memo)
+    return _copy(batch, memo)
+
+
+def _plain(value: Any, memo: dict[int, Any]) -> None:
+    """Tell a copy that tensors with a graph, which `copy.deepcopy` refuses, are to be plain values."""
+    for tensor in _held(value, depth=4):
+        if not tensor.is_leaf and id(tensor) not in memo:
             memo[id(tensor)] = tensor.detach().clone()
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; where there is none of the whole, of its parts: containers, modules and plain objects."""
+    trial = dict(memo)  # What has failed leaves unfinished copies behind.
     try:
-        return copy.deepcopy(batch, memo)
-    except (TypeError, RuntimeError, copy.Error):
-        return batch
+        copied = copy.deepcopy(value, trial)
+    except Exception:  # Whatever an object raises that does not want to be copied.
+        return _copy_parts(value, memo)
+    memo.update(trial)
+    return copied
+
+
+def _copy_parts(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    made: Any = value
+    if isinstance(value, dict):
+        made = memo[id(value)] = copy.copy(value)
+        made.update({key: _copy(item, memo) for key, item in list(value.items())})
+    elif type(value) is list:
+        made = memo[id(value)] = []
+        made.extend(_copy(item, memo) for item in list(value))
+    elif type(value) is tuple:
+        made = tuple(_copy(item, memo) for item in value)
+    elif isinstance(value, nn.Module) or _is_plain(value):
+        made = memo[id(value)] = object.__new__(type(value))
+        made.__dict__.update({name: _copy(item, memo) for name, item in list(vars(value).items())})
+    return memo.setdefault(id(value), made)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is an object of a user's class, all of whose state is in its attributes."""
+    kind: Any = type(value)
+    known = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return kind.__new__ is object.__new__ and hasattr(value, "__dict__") and not known
 
 
 def _held(value: Any, depth: int) -> Iterator[torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reprune.torch.tracing.attention import is_fused_attention, taken_apart
 from reprune.torch.tracing.kernels import KERNELS
 from reprune.torch.tracing.location import here, in_recurrent_module
 from reprune.torch.tracing.recording import tensors_in
@@ -68,7 +69,11 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        if self._tracer.pauses == 0:
+        if self._tracer.pauses == 0 and is_fused_attention(func):
+            with self:
+                parts = taken_apart(func, args, kwargs)
+            self._tracer.memory.set(out[0], self._tracer.memory.get(parts))
+        elif self._tracer.pauses == 0:
             with torch._C.DisableTorchFunction():
                 apply_rule(self._tracer, func, args, kwargs, out)
         return out

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Scope, Site, SizeAttribute, Structure
@@ -20,6 +19,7 @@ from reprune.torch.tracing.cells import traced_cells
 from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.feedback import Calls, NextCall
 from reprune.torch.tracing.location import of_function
+from reprune.torch.tracing.randomness import own_randomness
 from reprune.torch.tracing.recording import Recording, tensors_in
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.sizes import tagged_sizes
@@ -124,8 +124,7 @@ def record(
         compared = stack.enter_context(tagged_sizes(model))
         stack.enter_context(_module_hooks(model, tracer))
         stack.enter_context(traced_cells(model, tracer))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_without_fastpath())
+        stack.enter_context(own_randomness())
         calls = Calls(original, Interface(tracer, model), builder)
         output = calls.run(lambda batch: invoke(model, batch, forward), example)
         if trains_otherwise(model):
@@ -220,14 +219,3 @@ def _module_hooks(model: nn.Module, tracer: Tracer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _without_fastpath() -> Iterator[None]:
-    """Multi-head attention's fused path is one opaque kernel; the ordinary one is made of operations with rules."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -43,7 +43,8 @@ class Builder:
         self.recording = recording
         self._everywhere = widths.everywhere
         widths.settle(recording.couplings)
-        self._tensors = tensors
+        # Their shapes and kinds only: the values would keep the traced copy of the model alive.
+        self._tensors = {name: _shape_of(tensor) for name, tensor in tensors.items()}
         self._parameters = parameters
         self._couplings = recording.couplings
         self.assumed: list[SizeAttribute] = []
@@ -314,3 +315,8 @@ class Builder:
                 extents.append(known[key])
             merged[tuple(extents)] += product.rows
         return (Contraction(float(rows), extents) for extents, rows in merged.items())
+
+
+def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
+    empty = tensor.detach().to("meta")
+    return torch.nn.Parameter(empty, False) if isinstance(tensor, torch.nn.Parameter) else empty

@@ -22,9 +22,9 @@ from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
 from reprune.core.readings import Reading, readings
 from reprune.core.statistics import Moments
+from reprune.torch.calibration.answers import watch_responses
 from reprune.torch.calibration.labelled import watch_classes
 from reprune.torch.calibration.readings import responses, watch_readings
-from reprune.torch.calibration.responses import watch_responses, watch_written_responses
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.training.distributed import summed
 from reprune.torch.training.technique import Technique
@@ -67,8 +67,10 @@ class Selection(Technique):
                 )
             if due and self._method.needs_readings:
                 self._window.to(self.device)
-                stack.enter_context(watch_readings(self.model, self.structure, self._window.readings))
-                stack.enter_context(watch_written_responses(self.model, self.structure, self._window.see))
+                window = self._window
+                stack.enter_context(
+                    watch_readings(self.model, self.structure, window.readings, window.answers, window.see)
+                )
             elif due and self._method.needs_statistics:
                 stack.enter_context(watch_responses(self.model, self.structure, self._window.see))
             yield
@@ -97,7 +99,7 @@ class Selection(Technique):
         found: dict[str, Moments] = dict(window.statistics) if self._method.needs_statistics else {}
         read: tuple[Reading, ...] = ()
         if self._method.needs_readings:
-            found |= responses(self.structure, window.readings)
+            found |= responses(self.structure, window.readings, window.answers)
             read = tuple(readings(self.structure, arrays, found, window.readings))
         classes = window.classes if self._method.needs_labels else {}
         evidence = Evidence(self.structure, arrays, found, read, classes=classes)

@@ -10,8 +10,9 @@ import torch
 
 from reprune.core.class_moments import ClassMoments
 from reprune.core.layers import Structure
-from reprune.core.readings import SplitMoments, Statistics
+from reprune.core.readings import Axis, SplitMoments, Statistics
 from reprune.core.statistics import Moments
+from reprune.torch.calibration.answers import rows
 from reprune.torch.training.distributed import all_reduced, gathered
 
 ROWS = 2048
@@ -27,7 +28,8 @@ class Window:
         self._structure = structure
         self.statistics = Statistics(structure)
         self._pending: dict[str, list[torch.Tensor]] = {}
-        self.readings: dict[tuple[str, int], SplitMoments] = {}
+        self.readings: dict[Axis, SplitMoments] = {}
+        self.answers: dict[str, Axis] = {}
         self.classes = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
 
     @property
@@ -37,8 +39,9 @@ class Window:
         by_class = sum(part.count for part in self.classes.values())
         return pending + by_class + sum(moments.count for moments in self._all())
 
-    def see(self, name: str, found: torch.Tensor) -> None:
-        """Account for a layer's responses in a pass (rows × units): for a random sample if there are many."""
+    def see(self, name: str, response: torch.Tensor, _: torch.Tensor | None = None) -> None:
+        """Account for a layer's responses in a pass (… × units): for a random sample if there are many."""
+        found = rows(response)
         if len(found) > ROWS:
             # With replacement: no permutation of all rows is needed, and the estimate stays without bias.
             found = found[torch.randint(len(found), (ROWS,), device=found.device)]
@@ -63,6 +66,7 @@ class Window:
         for window in (self, other):
             for name, moments in window.settled().items():
                 both.statistics[name].merge(moments)
+            both.answers |= window.answers
             both._add_classes({name: moments.state() for name, moments in window.classes.items()})
         pairs: dict[tuple[int, int], SplitMoments] = {}
         for key in dict.fromkeys([*self.readings, *other.readings]):
@@ -99,6 +103,7 @@ class Window:
                     {**entry, "halves": [_part(half, stay[tuple(entry["keys"][0])]) for half in entry["halves"]]}
                     for entry in state["readings"]
                 ],
+                "answers": state["answers"],
                 "classes": {
                     name: {key: value[..., kept[name]] if value.ndim == 2 else value for key, value in moments.items()}
                     for name, moments in state["classes"].items()
@@ -140,7 +145,9 @@ class Window:
         }
         # Not settled: a run that saves must not sum in another order than one that does not.
         pending = {name: torch.cat(found) for name, found in self._pending.items()}
-        return {"responses": responses, "pending": pending, "readings": list(shared.values()), "classes": classes}
+        answers = {name: list(axis) for name, axis in self.answers.items()}
+        read = {"readings": list(shared.values()), "answers": answers}
+        return {"responses": responses, "pending": pending, "classes": classes, **read}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, but for the moments by class, which are added to those here."""
@@ -155,6 +162,7 @@ class Window:
             for half, saved in zip(split.halves, entry["halves"], strict=True):
                 half.restore(saved)
             self.readings.update(dict.fromkeys(keys, split))
+        self.answers = {name: (str(tensor), int(axis)) for name, (tensor, axis) in state["answers"].items()}
 
     def _add_classes(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         for name, state in states.items():

@@ -1,0 +1,146 @@
+"""Where weights are during a pass: parameters, views of them, and what the model computes from them before use.
+
+Weight drop, weight normalisation, a low-rank correction, half precision and gates that are stacked in `forward` all
+multiply with a tensor that is no parameter. Every tensor that a weight's axis goes along is known by its memory, so
+whatever is multiplied with it is known to be read by that weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from reprune.core.readings import Axis
+from reprune.torch.tracing.labels import storage_id
+from reprune.torch.tracing.rules.table import class_of
+
+PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+"""Matrix products, and where their operands stand among the arguments."""
+_MANY = 1024
+
+
+class Part(NamedTuple):
+    """The positions `start … start + length` of a dimension, which hold those of a weight's axis from `first` on."""
+
+    axis: Axis
+    first: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A part of a weight's axis along `dim` of a tensor with this layout."""
+
+    part: Part
+    dim: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def along(self, operand: torch.Tensor, dim: int) -> Part | None:
+        """What of it lies along `dim` of a view of the tensor's memory."""
+        rest, begin, count = int(operand.storage_offset()) - self.offset, 0, operand.size(dim)
+        if rest < 0 or (count > 1 and operand.stride(dim) != self.stride[self.dim]):
+            return None
+        for d in sorted(range(len(self.size)), key=lambda d: -self.stride[d]):
+            place, rest = divmod(rest, self.stride[d]) if self.stride[d] else (0, rest)
+            if place >= self.size[d]:
+                return None
+            begin = place if d == self.dim else begin
+        axis, first, start, held = self.part
+        low, high = max(begin, start), min(begin + count, start + held)
+        if begin + count > self.size[self.dim] or low >= high:
+            return None
+        return Part(axis, first + low - start, low - begin, high - low)
+
+
+class Weights:
+    """The weights of a model, followed through passes.
+
+    Args:
+        tensors: Parameters and buffers by name.
+        axes: The axes to be followed.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], axes: Iterable[Axis]) -> None:
+        self._lines: dict[int, list[_Line]] = {}
+        self._computed: dict[int, StorageWeakRef] = {}
+        # Vectors of the model's own, too: what a power iteration multiplies a weight with is nothing that it reads.
+        self._vectors = {(name, 0) for name, tensor in tensors.items() if tensor.ndim == 1}
+        for name, axis in dict.fromkeys([*axes, *self._vectors]):
+            self._add(tensors[name], axis, Part((name, axis), 0, 0, tensors[name].shape[axis]))
+
+    def along(self, operand: torch.Tensor, dim: int) -> list[Part]:
+        """Which weights' axes lie along `dim` of an operand."""
+        lines = self._lines.get(storage_id(operand), ())
+        found = (line.along(operand, dim % operand.ndim) for line in lines)
+        return [part for part in found if part is not None]
+
+    def follow(self, name: str, args: Sequence[Any], out: Any) -> None:
+        """Note what an operation computed from weights; `name` is without the underscore of those in place."""
+        given = args[0] if name in ("cat", "stack") else args
+        if not any(isinstance(arg, torch.Tensor) and storage_id(arg) in self._lines for arg in given):
+            return
+        made = out[0] if isinstance(out, (tuple, list)) else out
+        if name in ("cat", "stack"):
+            self._joined(name, args[0], args[1] if len(args) > 1 else 0, made)
+        elif name == "constant_pad_nd":
+            for d in range(made.ndim):
+                before = args[1][2 * (made.ndim - 1 - d) :][:1] or [0]
+                self._carry(args[0], d, made, d, before[0])
+        elif name in PRODUCTS:
+            left, right = args[PRODUCTS[name] : PRODUCTS[name] + 2]
+            if storage_id(left) in self._lines and storage_id(right) in self._lines:
+                self._carry(left, -2, made, -2)
+                self._carry(right, -1, made, -1)
+                self._elementwise(args[: PRODUCTS[name]], made)
+        elif name in ("copy", "_weight_norm_interface") or class_of(name) == "pointwise":
+            self._elementwise(args, made)
+
+    def _elementwise(self, operands: Sequence[Any], made: torch.Tensor) -> None:
+        tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
+        known = all(storage_id(tensor) in self._lines for tensor in tensors)
+        for operand in tensors:
+            # A bias that is added to an activation does not make it a weight; a mask may take part in one.
+            if known or (operand.ndim > 1 and operand.ndim <= made.ndim):
+                for d in range(-operand.ndim, 0):
+                    if operand.size(d) == made.size(d):
+                        self._carry(operand, d, made, d)
+
+    def _joined(self, name: str, operands: Sequence[torch.Tensor], dim: int, made: torch.Tensor) -> None:
+        dim, begin = dim % made.ndim, 0
+        for operand in operands:
+            for d in range(operand.ndim):
+                if name == "stack":
+                    self._carry(operand, d, made, d + (d >= dim))
+                elif operand.ndim == made.ndim:
+                    self._carry(operand, d, made, d, begin if d == dim else 0)
+            begin += operand.size(dim) if name == "cat" and operand.ndim == made.ndim else 0
+
+    def _carry(self, operand: torch.Tensor, dim: int, made: torch.Tensor, target: int, shift: int = 0) -> None:
+        """What lies along a dimension of the operand lies along one of what was made, `shift` further on."""
+        if storage_id(operand) == storage_id(made):
+            return
+        for axis, first, start, length in self.along(operand, dim):
+            if storage_id(made) not in self._lines:
+                self._keep(made)
+            self._add(made, target % made.ndim, Part(axis, first, start + shift, length))
+
+    def _keep(self, made: torch.Tensor) -> None:
+        """Keep the address of a tensor's memory from being given to another one, without keeping the memory."""
+        if len(self._computed) >= _MANY:
+            gone = [key for key, storage in self._computed.items() if storage.expired()]  # type: ignore[no-untyped-call]
+            for key in gone:
+                del self._computed[key], self._lines[key]
+        self._computed[storage_id(made)] = StorageWeakRef(made.untyped_storage())  # type: ignore[no-untyped-call]
+
+    def _add(self, tensor: torch.Tensor, dim: int, part: Part) -> None:
+        line = _Line(part, dim, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+        lines = self._lines.setdefault(storage_id(tensor), [])
+        if line not in lines:
+            lines.append(line)

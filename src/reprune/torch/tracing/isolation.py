@@ -1,0 +1,28 @@
+"""Passes that leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from reprune.core.passes import Forward
+from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.randomness import own_randomness
+from reprune.torch.tracing.training_pass import training_mode
+
+
+def run_apart(
+    model: nn.Module, batch: Any, forward: Forward | None = None, seed: int = 0, *, train: bool = False
+) -> Any:
+    """What a model answers; what it writes into the batch or draws at random is seen by nobody else.
+
+    Args:
+        model: A private copy (`duplicate`): what a pass leaves behind in a model, it leaves in this one.
+        batch: Inputs as the model takes them.
+        forward: Replaces `model(batch)`.
+        seed: Seed of what the model draws at random.
+        train: Run in training mode, rather than in evaluation mode.
+    """
+    with training_mode(model, train), own_randomness(seed):
+        return call(model, batch, forward)

@@ -132,6 +132,16 @@ class SideBySideStep(Base):
         return self.out(h), torch.cat([h, c], 1)
 
 
+@stream(lambda b: (torch.randn(b, 16),))
+class PackedInSplitOut(Base):
+    """h and c come in side by side and go back one by one; the caller joins them."""
+
+    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        state = torch.cat(state, 1) if isinstance(state, tuple) else state
+        h, c = self.cell(x, state.chunk(2, 1))
+        return self.out(h), (h, c)
+
+
 @stream(lambda b: (torch.randn(2, b, 8),))
 class StackedStep(Base):
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +163,21 @@ class StackOfCellsStep(nn.Module):
             x, c = cell(x, (state[:, k, 0], state[:, k, 1]))
             new.append(torch.stack([x, c], 1))
         return self.out(x), torch.stack(new, 1)
+
+
+@stream(lambda b: (torch.randn(b, 20),), "first:l0", "second:l0")
+class SizesSideBySideStep(nn.Module):
+    """Two cells of different sizes, their states in one vector, cut at the seam."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.GRUCell(5, 8), nn.GRUCell(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        seam = self.first.hidden_size
+        one = self.first(x, state[:, :seam])
+        two = self.second(one, state[:, seam:])
+        return self.out(two), torch.cat([one, two], 1)
 
 
 @stream(one)

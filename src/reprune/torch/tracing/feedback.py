@@ -35,7 +35,9 @@ class NextCall:
     def after(cls, calls: Calls) -> NextCall:
         """The call after those that were traced."""
         recording = calls.interface.tracer.recording
-        pairs = {given.path: back.path for given, back in recording.states if given is not None and back is not None}
+        both = [(given, back) for given, back in recording.states if given is not None and back is not None]
+        # What comes back in another shape is put together by the caller in a way that nobody knows.
+        pairs = {given.path: back.path for given, back in both if given.labels.shape == back.labels.shape}
         return cls(calls.given, pairs, bool(recording.kept_states))
 
     def __call__(self, model: nn.Module, output: Any, example: Callable[[], Any]) -> Any:

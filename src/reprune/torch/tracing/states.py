@@ -227,7 +227,8 @@ def pair(tracer: Tracer, builder: Builder, interface: Interface, output: Any) ->
     for one, budget in budgets:
         layers, partner = set(builder.recurrent_layers_of(flat(one.labels))), False
         for k, back in list(open_outputs.items()):
-            if layers.issuperset(builder.recurrent_layers_of(flat(back.labels))) and back.labels.numel() <= budget:
+            held = set(builder.recurrent_layers_of(flat(back.labels)))
+            if held and held <= layers and back.labels.numel() <= budget:
                 budget -= back.labels.numel()
                 recording.states.append((None if partner else one, open_outputs.pop(k)))
                 carried.append(k)

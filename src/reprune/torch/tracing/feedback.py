@@ -109,20 +109,13 @@ class Calls:
             return None
         tracer, builder = self.interface.tracer, self._builder()
 
-        def holds_units(tensor: torch.Tensor) -> bool:
-            return tracer.units(tensor) is not None
-
-        def of_a_layer(tensor: torch.Tensor) -> bool:
+        def worth(tensor: torch.Tensor) -> int:
+            # Written cells are no layers before their state is fed back: anything made of units may be one's state.
             labels = tracer.units(tensor)
-            return labels is not None and bool(builder.recurrent_layers_of(flat(labels)))
+            return 0 if labels is None else 8 if builder.recurrent_layers_of(flat(labels)) else 1
 
         def on_copy(trial: Call) -> Any:
             args, kwargs = fresh(trial)
             return duplicate(self._original).eval()(*args, **kwargs)
 
-        # Written cells are no layers before their state is fed back: anything made of units may be one's state.
-        for is_state in (of_a_layer, holds_units):
-            found = handed_back(self._original, self.interface.given, output, is_state, on_copy)
-            if found is not None:
-                return found
-        return None
+        return handed_back(self._original, self.interface.given, output, worth, on_copy)

@@ -14,22 +14,21 @@ from reprune.torch.tracing.leaves import items, leaves, named, replaced
 
 _TRIALS = 24
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-IsState = Callable[[torch.Tensor], bool]
 
 
 def handed_back(
-    model: nn.Module, given: Call, output: Any, is_state: IsState, run: Callable[[Call], Any]
+    model: nn.Module, given: Call, output: Any, worth: Callable[[torch.Tensor], int], run: Callable[[Call], Any]
 ) -> Call | None:
     """A call like `given` in which arguments that were left out, or None, are what the model returned.
 
-    Whatever the arguments are called: the parts of the output that may be states are tried in their place, and the
-    first call counts that runs and returns tensors of the same shapes.
+    Whatever the arguments are called: the parts of the output that may be states are tried in their place, those first
+    that hold most of them, and the first call counts that runs and returns other values in tensors of the same shapes.
 
     Args:
         model: The model, for the signature of its `forward`.
         given: The arguments of the call.
         output: What it returned.
-        is_state: Whether a tensor of the output may be a state.
+        worth: How likely a tensor of the output is a state; 0 where it is none.
         run: Calls a copy of the model; may raise anything.
 
     Returns:
@@ -40,45 +39,48 @@ def handed_back(
     positional = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     present = {name for name, value in named(positional, args, kwargs) if value is not None}
     left = [p.name for p in parameters if p.default is None and p.name not in present]
-    parts = [replaced(part, lambda _, tensor: tensor.detach().clone()) for part in _parts(output, is_state)]
-    shapes = [tensor.shape for _, tensor in leaves(output)]
-    for chosen in islice(_assignments(left, parts), _TRIALS):
+    before = [tensor for _, tensor in leaves(output)]
+    shapes = [tensor.shape for tensor in before]
+    for chosen in islice(_assignments(left, output, worth), _TRIALS):
         # By name from the first one that was left out on: those before it keep their positions.
         head = next((k for k, value in enumerate(args) if value is None), len(args))
         rest = {name: value for name, value in zip(positional[head:], args[head:], strict=False) if name not in chosen}
-        trial = args[:head], {**rest, **kwargs, **chosen}
+        states = replaced(chosen, lambda _, tensor: tensor.detach().clone())
+        trial = args[:head], {**rest, **kwargs, **states}
         try:
             returned = run(trial)
         except Exception:  # The model's own errors say that this is no state.
             continue
-        if [tensor.shape for _, tensor in leaves(returned)] == shapes:
+        found = [tensor for _, tensor in leaves(returned)]
+        # An argument that changes nothing is read by nobody here.
+        if [tensor.shape for tensor in found] == shapes and not all(map(torch.equal, found, before)):
             return trial
     return None
 
 
-def _parts(value: Any, is_state: IsState) -> list[Any]:
-    """The largest parts of a nest in which every tensor may be a state."""
-    tensors = [tensor for _, tensor in leaves(value)]
-    if tensors and all(map(is_state, tensors)):
-        return [value]
-    return [part for _, item in items(value) for part in _parts(item, is_state)]
+def _assignments(left: list[str], output: Any, worth: Callable[[torch.Tensor], int]) -> list[dict[str, Any]]:
+    """Ways to hand parts of the output to arguments, those first that hand over most."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    for nest in [(output,), *_nests(output)]:
+        for run in _runs([item for _, item in items(nest)]):
+            values = [worth(tensor) for _, tensor in leaves(run)]
+            if not values or not all(values):
+                continue
+            found += [(sum(values), dict(zip(names, run, strict=True))) for names in combinations(left, len(run))]
+            if len(run) > 1:
+                found += [(sum(values), {name: tuple(run)}) for name in left]
+    return [chosen for _, chosen in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _nests(value: Any) -> Iterator[Any]:
-    """A nest, and all that it holds."""
+    """A nest, and all nests within it."""
     yield value
     for _, item in items(value):
         yield from _nests(item)
 
 
-def _assignments(left: list[str], parts: list[Any]) -> Iterator[dict[str, Any]]:
-    """Ways to hand parts to arguments, those first that hand over most."""
-    runs = [parts[k : k + count] for count in range(len(parts), 1, -1) for k in range(len(parts) - count + 1)]
-    for run in runs:
-        for names in combinations(left, len(run)):
-            yield dict(zip(names, run, strict=True))
-        for name in left:
-            yield {name: tuple(run)}
-    for nest in [nest for part in parts for nest in _nests(part)]:
-        for name in left:
-            yield {name: nest}
+def _runs(held: list[Any]) -> Iterator[list[Any]]:
+    """Neighbours, the longest runs first."""
+    for count in range(len(held), 0, -1):
+        for k in range(len(held) - count + 1):
+            yield held[k : k + count]

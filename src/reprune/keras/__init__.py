@@ -18,6 +18,7 @@ from reprune.keras.legacy import load_model
 from reprune.keras.surgery.ragged import RaggedBidirectional
 from reprune.keras.tracing.record import trace
 from reprune.keras.training.callback import PruningCallback
+from reprune.keras.training.pruner import Pruner
 from reprune.keras.training.taught import Taught
 from reprune.verbs import (
     Calibration,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Inspection",
+    "Pruner",
     "PruningCallback",
     "RaggedBidirectional",
     "Result",

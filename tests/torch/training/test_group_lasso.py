@@ -15,7 +15,8 @@ from reprune.core.budget import Budget
 from reprune.core.layers import Structure
 from reprune.torch import Pruner, trace
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.training.group_lasso import DEAD, FADE, GroupLasso, IssLengths
+from reprune.core.group_lasso import DEAD, FADE
+from reprune.torch.training.group_lasso import GroupLasso, IssLengths
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
 from recurrent_highway import RecurrentHighway
@@ -68,8 +69,8 @@ def stack() -> tuple[Stack, Structure]:
 def test_length_of_every_structure(stack: tuple[Stack, Structure]) -> None:
     model, structure = stack
     lengths = IssLengths(structure)
-    found = lengths.index.by_layer(lengths(named_tensors(model)))
-    sizes = lengths.index.by_layer(lengths.weights)
+    found = lengths.index.by_layer(lengths(named_tensors(model)).detach().numpy())
+    sizes = lengths.index.by_layer(lengths.weights.numpy())
     arrays = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
     for (layer, unit), masks in gated(model).items():
         expected = np.sqrt(sum((arrays[name][mask] ** 2).sum() for name, mask in masks.items()))  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ def test_gradient_is_the_direction_of_every_structure(
     """∂/∂w λ Σ_u ‖ISS_u‖ = λ w Σ 1/‖ISS_u‖ over the units u whose structure holds w; less near the target."""
     model, structure = stack
     lasso = GroupLasso(model, structure, "iss-group-lasso", Budget(0.5), 0, 0)
-    lasso.strength, lasso._missing = 0.3, missing
+    lasso.pull.strength, lasso.pull.missing = 0.3, missing
     lasso.loss().backward()
     arrays = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
     expected = {name: np.zeros_like(array) for name, array in arrays.items()}

@@ -10,17 +10,9 @@ from torch import Tensor, nn
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
+from reprune.core.hard_concrete import BETA, GAMMA, SLACK, ZETA
 from reprune.torch import Pruner, mask, trace
-from reprune.torch.training.neuron_selection import (
-    BETA,
-    GAMMA,
-    SLACK,
-    ZETA,
-    NeuronSelection,
-    open_probability,
-    sampled,
-    settled,
-)
+from reprune.torch.training.neuron_selection import NeuronSelection, open_probability, sampled, settled
 
 
 class Net(nn.Module):

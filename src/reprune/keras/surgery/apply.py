@@ -41,7 +41,7 @@ def apply(model: Any, plan: Plan) -> Any:
     """
     graph = graph_of(model)
     plan = fitted(plan, graph)
-    tensors = _folded(graph, plan)
+    tensors = folded(graph, plan)
     removed = plan.removed()
     for slot in plan.structure.slots:
         tensors[slot.tensor] = np.delete(tensors[slot.tensor], slot.positions(removed), axis=slot.axis)
@@ -62,7 +62,7 @@ def mask(model: Any, plan: Plan) -> Any:
     """
     graph = graph_of(model)
     plan = fitted(plan, graph)
-    tensors = _folded(graph, plan)
+    tensors = folded(graph, plan)
     removed = plan.removed()
     # Units that are also read without a weight are silenced at their source.
     direct = {name: units for name, units in removed.items() if plan.structure.layers[name].direct}
@@ -72,7 +72,7 @@ def mask(model: Any, plan: Plan) -> Any:
     return rebuilt(model, graph, plan, plan.structure.counts(), tensors)
 
 
-def _folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
+def folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
     """Copies of all weights, with the plan's corrections: `W_K += W_P A`, `bias += W_P b`, and what was refitted."""
     tensors = {name: array(weight) for name, weight in graph.weights().items()}
     slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}

@@ -36,12 +36,16 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
     names: dict[str, str] = {}
     cells = {name: cell for cell, name in named_cells(graph)}
     owners = {weight: name for name, cell in cells.items() for weight in _names(graph, cell)}
-    for name in plan.structure.layers:
+    for name in (name for name, layer in plan.structure.layers.items() if layer.cell != "embedding"):
         slot = next(iter(plan.structure.slots_of(name, "own")), None)
         new = None if slot is None else owners.get(tensors[slot.tensor])
         if new is None and name not in cells:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
         names[name] = new or name
+    for name, layer in plan.structure.layers.items():
+        if layer.cell == "embedding":
+            path, _, kind = name.rpartition(":")
+            names[name] = f"{_owner(path, tensors, graph)}:{kind}"
     for size in plan.structure.sizes:
         names[size.owner] = _owner(size.owner, tensors, graph)
     return Plan.from_json(json.dumps(_renamed(json.loads(plan.to_json()), {**tensors, **names})))

@@ -56,7 +56,9 @@ class Trace:
         return [resolver.axis(tensor) for tensor in taken], [resolver.axis(tensor) for tensor in given]
 
 
-def record(model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False) -> Trace:
+def record(
+    model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False, inputs: bool = False
+) -> Trace:
     """Run a model on an example with labels beside every tensor.
 
     Args:
@@ -64,14 +66,15 @@ def record(model: Any, example: Any, forward: Forward | None = None, *, uniform:
         example: A batch, as the model takes it.
         forward: Replaces `model(batch)`.
         uniform: Keep equal sizes in both directions of every `Bidirectional`.
+        inputs: Whether the columns of every `Embedding` are units, too.
     """
     example = captured(model, example, forward)
     graph = graph_of(model, example)
-    inputs = _few(graph, flat_inputs(graph.root, example))
+    given = _few(graph, flat_inputs(graph.root, example))
     with states_kept(graph):
-        tracer = Tracer(graph, rule_of, _carried(graph, inputs))
-        tracer.run(inputs)
-    return Trace(graph, inputs, tracer, uniform)
+        tracer = Tracer(graph, rule_of, _carried(graph, given), columns=inputs)
+        tracer.run(given)
+    return Trace(graph, given, tracer, uniform)
 
 
 def _carried(graph: ModelGraph, inputs: Sequence[Any]) -> list[int]:

@@ -87,6 +87,7 @@ class Tracer:
         graph: The graph.
         rule_of: What to do with an operation.
         carried: Which inputs are labelled, too, along their last axis: states that the caller carries.
+        columns: Whether columns of embeddings are units, too.
 
     Attributes:
         inputs: What the model was run on.
@@ -94,10 +95,14 @@ class Tracer:
     """
 
     def __init__(
-        self, graph: ModelGraph, rule_of: Callable[[Any], Callable[[Call], Any]], carried: Collection[int] = ()
+        self,
+        graph: ModelGraph,
+        rule_of: Callable[[Any], Callable[[Call], Any]],
+        carried: Collection[int] = (),
+        columns: bool = False,
     ) -> None:
         self.graph = graph
-        self.carried = carried
+        self.carried, self.columns = carried, columns
         self.inputs: list[Traced] = []
         self.outputs: list[Traced] = []
         self._rule_of = rule_of

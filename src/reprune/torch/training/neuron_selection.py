@@ -1,22 +1,13 @@
 """Neuron selection: a gate on every unit learns to open or to close, and is folded into the weights at the end.
 
-L. Wen et al., "Structured Pruning of Recurrent Neural Networks through Neuron Selection", Neural Networks 2020
-(arXiv 1906.06847), with the hard concrete gates of Louizos, Welling and Kingma, "Learning Sparse Neural Networks
-through L0 Regularization", ICLR 2018. A unit's gate multiplies what every consumer reads of it: the next layer's input,
-the layer's own recurrence, the output. A gate of zero is the masked model, so that closed gates can be cut out exactly.
-Input units have gates as well: those of upper layers are the units below, those of the first one, if asked for, are the
-columns of an embedding.
-
-The expected size is held at the target by an exact penalty (Nocedal and Wright, "Numerical Optimization", 2006, section
-17.2), μ |d| with d = target − expected fraction removed, rounded off where |d| is small. μ grows until the target is
-met, whatever the size of the training's own loss.
+See `core.hard_concrete`. Input units have gates as well: those of upper layers are the units below, those of the first
+one, if asked for, are the columns of an embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import exp, log
 from typing import Any
 
 import torch
@@ -25,30 +16,19 @@ from torch.nn.functional import huber_loss
 
 from reprune.core.budget import Budget
 from reprune.core.cost import CostModel
+from reprune.core.hard_concrete import BETA, GAMMA, RATE, SHIFT, SLACK, START, START_STRENGTH, ZETA, grown
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.units import UnitIndex
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.training.distributed import average_gradients
-from reprune.torch.training.technique import Technique, UnitIndex
-
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
-"""Temperature and stretch of the hard concrete distribution, as Louizos et al. set them."""
-START = 2.0
-"""First log α: nearly open."""
-RATE = 0.05
-"""Adam's step size for the gates."""
-START_STRENGTH = 0.01
-"""First μ."""
-GROWTH = 0.02
-"""Growth of log μ per step while the target is missed: tenfold in 115 steps."""
-SLACK = 0.02
-"""|d| below which the penalty is rounded off, and to which the target is met."""
+from reprune.torch.training.technique import Technique
 
 
 def open_probability(log_alpha: torch.Tensor) -> torch.Tensor:
     """P(z ≠ 0) = σ(log α − β log(−γ / ζ)); Louizos et al., eq. 12."""
-    return torch.sigmoid(log_alpha - BETA * log(-GAMMA / ZETA))
+    return torch.sigmoid(log_alpha - SHIFT)
 
 
 def sampled(log_alpha: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -96,7 +76,7 @@ class NeuronSelection(Technique):
             layers = {span.layer for span in slot.spans}
             gated = slot.role == "reads" or (slot.role == "own" and layers & direct)
             if gated and slot.tensor not in structure.buffers:
-                self._gated.setdefault(slot.tensor, []).append((slot.axis, self._index.of(slot)))
+                self._gated.setdefault(slot.tensor, []).append((slot.axis, torch.from_numpy(self._index.of(slot))))
         self.log_alpha = nn.Parameter(log_alpha)
         self._optimizer = torch.optim.Adam([self.log_alpha], lr=RATE)
 
@@ -125,7 +105,7 @@ class NeuronSelection(Technique):
             self._optimizer.step()
         self._optimizer.zero_grad()
         missing = float(self._missing().detach())
-        self.strength *= exp(GROWTH * min(max(missing / SLACK - 1, 0.0), 1.0))
+        self.strength = grown(self.strength, missing)
 
     @contextmanager
     def around(self, training: bool) -> Iterator[None]:
@@ -158,11 +138,13 @@ class NeuronSelection(Technique):
 
     def decide(self, budget: Budget) -> Plan:
         """Units with the most closed gates go. See `Technique.decide`."""
-        return self._decide_by(self._index.by_layer(torch.sigmoid(self.log_alpha)), budget)
+        return self._decide_by(
+            self._index.by_layer(torch.sigmoid(self.log_alpha).detach().double().cpu().numpy()), budget
+        )
 
     def shrunk(self, structure: Structure, kept: Any) -> None:
         """See `Technique.shrunk`."""
-        stay = self._index.kept(kept).to(self.log_alpha.device)
+        stay = torch.from_numpy(self._index.kept(kept)).to(self.log_alpha.device)
         moments = self._optimizer.state.get(self.log_alpha, {})
         self.structure = structure
         self._settle(structure, self.log_alpha.detach()[stay])
@@ -174,7 +156,7 @@ class NeuronSelection(Technique):
         """Fold the gates into the weights; those of removed units are closed. See `Technique.finish`."""
         gates = settled(self.log_alpha.detach())
         stays = torch.zeros_like(gates)
-        stays[self._index.kept(plan.kept).to(gates.device)] = 1
+        stays[torch.from_numpy(self._index.kept(plan.kept)).to(gates.device)] = 1
         tensors = named_tensors(self.model)
         with torch.no_grad():
             for name in self._gated:

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from reprune.core.layers import WIDTHS
 from reprune.keras.tracing.labels import NONE, Ids
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
-from reprune.keras.tracing.tracer import Call, Traced, shadow
+from reprune.keras.tracing.tracer import Call, Cell, Traced, shadow
 
 # What a layer calls the number of its outputs.
 _WIDTHS = ("units", "filters", "output_dim")
@@ -99,7 +100,21 @@ def embedding(call: Call) -> Any:
     if _altered(layer):
         return Traced(value)
     weight = layer.embeddings
+    if call.tracer.columns and weight.shape[1] > 1:
+        return Traced(value, shadow(len(value.shape) - 1, _columns(call, layer)))
     return Traced(value, shadow(len(value.shape) - 1, _made(call, layer, weight, 1)))
+
+
+def _columns(call: Call, layer: Any) -> Ids:
+    """Labels of an embedding's columns, as units of a layer of their own."""
+    tracer, units = call.tracer, int(layer.embeddings.shape[1])
+    if id(layer) not in tracer.cells:
+        name = f"{call.path}:{WIDTHS['embedding']}"
+        tracer.cells[id(layer)] = Cell(name, "embedding", units, tracer.couplings.new(units, name))
+    labels = tracer.cells[id(layer)].labels
+    tracer.size(call, ("output_dim",), labels)
+    tracer.slot(layer.embeddings, 1, labels, "own", call.site)
+    return labels
 
 
 def batch_normalization(call: Call) -> Any:

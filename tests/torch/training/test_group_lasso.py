@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reprune.core.budget import Budget
+from reprune.core.group_lasso import DEAD, FADE
 from reprune.core.layers import Structure
 from reprune.torch import Pruner, trace
 from reprune.torch.surgery.apply import named_tensors
-from reprune.core.group_lasso import DEAD, FADE
 from reprune.torch.training.group_lasso import GroupLasso, IssLengths
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))

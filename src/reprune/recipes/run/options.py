@@ -203,15 +203,10 @@ class Options(RunOptions):
             if getattr(self, name) not in choices:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be {' or '.join(map(repr, choices))}.")
 
-        if self.framework == "keras" and (self.method in TRAINING_METHODS or self.when.needs_total):
-            raise RecipeError(
-                f"--framework keras has no --method {self.method} with --schedule {self.schedule} so far."
-            )
-
     @property
     def has_labels(self) -> bool:
         """Whether the sequences of a training batch belong to classes."""
-        return self.framework == "torch"
+        return True
 
     def staircase(self, step: int) -> float:
         """Factor on the learning rate after so many optimiser steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,18 +18,25 @@ from reprune.core.errors import RecipeError
 from reprune.core.files import replacing
 from reprune.core.methods import TRAINING_METHODS
 from reprune.core.plan import Plan
-from reprune.core.schedule import After, Soft
+from reprune.keras.surgery.expand import expand
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.recipes.run.folder import RunFolder
 from reprune.recipes.run.latency import latency_ms
 from reprune.recipes.run.options import Options
 from reprune.recipes.run.procedure import Recipe
-from reprune.recipes.video.keras_training import Checkpoints, LearningRate, Measurement, loop, summed_cross_entropy
+from reprune.recipes.video.keras_training import (
+    Checkpoints,
+    LearningRate,
+    Measurement,
+    Pruning,
+    loop,
+    summed_cross_entropy,
+)
 from reprune.youtube8m.epochs import Epochs
 from reprune.youtube8m.keras_batches import RecordBatches
 from reprune.youtube8m.keras_model import video_classifier
 from reprune.youtube8m.metrics import VideoMetrics
-from reprune.youtube8m.records import find_files
+from reprune.youtube8m.records import count_records, find_files
 
 # Lightning's names for what Keras calls a policy.
 _POLICIES = {"32-true": "float32", "16-mixed": "mixed_float16", "bf16-mixed": "mixed_bfloat16"}
@@ -60,23 +68,19 @@ class YouTube8M(Recipe):
 
     def train(self, model: Any, folder: RunFolder) -> tuple[Any, Plan | None]:
         """Train the dense model; see `Recipe.train`."""
-        options, pruning = self.options, None
-        if options.prunes_while_training:
-            pruning = verbs.PruningCallback(
-                self.batches(options.train, training=True),
-                ratio=options.ratio,
-                of=options.of,
-                method=options.method,
-                schedule=options.when,
-                seed=options.seed,
-            )
-        self._fit(folder, "train", model, options.epochs, 0, pruning)
-        return model, None if pruning is None else pruning.plan
+        pruner = self._fit(folder, "train", model, self.options.epochs, 0)
+        if pruner is None:
+            return model, None
+        small = pruner.finish()
+        assert pruner.plan is not None
+        if pruner.schedule.shrinks:
+            model = expand(self.build(), small, pruner.plan)
+        return model, pruner.plan
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
         teacher = self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs, None, teacher)
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs, teacher)
 
     def plan(self, model: Any) -> Plan:
         """Decide which units go."""
@@ -143,10 +147,28 @@ class YouTube8M(Recipe):
         )
         return RecordBatches(epochs, options.batch_size)
 
+    def _pruner(self, model: Any) -> verbs.Pruner | None:
+        """What prunes the compiled model while it trains."""
+        options = self.options
+        if not options.prunes_while_training:
+            return None
+        steps = math.ceil(count_records(options.train) / options.batch_size) * options.epochs
+        return verbs.Pruner(
+            model,
+            self.batches(options.train, training=True),
+            ratio=options.ratio,
+            of=options.of,
+            method=options.method,
+            schedule=options.when,
+            total_steps=steps,
+            labels=_labels if options.method not in TRAINING_METHODS else None,
+            seed=options.seed,
+        )
+
     def _fit(
-        self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int, pruning: Any, teacher: Any = None
-    ) -> None:
-        """Train for some epochs, from the part's checkpoint if there is one."""
+        self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int, teacher: Any = None
+    ) -> verbs.Pruner | None:
+        """Train for some epochs, from the part's checkpoint if there is one; what pruned meanwhile."""
         options = self.options
         adam = keras.optimizers.Adam(
             options.learning_rate, epsilon=1e-8, global_clipnorm=options.clip_gradients or None, name="adam"
@@ -155,12 +177,13 @@ class YouTube8M(Recipe):
         # Compiling anew for every length of a batch would take longer than the batches.
         model.compile(optimizer=optimizer, loss=summed_cross_entropy, jit_compile=False, auto_scale_loss=False)
         optimizer.build(model.trainable_variables)
-        checkpoints = Checkpoints(folder.checkpoint(part), options.checkpoint_steps, model, pruning)
+        pruner = self._pruner(model) if part == "train" else None
+        checkpoints = Checkpoints(folder.checkpoint(part), options.checkpoint_steps, model, pruner)
         logs = folder.path / "logs" / part
         callbacks = [
             # The paper's schedule falls too slowly to end a short fine-tuning on a quiet note.
             LearningRate(adam, options, epochs if part == "finetune" else None),
-            *([pruning] if pruning is not None else []),
+            *([Pruning(pruner)] if pruner is not None else []),
             Measurement(logs, lambda: self._metrics(model, options.validate)),
             keras.callbacks.TensorBoard(str(logs / "tensorboard"), write_graph=False),
             # Last: a checkpoint must hold what all others did in that step.
@@ -170,6 +193,7 @@ class YouTube8M(Recipe):
         batches.answered = None if teacher is None else partial(_shared, teacher, options.teach)
         with checkpoints.interruptible(), _device(options):
             loop(model, batches, callbacks, checkpoints.load(), epochs, offset=offset, progress=options.progress)
+        return pruner
 
     def _metrics(self, model: Any, paths: tuple[str, ...]) -> dict[str, float]:
         metrics = VideoMetrics(self.options.classes)
@@ -186,6 +210,11 @@ def _shared(teacher: Any, share: float, inputs: Any, labels: Any) -> Any:
     return (labels + share * (answers - labels)).astype(labels.dtype)
 
 
+def _labels(batch: Any) -> Any:
+    """Ones and zeros of a batch's classes."""
+    return batch[1] > 0
+
+
 def _check(options: Options) -> None:
     single = {"devices": ("1", "auto"), "strategy": ("auto",), "num_nodes": (1,), "workers": (0,)}
     for name, choices in {**single, "precision": tuple(_POLICIES)}.items():
@@ -195,11 +224,6 @@ def _check(options: Options) -> None:
                 f"--{flag} {getattr(options, name)}: with --framework keras, which trains on one device and reads "
                 f"records in a thread of its own, give {' or '.join(map(str, choices))}; or --framework torch."
             )
-    if options.method in TRAINING_METHODS or not isinstance(options.when, (After, Soft)):
-        raise RecipeError(
-            f"--method {options.method} with --schedule {options.schedule} is for --framework torch; in Keras, the "
-            "schedule is after or soft:S, and the method one that selects units, such as iss-gm."
-        )
 
 
 @contextmanager

@@ -112,6 +112,23 @@ class LearningRate(keras.callbacks.Callback):  # type: ignore[misc]
         self._optimizer.learning_rate = self._options.learning_rate * factor
 
 
+class Pruning(keras.callbacks.Callback):  # type: ignore[misc]
+    """Tells a pruner of every step, and the logs what it has selected."""
+
+    def __init__(self, pruner: Any) -> None:
+        super().__init__()
+        self._pruner = pruner
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """A step was taken."""
+        self._pruner.step()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Note the share."""
+        if logs is not None:
+            logs["pruned"] = self._pruner.removed_share()
+
+
 class Measurement(keras.callbacks.Callback):  # type: ignore[misc]
     """Adds metrics to the logs of every epoch, and keeps them in a CSV file.
 
@@ -140,14 +157,14 @@ class Measurement(keras.callbacks.Callback):  # type: ignore[misc]
 class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps one checkpoint up to date: every so many steps, after every epoch, and when told to stop.
 
-    It holds the model, its optimizer, the position in the data, and what the pruning callback counts; in safetensors,
+    It holds the model, its optimizer, the position in the data, and the state of the pruner; in safetensors,
     so a file from elsewhere cannot run code. The last one stays until the next one is on disk.
 
     Args:
         path: The checkpoint file.
         every: Steps from one checkpoint to the next.
         model: The compiled model, its optimizer built.
-        pruning: The pruning callback, or None.
+        pruning: The pruner, or None.
     """
 
     def __init__(self, path: Path, every: int, model: Any, pruning: Any = None) -> None:
@@ -182,14 +199,15 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             with safetensors.safe_open(str(self._path), framework="numpy") as file:
                 state = json.loads(file.metadata()["state"])
+                if self._pruning is not None:
+                    # First: it gives the variables the sizes that they had.
+                    self._pruning.load_state_dict(state["pruning"])
                 for name, variable in self._variables.items():
                     variable.assign(file.get_tensor(name))
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise RecipeError(
                 f"The checkpoint {self._path} cannot be read: {error}. Start again in another folder."
             ) from error
-        if self._pruning is not None:
-            self._pruning.load_state_dict(state["pruning"])
         self._epoch, self._done, self._steps = state["epoch"], state["batches"], state["steps"]
         return self._epoch, self._done
 

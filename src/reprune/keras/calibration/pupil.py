@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import keras
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.answers import Answers
-from reprune.core.gauss_newton import Refitted, Seen, Tensors, last_consumers
+from reprune.core.gauss_newton import Refitted, Seen, Tensors
 from reprune.core.layers import Consumer, Structure
 from reprune.keras.calibration.gradients import pullback
-from reprune.keras.calibration.responses import Probe
+from reprune.keras.tracing.configuration import sublayers
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.record import Forward, captured, states_kept
 
@@ -33,10 +34,10 @@ def answering(model: Any, forward: Forward | None) -> Callable[[Any], list[NDArr
         graph = graph_of(model, example)
         inputs = flat_inputs(graph.root, example)
         with states_kept(graph):
-            if calls <= EAGER or any(value is None for value in inputs):
-                return [_widened(array(value)) for value in _outputs(graph, inputs)]
             given = keras.tree.pack_sequence_as(graph.root.input, inputs)
-            return [_widened(np.asarray(value)) for value in keras.tree.flatten(graph.root.predict_on_batch(given))]
+            if calls <= EAGER or any(value is None for value in inputs):
+                return _arrays(graph.root(given, training=False))
+            return _arrays(graph.root.predict_on_batch(given))
 
     return run
 
@@ -55,7 +56,8 @@ def _is_sigmoid(operation: Any) -> bool:
 class Pupil:
     """A pruned model whose consumers are refitted. See `core.gauss_newton.Pupil`.
 
-    It has a few batches to learn from: every pass runs the whole model, step by step.
+    Only the head of the model is run: what comes after the last recurrent layers, whose answers are kept. A model that
+    cannot be cut there, because its head hands on masks say, has nothing that could be refitted.
 
     Args:
         model: The pruned model.
@@ -65,37 +67,52 @@ class Pupil:
     """
 
     def __init__(self, model: Any, structure: Structure, answers: Answers, forward: Forward | None) -> None:
-        self._answers, self._run = answers, answering(model, forward)
-        self._examples = {place: captured(model, answers.batches[place], forward) for place in answers.some}
-        self._graph = graph_of(model, self._examples[0])
-        self._variables = self._graph.weights()
-        probe = Probe(self._graph)
-        found = last_consumers(structure, self._variables, partial(self._responses, probe))
-        self.weights = self._observed(found)
+        self._answers = answers
+        example = captured(model, answers.batches[0], forward)
+        graph = graph_of(model, example)
+        self._variables = graph.weights()
+        self.weights: Sequence[Refitted] = []
+        cuts = _cuts(graph.root)
+        if any(value is None for value in flat_inputs(graph.root, example)):
+            return
+        body, self._head = keras.Model(graph.root.inputs, cuts), keras.Model(cuts, graph.root.outputs)
+        self._features: list[list[Any]] = []
+        for batch in answers.batches:
+            with states_kept(graph):
+                found = body(flat_inputs(graph.root, captured(model, batch, forward)), training=False)
+            self._features.append([keras.ops.convert_to_tensor(array(part)) for part in keras.tree.flatten(found)])
+        whole, own = answering(model, forward)(answers.batches[0]), _arrays(self._answer(0))
+        if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole, own, strict=True)):
+            before = {id(weight) for weight in body.weights}
+            self.weights = self._observed(
+                [c for c in structure.consumers if id(self._variables[c.tensor]) not in before]
+            )
 
-    def _responses(self, probe: Probe, changed: Sequence[Consumer]) -> list[tuple[str, float]]:
-        """The size of the layers' responses to one batch, while some weights are halved."""
-        held = self.read([consumer.tensor for consumer in changed])
-        try:
-            self.write({name: value / 2 for name, value in held.items()})
-            return [
-                (found.key, float(np.square(found.rows, dtype=np.float64).sum()))
-                for found in probe.responses(self._examples[0])
-                if isinstance(found.key, str)
-            ]
-        finally:
-            self.write(held)
+    def _answer(self, place: int) -> list[Any]:
+        return list(keras.tree.flatten(self._head(self._features[place], training=False)))
 
     def _observed(self, consumers: Sequence[Consumer]) -> list[Refitted]:
-        """The consumers, with what they read."""
-        seen = Seen(consumers, {name: tuple(variable.shape) for name, variable in self._variables.items()})
-        if consumers:
-            axes = {(consumer.tensor, consumer.axis) for consumer in consumers}
-            probe = Probe(self._graph, consumers)
-            for example in self._examples.values():
-                for found in probe.responses(example):
-                    if found.key in axes:
-                        seen.add(found.key[0], found.rows)
+        """The consumers that multiply the last axis of a layer's input, with what they read."""
+        read: dict[str, tuple[Consumer, Any]] = {}
+        calls: dict[int, list[Any]] = {}
+        for node in chain.from_iterable(self._head._nodes_by_depth.values()):
+            for weight in getattr(node.operation, "weights", ()):
+                calls.setdefault(id(weight), []).append(node)
+        for consumer in consumers:
+            variable = self._variables[consumer.tensor]
+            nodes = calls.get(id(variable), [])
+            if len(nodes) == 1 and nodes[0].input_tensors[0].shape[-1] == variable.shape[consumer.axis]:
+                read[consumer.tensor] = consumer, nodes[0].input_tensors[0]
+        seen = Seen(
+            [consumer for consumer, _ in read.values()],
+            {name: tuple(variable.shape) for name, variable in self._variables.items()},
+        )
+        if read:
+            taps = keras.Model(self._head.inputs, [tensor for _, tensor in read.values()])
+            for features in self._features:
+                found = _arrays(taps(features, training=False))
+                for name, rows in zip(read, found, strict=True):
+                    seen.add(name, rows.reshape(-1, rows.shape[-1]))
         return seen.weights()
 
     def read(self, names: Sequence[str]) -> Tensors:
@@ -109,37 +126,59 @@ class Pupil:
 
     def divergence(self) -> float:
         """Mean divergence of the rows to judge by."""
-        batches = self._answers.batches
-        return self._answers.divergence(lambda place: self._run(batches[place]), self._examples, "judged")
+        places = range(len(self._features))
+        return self._answers.divergence(lambda place: _arrays(self._answer(place)), places, "judged")
 
     def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
         """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch."""
         variables = [self._variables[name] for name in names]
-        for place, example in self._examples.items():
-            inputs = flat_inputs(self._graph.root, example)
-            with states_kept(self._graph):
-                outputs, pull = pullback(partial(_outputs, self._graph, inputs), variables)
-                found = [_widened(array(output)) for output in outputs]
-                given = {which: parts for which, *parts in self._answers.cotangents(place, found, rng)}
-                pulled = [
-                    pull([given[which][kind] if which in given else 0 * out for which, out in enumerate(found)])
-                    for kind in range(2)
-                ]
+        for place in range(len(self._features)):
+            outputs, pull = pullback(partial(self._answer, place), variables)
+            found = _arrays(outputs)
+            given = {which: parts for which, *parts in self._answers.cotangents(place, found, rng)}
             gradient, projected = (
-                {
-                    name: np.zeros(tuple(variable.shape)) if value is None else value.astype("float64")
-                    for name, variable, value in zip(names, variables, values, strict=True)
-                }
-                for values in pulled
+                pull([given[which][kind] if which in given else 0 * out for which, out in enumerate(found)])
+                for kind in range(2)
             )
-            yield gradient, projected
+            yield _named(names, variables, gradient), _named(names, variables, projected)
+
+
+def _named(names: Sequence[str], variables: Sequence[Any], gradients: Sequence[Any]) -> Tensors:
+    return {
+        name: np.zeros(tuple(variable.shape)) if value is None else value.astype("float64")
+        for name, variable, value in zip(names, variables, gradients, strict=True)
+    }
+
+
+def _cuts(root: Any) -> list[Any]:
+    """The tensors between a model's body and its head: the last that recurrent layers made, and inputs beside them."""
+    cuts: dict[int, Any] = {}
+    waiting, seen = list(root.outputs), set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node, _ = tensor._keras_history
+        if isinstance(operation, keras.layers.InputLayer) or _recurs(operation):
+            cuts[id(tensor)] = tensor
+        else:
+            waiting += operation._inbound_nodes[node].input_tensors
+    return list(cuts.values())
+
+
+def _recurs(operation: Any) -> bool:
+    """Whether an operation is a recurrent layer, or holds one."""
+    if isinstance(operation, keras.layers.RNN):
+        return True
+    return isinstance(operation, keras.layers.Layer) and any(map(_recurs, sublayers(operation)))
+
+
+def _arrays(outputs: Any) -> list[NDArray[Any]]:
+    return [_widened(array(value)) for value in keras.tree.flatten(outputs)]
 
 
 def _widened(values: NDArray[Any]) -> NDArray[Any]:
     """Half precision in single: exponentials overflow in it, and NumPy knows only one kind of it."""
     half = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype)) and values.dtype.itemsize < 4
     return values.astype("float32") if half else values
-
-
-def _outputs(graph: ModelGraph, inputs: list[Any]) -> list[Any]:
-    return list(keras.tree.flatten(graph.root(keras.tree.pack_sequence_as(graph.root.input, inputs), training=False)))

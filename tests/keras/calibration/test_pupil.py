@@ -1,0 +1,23 @@
+"""Keras models that answer like the dense one: the head is refitted, and plan and masked model have it, too."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+import reprune
+
+L = keras.layers
+
+
+def test_the_head_is_refitted() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 3))
+    both = L.Bidirectional(L.LSTM(6, return_sequences=True))(inputs)
+    model = keras.Model(inputs, L.Dense(4, name="head")(L.LSTM(8)(both)))
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(16, 5, 3)).astype("float32") for _ in range(4)]
+    result = reprune.prune(model, batches, 0.5)
+    assert {refit.tensor for refit in result.plan.refits} == {"head/kernel", "head/bias"}
+    masked = reprune.mask(model, reprune.Plan.from_json(result.plan.to_json()))
+    np.testing.assert_allclose(np.asarray(result.model(batches[0])), np.asarray(masked(batches[0])), atol=1e-5)

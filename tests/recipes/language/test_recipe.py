@@ -129,7 +129,7 @@ def test_pruned_computes_what_the_masked_does_with_its_state(run: Any) -> None:
     options, folder, _ = run
     dense = LanguageModel(options).build().double().eval()
     plan = Plan.from_json((folder / "plan.json").read_bytes())
-    small, masked = verbs.apply(dense, plan), verbs.mask(dense, plan)
+    small, masked = (verb(dense, plan, compensate=False) for verb in (verbs.apply, verbs.mask))
     first, second = torch.randint(20, (2, 6, 3))
     with torch.no_grad():
         logits, state = small(first)

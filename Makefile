@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs wheel test test-slow fuzz spoken-digits war-and-peace bench check format clean
+.PHONY: help demo docs wheel test test-slow fuzz spoken-digits war-and-peace mutants bench check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ war-and-peace: $(STAMP)  ## the language-model recipe on War and Peace ($$REPRUN
 	$(NOVEL) --out out/novel-reconstruct --resume
 	$(NOVEL) --method iss-gm --dense out/novel-reconstruct --out out/novel-iss-gm --resume
 	$(NOVEL) --method neuron-selection --out out/novel-neuron-selection --resume
+
+mutants: $(STAMP)  ## change what differs from main in small ways, and list the changes that no test notices
+	$(BIN)/python benchmarks/mutants.py
 
 bench: $(STAMP)  ## the speed of pruned models beside what their MACs promise
 	$(BIN)/python benchmarks/deployment.py

@@ -66,6 +66,13 @@ def test_numbers_that_float32_cannot_hold():
     assert digest_of_arrays([np.array([2**40])]) != digest_of_arrays([np.array([2**41])])
 
 
+def test_plans_of_other_versions_compare():
+    """The digest is what it always was: CRC-32C over shape and little-endian values, array by array."""
+    content = b"(2, 1)" + np.array([1.5, -2], "<f4").tobytes() + b"(1,)" + np.array([7], "<i8").tobytes()
+    expected = f"crc32c:{google_crc32c.value(content):08x}"
+    assert digest_of_arrays([np.array([[1.5], [-2]], "f8"), np.array([7], "i4")]) == expected
+
+
 def test_files(tmp_path):
     content = RNG.bytes(100_001)
     (tmp_path / "file").write_bytes(content)

@@ -304,6 +304,7 @@ def test_options_that_make_no_sense(talk: LanguageOptions, name: str, value: Any
 
 def test_a_folder_of_another_recipe(talk: LanguageOptions, tmp_path: Path) -> None:
     (tmp_path / "options.json").write_text('{"features": {"rgb": 1024}}')
+    (tmp_path / "state.json").write_text('{"seconds": {"train": 1.0}}')
     with pytest.raises(RecipeError, match="not the options of a language-model run"):
         language_model.run(talk, tmp_path, resume=True)
 

@@ -1,0 +1,141 @@
+"""Change the code in small ways, one at a time, and see whether its tests notice: `make mutants`.
+
+A change that no test notices survives: either a test is missing, or the change makes no difference. Without arguments,
+the files of `src/` that differ from `main` are changed, only in the lines that differ.
+
+    python benchmarks/mutants.py src/reprune/core/digest.py --tests tests/core/test_digest.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.MatMult: ast.Mult, ast.USub: ast.UAdd,
+}  # fmt: skip
+"""What an operator becomes."""
+
+
+def mutants(source: str, lines: set[int] | None) -> Iterator[tuple[int, str, str]]:
+    """Line, description and source of every changed form of a module; of these lines only, if they are given."""
+    tree = ast.parse(source)
+    for number, node in enumerate(ast.walk(tree)):
+        line = getattr(node, "lineno", None)
+        if line is None or (lines is not None and line not in lines) or _is_text(node):
+            continue
+        for what, change in _changes(node):
+            changed = copy.deepcopy(tree)
+            change(next(found for place, found in enumerate(ast.walk(changed)) if place == number))
+            yield line, what, ast.unparse(ast.fix_missing_locations(changed))
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether a node is a string: docstrings, messages and names are not what tests of behaviour look at."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes, type(None), type(...)))
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp, ast.UnaryOp)) and type(node.op) in SWAPS:
+        new = SWAPS[type(node.op)]
+        yield f"{type(node.op).__name__} → {new.__name__}", lambda found: setattr(found, "op", new())
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield "not x → bool(x)", lambda found: _become(found, ast.Call(ast.Name("bool"), [found.operand], []))
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        new = SWAPS[type(node.ops[0])]
+        yield f"{type(node.ops[0]).__name__} → {new.__name__}", lambda found: found.ops.__setitem__(0, new())
+    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+        value = not node.value if isinstance(node.value, bool) else node.value + 1
+        yield f"{node.value!r} → {value!r}", lambda found: setattr(found, "value", value)
+    if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
+        yield "return None", lambda found: setattr(found, "value", ast.Constant(None))
+    if isinstance(node, (ast.If, ast.IfExp)):
+        yield "if True", lambda found: setattr(found, "test", ast.Constant(True))
+        yield "if False", lambda found: setattr(found, "test", ast.Constant(False))
+    if isinstance(node, (ast.Expr, ast.AugAssign)) and not isinstance(getattr(node, "value", None), ast.Constant):
+        yield "left out", lambda found: _become(found, ast.Pass())
+
+
+def _become(node: ast.AST, other: ast.AST) -> None:
+    fields = dict(other.__dict__)
+    node.__class__ = type(other)  # type: ignore[assignment]
+    for name in list(node.__dict__):
+        if name not in ("lineno", "col_offset", "end_lineno", "end_col_offset"):
+            del node.__dict__[name]
+    node.__dict__.update(fields)
+
+
+def changed_lines() -> dict[Path, set[int]]:
+    """Files of `src/` that differ from `main`, and their lines that do."""
+    diff = subprocess.run(
+        ["git", "diff", "-U0", "main", "--", "src"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    found: dict[Path, set[int]] = {}
+    for line in diff.splitlines():
+        if line.startswith("+++ b/"):
+            lines = found.setdefault(ROOT / line[6:], set())
+        elif match := re.match(r"@@ -\S+ \+(\d+)(?:,(\d+))? @@", line):
+            start, count = int(match[1]), int(match[2] or 1)
+            lines.update(range(start, start + count))
+    return {path: lines for path, lines in found.items() if path.suffix == ".py" and path.exists()}
+
+
+def tests_of(path: Path) -> list[str]:
+    """The test file that mirrors a module, or else the tests of its room."""
+    room = ROOT / "tests" / path.relative_to(ROOT / "src" / "reprune").parent
+    beside = room / f"test_{path.stem}.py"
+    while not room.exists():
+        room = room.parent
+    return [str(beside if beside.exists() else room)]
+
+
+def survives(path: Path, source: str, tests: list[str], timeout: float) -> bool:
+    """Whether the tests pass with this source in the place of a file, in a copy of the package."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "src", Path(folder) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(folder) / path.relative_to(ROOT)).write_text(source)
+        environment = {**os.environ, "PYTHONPATH": f"{folder}/src", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        try:
+            run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return False  # A loop that does not end is noticed.
+        return run.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="what to change; by default what differs from main")
+    parser.add_argument("--tests", nargs="+", help="what should notice; by default the tests of the file's room")
+    parser.add_argument("--sample", type=int, help="change this many places, chosen at random, in place of all")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds after which a change counts as noticed")
+    given = parser.parse_args()
+    chosen = {path.resolve(): None for path in given.files} or changed_lines()
+    tried = [(path, *found) for path, lines in chosen.items() for found in mutants(path.read_text(), lines)]
+    if given.sample is not None and given.sample < len(tried):
+        tried = sorted(random.Random(0).sample(tried, given.sample), key=lambda found: (found[0], found[1]))
+    left = 0
+    for path, line, what, source in tried:
+        if survives(path, source, given.tests or tests_of(path), given.timeout):
+            left += 1
+            print(f"survived: {path.relative_to(ROOT)}:{line}: {what}", flush=True)
+    killed = len(tried) - left
+    print(f"{killed} of {len(tried)} noticed" + (f" ({killed / len(tried):.0%})" if tried else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -138,10 +138,9 @@ class LayerEvidence:
         """Consumers of the layer, each with the positions of every unit on its axis (units × positions)."""
         found = []
         for reading in self._readings:
-            spans = [span for span in reading.slot.spans if span.layer == self.name and span.units == self.units]
-            if spans:
-                positions = [span.start + np.arange(span.units * span.each).reshape(span.units, -1) for span in spans]
-                found.append((reading, np.concatenate(positions, axis=1)))
+            places = reading.slot.by_unit(self.name, self.units)
+            if places is not None:
+                found.append((reading, places))
         return found
 
     def _gather(self, role: Role) -> list[Array]:

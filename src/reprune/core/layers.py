@@ -91,6 +91,25 @@ class Slot:
         """
         return _positions(self.spans, self.size, units)
 
+    def by_unit(self, layer: str, units: int) -> NDArray[np.int64] | None:
+        """Positions of every unit of a layer (units × positions), or None when it does not hold them all alike.
+
+        Example:
+            >>> Slot("fc.weight", 1, 5, "reads", (Span(1, "conv:channels", 0, 2, 2),)).by_unit("conv:channels", 2)
+            array([[1, 2],
+                   [3, 4]])
+        """
+        owner = np.full(self.size, -1, dtype=np.int64)
+        for span in self.spans:
+            if span.layer == layer:
+                held = np.arange(span.units * span.each)
+                owner[span.start + held] = span.unit + held // span.each
+        places = np.flatnonzero(owner >= 0)
+        counts = np.bincount(owner[places], minlength=units)
+        if not counts.min() or (counts != counts[0]).any():
+            return None
+        return places[np.argsort(owner[places], kind="stable")].reshape(units, -1)
+
     def extent(self, units: Counts) -> Extent:
         """Length of the axis as a function of the units kept.
 

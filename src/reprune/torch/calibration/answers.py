@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from reprune.core.layers import Slot, Structure
+from reprune.core.layers import WIDTHS, Slot, Structure
 from reprune.core.readings import Axis
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors
@@ -18,6 +20,29 @@ from reprune.torch.tracing.recording import tensors_in
 
 See = Callable[[str, torch.Tensor, torch.Tensor | None], None]
 """`see(layer, responses, batch_sizes)`: … × sequences × units, or rows × units with the sequences at every step."""
+
+
+class Reader(NamedTuple):
+    """A weight that shows a layer's responses, and the positions of every unit on its axis (units × positions)."""
+
+    slot: Slot
+    places: NDArray[np.int64]
+
+
+def readers(structure: Structure, name: str) -> list[Reader]:
+    """Weights that show a layer's responses by what they read.
+
+    A recurrent layer's own read its state. What a width answers is what the first weight after it reads, be it as a
+    sum with other widths.
+    """
+    if structure.layers[name].cell in WIDTHS:
+        together = next(group for group in structure.index_coupled if name in group)
+        slots = [(slot, other) for other in together for slot in structure.slots_of(other, "reads")]
+    else:
+        slots = [(slot, name) for slot in own_readers(structure, name)]
+    places = [(slot, slot.by_unit(layer, structure.layers[layer].units)) for slot, layer in slots]
+    found = [Reader(slot, held) for slot, held in places if held is not None]
+    return found[:1] if structure.layers[name].cell in WIDTHS else found
 
 
 def own_readers(structure: Structure, name: str) -> list[Slot]:
@@ -59,9 +84,10 @@ class Answers:
         self._layers: dict[Axis, list[tuple[str, bool, torch.Tensor]]] = {}
         elsewhere = declared_cells(model, structure)
         for name, layer in structure.layers.items():
-            for slot in own_readers(structure, name) if name not in elsewhere else ():
-                places = torch.from_numpy(slot.positions({name: range(layer.units)}))
-                self._layers.setdefault((slot.tensor, slot.axis), []).append((name, layer.cell == "custom", places))
+            # A kernel shows its states by its answers; whatever else reads them reads a width or a written state.
+            read = layer.cell == "custom" or layer.cell in WIDTHS
+            for slot, places in readers(structure, name) if name not in elsewhere else ():
+                self._layers.setdefault((slot.tensor, slot.axis), []).append((name, read, torch.from_numpy(places)))
 
     @property
     def axes(self) -> list[Axis]:
@@ -69,17 +95,20 @@ class Answers:
         return list(self._layers)
 
     def of(self, seen: Seen) -> list[tuple[str, torch.Tensor]]:
-        """Layers that answer with what was read, each with the places of its units on the axis."""
-        return [(name, at) for name, written, at in self._layers.get(seen.axis, ()) if written != seen.answers]
+        """Layers that answer with what was read, each with the places of its units (units × positions)."""
+        return [(name, at) for name, read, at in self._layers.get(seen.axis, ()) if read != seen.answers]
 
     def read(self, seen: Seen) -> None:
         """See `Listener.read`."""
         held = seen.features.shape[-1]
         for name, places in self.of(seen):
             at = places - seen.first
-            if int(at[0]) >= 0 and int(at[-1]) < held:
-                found = seen.features if len(at) == held else seen.features[..., at.to(seen.features.device)]
-                self._see(name, found, seen.batch_sizes)
+            if int(at.min()) < 0 or int(at.max()) >= held:
+                continue
+            if at.shape == (held, 1):
+                self._see(name, seen.features, seen.batch_sizes)
+            for position in at.T if at.shape != (held, 1) else ():
+                self._see(name, seen.features[..., position.to(seen.features.device)], seen.batch_sizes)
 
     def feed_back(self, axis: Axis, first: torch.Tensor, last: torch.Tensor) -> None:
         """See `Listener.feed_back`."""

@@ -76,8 +76,17 @@ def _sequences(
         count = len(order)
         found = torch.cat([order[:size].to(response.device) for size in batch_sizes.tolist()])
     else:
-        count = response.shape[-2]
-        found = torch.arange(count, device=response.device).repeat(response[..., 0].numel() // count)
+        # Sequences stand next to the features, or first, where a product takes the features of all steps.
+        first = response.ndim > 2 and response.shape[0] == labelled
+        if first and response.shape[-2] == labelled:
+            raise StatisticsError(
+                f"{name}: sequences and steps are {labelled} alike, and which is which cannot be told: give batches of "
+                "another size."
+            )
+        count = response.shape[0 if first else -2]
+        repeats = response[..., 0].numel() // count
+        found = torch.arange(count, device=response.device)
+        found = found.repeat_interleave(repeats) if first else found.repeat(repeats)
     if count != labelled:
         raise StatisticsError(
             f"{name}: {labelled} labels for a batch of {count} sequences: give one for each sequence."

@@ -11,7 +11,7 @@ from torch import nn
 from reprune.core.layers import Slot, Structure
 from reprune.core.readings import Axis, FeedBack, SplitMoments
 from reprune.core.statistics import Moments
-from reprune.torch.calibration.answers import Answers, See, rows, watch_declared
+from reprune.torch.calibration.answers import Answers, See, readers, rows, watch_declared
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors
 
@@ -177,11 +177,13 @@ def watch_readings(
 def responses(structure: Structure, readings: dict[Axis, SplitMoments], answers: dict[str, Axis]) -> dict[str, Moments]:
     """Moments of the responses, of the layers whose own weights have read them all at once."""
     found = {}
-    slots = {(slot.tensor, slot.axis): slot for slot in structure.slots}
     for name, axis in answers.items():
         moments = found[name] = Moments(name, structure.layers[name].units)
         state = readings[axis].merged().state()
-        places = slots[axis].positions({name: range(moments.size)})
-        scatter = state["scatter"][places][:, places]
-        moments.restore({"count": state["count"], "mean": state["mean"][places], "scatter": scatter})
+        shown = next(reader for reader in readers(structure, name) if (reader.slot.tensor, reader.slot.axis) == axis)
+        for places in shown.places.T:
+            part = Moments(name, moments.size)
+            scatter = state["scatter"][places][:, places]
+            part.restore({"count": state["count"], "mean": state["mean"][places], "scatter": scatter})
+            moments.merge(part)
     return found

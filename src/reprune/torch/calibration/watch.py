@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from types import BuiltinFunctionType
 from typing import Any, Protocol
 
@@ -75,6 +76,10 @@ def _fresh_half_precision() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
+# Functions that multiply all rows of a tensor of any shape at once.
+_FOLDING = {"linear", "matmul", "__matmul__"}
+
+
 class _Kernels(TorchFunctionMode):
     def __init__(self, products: _Products) -> None:
         super().__init__()
@@ -83,7 +88,11 @@ class _Kernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        run = KERNELS.get(getattr(func, "__name__", "")) if isinstance(func, BuiltinFunctionType) else None
+        name = getattr(func, "__name__", "")
+        run = KERNELS.get(name) if isinstance(func, BuiltinFunctionType) else None
+        if name in _FOLDING and args and isinstance(args[0], torch.Tensor):
+            with self._products.folded(args[0].shape[:-1]):
+                return func(*args, **(kwargs or {}))
         if run is None or kwargs:
             return func(*args, **(kwargs or {}))
         with self._products.unwatched():
@@ -95,6 +104,16 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights, self._axes, self._listener = weights, frozenset(axes), listener
         self._inside = False
+        self._rows: tuple[int, ...] = ()
+
+    @contextmanager
+    def folded(self, rows: tuple[int, ...]) -> Iterator[None]:
+        """Within this context, the rows of products are those of a tensor of this shape, one after the other."""
+        self._rows, before = tuple(rows), self._rows
+        try:
+            yield
+        finally:
+            self._rows = before
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -149,7 +168,8 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         # Two weights that are multiplied with each other read nothing.
         if not (self._weights.along(left, -1) and self._weights.along(right, -2)):
-            self._tell(right, -2, left)
+            folded = left.ndim == 2 and prod(self._rows) == len(left)
+            self._tell(right, -2, left.reshape(*self._rows, -1) if folded and self._rows else left)
             self._tell(left, -1, right.transpose(-1, -2))
 
     def _tell(self, weight: torch.Tensor, dim: int, features: torch.Tensor, **more: Any) -> None:

@@ -289,7 +289,9 @@ def convolution(op: Op) -> Labels:
         for one in along:
             tracer.couple_lines(line, one)
         if not depthwise:
-            tracer.recording.biases.setdefault(axis, tracer.owner(bias) if bias is not None else None)
+            # With a stride, the outputs of a transposed convolution have different taps: no bias fits all of them.
+            takes = bias is not None and not (transposed and any(step > 1 for step in op.args[3]))
+            tracer.recording.biases.setdefault(axis, tracer.owner(bias) if takes else None)
     produced = reading if depthwise else tracer.weight_lines(weight, channels_out, "own")
     if not produced:
         return None

@@ -102,7 +102,7 @@ def test_a_small_gru_stays_as_it_is_and_the_report_says_so(tmp_path: Path) -> No
     report = export(Plain("GRU").eval(), torch.randn(2, 9, 6), tmp_path / "model.onnx", int8=True)
     assert report.eight_bits is not None
     assert report.eight_bits.weights == 3 * 24
-    assert "single precision: 1 GRU operator(s) of fewer than 256 units" in str(report)
+    assert "single precision: 1 GRU operator(s) of fewer than 384 units" in str(report)
 
 
 def test_ways_and_calibration_go_together(tmp_path: Path) -> None:

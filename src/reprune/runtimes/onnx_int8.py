@@ -13,10 +13,11 @@ from typing import Any
 from reprune.runtimes import need
 from reprune.runtimes.onnx_recurrence import write_out
 
-FASTER_FROM = 256
+FASTER_FROM = 384
 """Units from which a GRU or RNN written out with 8-bit products beats its operator in single precision.
 
-Every step of what is written out costs a dozen small operations, whatever its size; see `benchmarks/deployment.py`.
+Every step of what is written out costs a dozen small operations, whatever its size. To see it on a machine:
+`python benchmarks/runtimes.py --only gru --units 384`.
 """
 
 

@@ -22,7 +22,8 @@ EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "200"))
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "projected": nn.LSTM}
 WIRINGS = (
     "chain", "residual", "skip", "gate", "batch_norm", "affine", "convolution", "attention", "self_attention", "linear",
-    "halves", "multiply", "activation", "pyramid", "cell", "written", "shared", "state",
+    "halves", "multiply", "activation", "pyramid", "cell", "written", "shared", "state", "projected", "neighbours",
+    "joined", "checked", "private", "summed",
 )  # fmt: skip
 HEADS = ("steps", "last", "mean", "max", "state", "states", "both_ends", "pooling", "flat", "norm")
 
@@ -56,6 +57,18 @@ class Block(nn.Module):
             self.score = nn.Sequential(nn.Linear(width, 4), nn.Tanh(), nn.Linear(4, 1))
         elif self.wiring == "written":
             self.x2h, self.h2h = nn.Linear(width, 8), nn.Linear(4, 8, bias=False)
+        elif self.wiring == "projected":
+            self._units, self.x2h, self.h2h = 4, nn.Linear(width, 16), nn.Linear(3, 16, bias=False)
+            self.down = nn.Linear(4, 3, bias=False)
+        elif self.wiring == "joined":
+            self.left, self.right = (
+                nn.GRU(read, width // 2, batch_first=True),
+                nn.GRU(read, width - width // 2, batch_first=True),
+            )
+        elif self.wiring == "private":
+            self._sizes = (width, 2 * width)
+        elif self.wiring == "summed":
+            self.one, self.two = nn.Parameter(torch.randn(5, width) / 3), nn.Parameter(torch.randn(5, width) / 3)
         elif self.wiring == "state":
             self.start = nn.Linear(read, self.recurrent.hidden_size)
         made = {
@@ -68,7 +81,15 @@ class Block(nn.Module):
         }
         if self.wiring in made:
             self.piece = made[self.wiring]()
-        widths = {"skip": width + read, "convolution": 4, "linear": 5, "cell": 4, "written": 4}
+        widths = {
+            "skip": width + read,
+            "convolution": 4,
+            "linear": 5,
+            "cell": 4,
+            "written": 4,
+            "projected": 3,
+            "summed": 5,
+        }
         twice = 2 * width if self.wiring in ("attention", "pyramid") else width
         self.out_width = widths.get(self.wiring, twice)
 
@@ -147,6 +168,32 @@ class Block(nn.Module):
             state = self.piece(step, state)
             found.append(state[0])
         return torch.stack(found, 1)
+
+    def _projected(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        s, c, found = h.new_zeros(h.size(0), self.down.out_features), h.new_zeros(h.size(0), self._units), []
+        for step in h.unbind(1):
+            i, f, g, o = torch.split(self.x2h(step) + self.h2h(s), [self._units] * 4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            s = self.down(o.sigmoid() * c.tanh())
+            found.append(s)
+        return torch.stack(found, 1)
+
+    def _neighbours(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return h + torch.zeros_like(h).index_add(1, torch.arange(h.size(1)) // 2, h)
+
+    def _joined(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return h + torch.cat([self.left(x)[0], self.right(x)[0]], -1)
+
+    def _checked(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        assert torch.isfinite(h).all()
+        return h + h.clone().zero_()
+
+    def _private(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        twice = torch.cat([h, h], -1).view(h.size(0), h.size(1), self._sizes[1])
+        return twice[..., : self._sizes[0]] + torch.ones(self._sizes[0], dtype=h.dtype)
+
+    def _summed(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(h, self.one + self.two).tanh()
 
     def _written(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         s, found = h.new_zeros(h.size(0), self.h2h.in_features), []

@@ -41,7 +41,9 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
         tensor = tensor.float()  # NumPy does not know all of the short types.
-    found: NDArray[Any] = tensor.resolve_conj().numpy()
+    found: NDArray[Any] = (
+        (tensor.to_dense() if tensor.is_sparse or tensor.is_sparse_csr else tensor).resolve_conj().numpy()
+    )
     return found
 
 

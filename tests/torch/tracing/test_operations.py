@@ -162,6 +162,25 @@ def test_pinned(use: Use, reason: str) -> None:
     assert __file__ in layer.pin.site.location
 
 
+@pytest.mark.parametrize("method", ["reconstruct", "magnitude"])
+@pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")
+def test_a_sparse_buffer(method: str) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("near", (torch.rand(6, 6) > 0.5).float().to_sparse())
+            self.rnn, self.out = nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.stack([torch.sparse.mm(self.near, one) for one in self.rnn(x)[0]]))
+
+    torch.manual_seed(0)
+    model, x = Graph(), torch.randn(4, 6, 5)
+    result = reprune.torch.prune(model, [x, x], 0.5, method=method)
+    assert result.plan.counts() == {"rnn:l0": 6}
+    torch.testing.assert_close(result.model(x), reprune.torch.mask(model, result.plan)(x))
+
+
 def test_a_question_that_fewer_units_answer_otherwise() -> None:
     """A branch that is chosen by all units: the pruned pass takes the one that the masked one does not."""
     _, layer = inspected(lambda h: h * 2 if (h.abs() > 1e-9).all() else h)

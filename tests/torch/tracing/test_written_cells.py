@@ -100,6 +100,16 @@ def test_memory_through_a_weight() -> None:
     assert structure.index_coupled == ((":l0",), (":l1",))
 
 
+@pytest.mark.parametrize("kind", [Projected, MemoryThroughWeight])
+@pytest.mark.parametrize("method", ["reconstruct", "iss-gm+mean"])
+def test_states_that_go_round_through_several_weights_are_observed(kind: type[nn.Module], method: str) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    plan = reprune.torch.plan(model, [frames(8) for _ in range(8)], 0.5, method=method)
+    assert sum(plan.counts().values()) == sum(layer.units for layer in plan.structure.layers.values()) // 2
+    check_oracle(model, plan, frames())
+
+
 def test_einsum() -> None:
     exact(Einsum(), {":l0": 8})
 

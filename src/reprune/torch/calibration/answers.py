@@ -54,8 +54,10 @@ def own_readers(structure: Structure, name: str) -> list[Slot]:
     cell = name.removesuffix(":projection")
     pair = [layer for layer in (cell, f"{cell}:projection") if layer in structure.layers]
     own = {slot.tensor for layer in pair for slot in structure.slots_of(layer, "own")}
-    found = [slot for slot in structure.slots_of(name, "reads") if slot.tensor in own]
-    return found[:1] if structure.layers[name].cell == "custom" else found
+    reads = list(structure.slots_of(name, "reads"))
+    found = [slot for slot in reads if slot.tensor in own]
+    # Of a written state that goes round through several weights, none is its own: the first one reads it.
+    return (found or reads)[:1] if structure.layers[name].cell == "custom" else found
 
 
 def declared_cells(model: nn.Module, structure: Structure) -> dict[str, nn.Module]:

@@ -364,3 +364,33 @@ def test_modules_in_plain_containers_are_those_that_stay(kind: Any) -> None:
     assert small.stack[0][0] is small.first
     assert small.stack[0][1] is small.second
     assert small.first.hidden_size + small.second.hidden_size in (5, 6)
+
+
+def test_plain_attributes_stay_the_same_objects() -> None:
+    """A model that is its own trainer's module, say, goes on knowing its trainer and its layers by name."""
+
+    class Known(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trainer: Any = {"logged": []}
+            self.metrics, self.note = [1.0], object()
+            self.by_name = {"head": self.head}
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {**self.__dict__, "trainer": None}
+
+    model = Known().double()
+    optimizer = MAKERS["adam"](model.parameters())
+    stepped(model, optimizer, 2)
+    held = {name: value for name, value in vars(model).items() if name in ("trainer", "metrics", "note", "by_name")}
+    modules = dict(model.named_modules())
+    plan = Plan(trace(model, torch.randn(5, 4, 3, dtype=torch.float64)), KEPT)
+    expected = apply(model, plan).state_dict()
+    shrink(model, plan, [optimizer])
+    assert all(getattr(model, name) is value for name, value in held.items())
+    assert all(module is modules[path] for path, module in model.named_modules())
+    assert model.by_name["head"] is model.head
+    assert isinstance(model.lstm, RaggedLSTM)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    stepped(model, optimizer, 2)

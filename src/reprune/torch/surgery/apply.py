@@ -191,7 +191,7 @@ def _resize_modules(model: nn.Module, changed: set[int]) -> None:
         if id(module) in changed:
             fitting = _fit(module)
             if fitting is not module:
-                _replace(model, module, fitting)
+                replace_module(model, module, fitting)
 
 
 def _fit(module: nn.Module) -> nn.Module:
@@ -297,7 +297,7 @@ _RESIZE: dict[type[nn.Module], Callable[..., nn.Module | None]] = {
 }
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put one module in the place of another everywhere, plain lists and dictionaries of a module included."""
     for parent in list(model.modules()):
         holders = [parent._modules, *(value for value in vars(parent).values() if isinstance(value, (list, dict)))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from reprune.core.errors import RecipeError
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
-from reprune.torch.surgery.apply import apply, named_tensors
+from reprune.torch.surgery.apply import check, cut, named_tensors, replace_module
 from reprune.torch.surgery.states import SELECTORS
 
 
@@ -30,9 +29,11 @@ def shrink(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> Non
     cuts = _cuts(plan)
     trained = [name for name in cuts if before[name].requires_grad] if optimizers else []
     check_optimizers({name: before[name] for name in trained}, optimizers)
-    small = apply(model, plan)
-    after = named_tensors(small)
-    _move_in(model, small, {id(after[name]): before[name] for name in after if name not in cuts and name in before})
+    check(model, plan)
+    homes = dict(model.named_modules(remove_duplicate=False))
+    cut(model, plan)
+    _move_in(model, homes)
+    after = named_tensors(model)
     for name in trained:
         _replace(before[name], after[name], cuts[name], optimizers)
 
@@ -75,41 +76,21 @@ def _stay(slot: Slot, removed: dict[str, list[int]]) -> torch.Tensor:
     return torch.from_numpy(np.setdiff1d(np.arange(slot.size), slot.positions(removed)))
 
 
-def _move_in(model: nn.Module, small: nn.Module, same: dict[int, torch.Tensor]) -> None:
-    """Give the modules of `model` what those of `small` hold, but for parameters that are the same."""
-    homes = dict(model.named_modules(remove_duplicate=False))
-    news = list(small.named_modules(remove_duplicate=False))
-    home = {id(new): homes[path] for path, new in news if path in homes}
-    for path, new in news:
-        old = homes.get(path)
-        if old is None or old is new:
+def _move_in(model: nn.Module, homes: Mapping[str, nn.Module]) -> None:
+    """Let modules that surgery has put others in the place of become what these are."""
+    for path, new in list(model.named_modules(remove_duplicate=False)):
+        old = homes.get(path, new)
+        if old is new:
             continue
         hooks = {key: value for key, value in vars(old).items() if "hooks" in key}
-        children = {name: _at_home(child, home) for name, child in new._modules.items()}
-        held = {name: _at_home(value, home) for name, value in vars(new).items()}
-        held["_parameters"] = {name: same.get(id(value), value) for name, value in new._parameters.items()}
-        if "_flat_weights" in held:
-            held["_flat_weights"] = [held["_parameters"].get(name) for name in new._flat_weights_names]
         selectors = [hook for hook in new._forward_pre_hooks.values() if isinstance(hook, SELECTORS)]
         known = sum(isinstance(hook, SELECTORS) for hook in old._forward_pre_hooks.values())
         old.__class__ = type(new)
         # Whoever registered a hook can still remove it: the dictionaries of hooks stay.
-        old.__dict__ = {**held, "_modules": children, **hooks}
+        old.__dict__ = {**vars(new), **hooks}
         for selector in selectors[known:]:
             old.register_forward_pre_hook(selector, with_kwargs=True)
-        if isinstance(old, nn.RNNBase):
-            old.flatten_parameters()
-
-
-def _at_home(value: Any, home: Mapping[int, nn.Module]) -> Any:
-    """Modules in plain lists, tuples and dicts of a module: those that stand for them in the model that stays."""
-    if isinstance(value, nn.Module):
-        return home.get(id(value), value)
-    if type(value) in (list, tuple):
-        return type(value)(_at_home(item, home) for item in value)
-    if type(value) is dict:
-        return {key: _at_home(item, home) for key, item in value.items()}
-    return value
+        replace_module(model, new, old)
 
 
 def _replace(

@@ -86,6 +86,17 @@ class MaskedStep(GruBase):
         return self.out(memory), memory.detach()
 
 
+@stream(one)
+class OverwrittenStep(GruBase):
+    """The rows of sequences that begin anew are overwritten."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = h.clone()
+        h[x[:, 0] > 0] = 0
+        h = self.cell(x, h)
+        return self.out(h), h
+
+
 @stream(lambda b: (torch.randn(8, b),))
 class TransposedStep(GruBase):
     def forward(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import pytest
@@ -131,8 +132,27 @@ class KeepsWrittenState(nn.Module):
         return self.out(self.state)
 
 
+class Holder:
+    """An object of a user's class that refers to itself."""
+
+    def __init__(self) -> None:
+        self.me, self.h = self, None
+
+
+class KeepsInObject(GruBase):
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder, self.last = Holder(), deque[Tensor](maxlen=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.holder.h = self.cell(x, self.holder.h).detach()
+        self.last.append(self.holder.h)
+        return self.out(sum(self.last))
+
+
 KEEPERS = (
     Keeps, KeepsInList, KeepsInDict, KeepsInBuffer, WritesIntoBuffer, KeepsPlainTensor, KeepsWrittenState,
+    KeepsInObject,
 )  # fmt: skip
 
 

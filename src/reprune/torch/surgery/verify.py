@@ -23,10 +23,10 @@ from reprune.torch.surgery.apply import apply, mask, named_tensors, silence
 from reprune.torch.surgery.guesses import guesses
 from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_error, of_failure, ours
 from reprune.torch.tracing.randomness import own_randomness
 from reprune.torch.tracing.record import Trace
-from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.training_pass import training_mode, trains_otherwise
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -101,7 +101,7 @@ class _Trial:
         return [
             tensor
             for output in calls
-            for index, tensor in enumerate(tensors_in(output))
+            for index, (_, tensor) in enumerate(leaves(output))
             if index not in self._found.state_outputs
         ]
 

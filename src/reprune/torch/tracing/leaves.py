@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,30 +13,40 @@ import torch
 from torch import nn
 
 Path = tuple[str | int, ...]
+_DEPTH = 6
 Change = Callable[[Path, torch.Tensor], Any]
 
 
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses, with its path, in the order of `tensors_in`."""
+def leaves(value: Any, path: Path = (), inside: frozenset[int] = frozenset()) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Every tensor in nested tuples, lists, mappings and plain objects, with its path.
+
+    Args:
+        value: The nest.
+        path: Where it is.
+        inside: Identities of what it is inside of: objects may refer to each other in circles.
+    """
     if isinstance(value, torch.Tensor):
         yield path, value
-    for key, item in items(value):
-        yield from leaves(item, (*path, key))
+    for key, item in items(value) if id(value) not in inside and len(inside) < _DEPTH else ():
+        yield from leaves(item, (*path, key), inside | {id(value)})
 
 
-def replaced(value: Any, change: Change, path: Path = ()) -> Any:
+def replaced(value: Any, change: Change, path: Path = (), inside: frozenset[int] = frozenset()) -> Any:
     """The same nest with `change(path, tensor)` in the place of every tensor; what does not change is not copied."""
     if isinstance(value, torch.Tensor):
         return change(path, value)
-    new = [(key, item, replaced(item, change, (*path, key))) for key, item in items(value)]
+    held = items(value) if id(value) not in inside and len(inside) < _DEPTH else []
+    new = [(key, item, replaced(item, change, (*path, key), inside | {id(value)})) for key, item in held]
     changed = {key: found for key, item, found in new if found is not item}
     if not changed:
         return value
     if isinstance(value, Mapping):
         return type(value)({**value, **changed})  # type: ignore[call-arg]
-    if isinstance(value, (list, tuple)):
-        held = [found for _, _, found in new]
-        return type(value)(*held) if hasattr(value, "_fields") else type(value)(held)
+    if isinstance(value, (list, tuple, deque)):
+        parts = [found for _, _, found in new]
+        if isinstance(value, deque):
+            return deque(parts, value.maxlen)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     twin = copy.copy(value)
     for key, found in changed.items():
         object.__setattr__(twin, str(key), found)
@@ -42,14 +54,21 @@ def replaced(value: Any, change: Change, path: Path = ()) -> Any:
 
 
 def items(value: Any) -> list[tuple[str | int, Any]]:
-    """What a tuple, list, mapping or dataclass holds, by index, key or field; nothing for other values."""
+    """What a tuple, list, mapping or plain object holds, by index, key or attribute; nothing for other values."""
     if isinstance(value, Mapping):
-        return [(key, item) for key, item in value.items() if isinstance(key, (str, int))]
-    if isinstance(value, (list, tuple)):
+        return list(value.items())
+    if isinstance(value, (list, tuple, deque)):
         return list(enumerate(value))
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         return [(name, getattr(value, name)) for name in value.__dataclass_fields__ if hasattr(value, name)]
-    return []
+    return list(vars(value).items()) if _is_plain(value) else []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is an object of a user's class, all of whose state is in its attributes."""
+    home = type(value).__module__.partition(".")[0]
+    known = home == "torch" or home in sys.stdlib_module_names
+    return isinstance(getattr(value, "__dict__", None), dict) and not known and not isinstance(value, (nn.Module, type))
 
 
 def positional_names(module: nn.Module) -> list[str]:

@@ -47,7 +47,24 @@ class Source:
     def labels(self, kind: Meeting) -> Ids:
         """What its elements met in this way (elements), NONE where nothing."""
         found = self.met.get(kind)
-        return np.zeros(self.shape.numel(), dtype=np.int64) if found is None else found
+        return np.zeros(self.shape.numel(), dtype=np.int64) if found is None else self._completed(found)
+
+    def read(self, reader: str) -> Ids:
+        """What its elements met of the axis of this weight (elements), NONE where nothing."""
+        return self._completed(self.read_by[reader])
+
+    def _completed(self, table: Ids) -> Ids:
+        """Elements that met nothing, as those that were overwritten, taken for what others on their line met.
+
+        A line along which all others met the same lies across the units: rows of a batch, say.
+        """
+        lost = np.all([found == NONE for found in self.met.values()], axis=0).reshape(self.shape)
+        full = table.reshape(self.shape)
+        for axis in range(full.ndim) if lost.any() else ():
+            highest = full.max(axis, keepdims=True)
+            lowest = np.where(full == NONE, highest, full).min(axis, keepdims=True)
+            full = np.where(lost & (full == NONE) & (highest == lowest), highest, full)
+        return full.reshape(-1)
 
 
 class Origins:

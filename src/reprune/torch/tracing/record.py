@@ -18,9 +18,10 @@ from reprune.torch.tracing.calling import invoke
 from reprune.torch.tracing.cells import traced_cells
 from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.feedback import Calls, NextCall
+from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.randomness import own_randomness
-from reprune.torch.tracing.recording import Recording, tensors_in
+from reprune.torch.tracing.recording import Recording
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.sizes import tagged_sizes
 from reprune.torch.tracing.states import Interface, pair
@@ -186,7 +187,7 @@ def _replaceable(module: nn.RNNBase) -> bool:
 def _outputs(tracer: Tracer, output: Any, states: Sequence[int], forward: Callable[..., Any]) -> None:
     """Units that reach the model's output stay, but for states that the caller hands back: at these positions."""
     site = Site("output", of_function(forward))
-    for index, tensor in enumerate(tensors_in(output)):
+    for index, (_, tensor) in enumerate(leaves(output)):
         if index in states:
             tracer.touch(tensor)
         else:

@@ -77,6 +77,8 @@ class Interface:
 
     def _label_one(self, path: Path, tensor: torch.Tensor, *, held: bool) -> None:
         tracer = self.tracer
+        if any(type(part) not in (str, int) for part in path):
+            return  # A key that no plan can name.
         if not tensor.is_floating_point() or tensor.numel() < 2 or tracer.is_parameter(tensor):
             return
         known = self.states.get((held, path))
@@ -105,7 +107,8 @@ def kept_units(interface: Interface) -> list[Labelled]:
 
 def _labelled(tracer: Tracer, tensors: Iterable[tuple[Path, torch.Tensor]]) -> list[Labelled]:
     found = [(path, tracer.units(tensor)) for path, tensor in tensors]
-    return [Labelled(path, labels) for path, labels in found if labels is not None]
+    named = [(path, labels) for path, labels in found if all(type(part) in (str, int) for part in path)]
+    return [Labelled(path, labels) for path, labels in named if labels is not None]
 
 
 def recognised(interface: Interface, builder: Builder, output: Any) -> dict[tuple[bool, Path], torch.Tensor]:
@@ -178,8 +181,8 @@ class _Judge:
         if (roots == NONE).any() or not np.array_equal(met[~alone], roots[~alone]):
             return False
         handed_on = np.zeros(roots.shape, dtype=bool)
-        for name, table in source.read_by.items():
-            handed_on |= (table > NONE) & np.isin(roots, list(self._own.get(name, ())))
+        for name in source.read_by:
+            handed_on |= (source.read(name) > NONE) & np.isin(roots, list(self._own.get(name, ())))
         if not handed_on[alone].all():
             return False
         written = set(roots[taken == NONE].tolist())
@@ -213,7 +216,7 @@ def pair(tracer: Tracer, builder: Builder, interface: Interface, output: Any) ->
     open_outputs = {
         position: Labelled(path, labels)
         for position, (path, tensor) in enumerate(tensors)
-        if (labels := tracer.units(tensor)) is not None
+        if (labels := tracer.units(tensor)) is not None and all(type(part) in (str, int) for part in path)
     }
     carried: list[int] = []
     budgets = []

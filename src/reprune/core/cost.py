@@ -84,10 +84,21 @@ class CostModel:
         return sum(_size(axes, counts) for axes in self._own(layer))
 
     def layer_macs(self, layer: str, counts: Counts) -> int:
-        """MACs that one time step of the layer takes: each of its gate weights once, none to look a row up."""
+        """MACs that one time step of the layer takes: each of its weights once, but for those of convolutions.
+
+        These are taken at every place that there is in a time step. None are needed to look a row up.
+        """
         if self._structure.layers[layer].cell == "embedding":
             return 0
-        return sum(_size(axes, counts) for axes in self._own(layer) if len(axes) > 1)
+        return round(sum(self._step(axes, counts) for axes in self._own(layer) if len(axes) > 1))
+
+    def _step(self, axes: tuple[Extent, ...], counts: Counts) -> float:
+        channels = axes[:2]
+        # A term of a convolution counts its taps among its rows.
+        terms = [term for term in self._structure.contractions if term.extents in (channels, channels[::-1])]
+        if len(axes) == 2 or not terms:
+            return _size(axes, counts)
+        return sum(term.rows * _size(term.extents, counts) for term in terms) / self._structure.steps
 
     def _own(self, layer: str) -> list[tuple[Extent, ...]]:
         return [self._tensors[name] for name in {slot.tensor for slot in self._structure.slots_of(layer, "own")}]

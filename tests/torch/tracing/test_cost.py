@@ -14,6 +14,7 @@ from reprune.core.cost import CostModel
 from reprune.torch.tracing.calling import call
 from tests.helpers.torch_oracle import random_plans
 from tests.helpers.torch_zoo import CASES
+from tests.helpers.width_zoo import WIDTH_CASES
 
 COUNTED = [
     "lstm", "gru_three_layers_bidirectional", "lstm_projected", "lstm_no_bias", "PackedUnsorted", "CellStack",
@@ -50,3 +51,18 @@ def test_macs_and_parameters(name: str) -> None:
         counts = structure.counts() if plan is None else plan.counts()
         assert cost("parameters", counts) == sum(p.numel() for p in small.parameters())
         assert cost("macs", counts) * structure.steps == pytest.approx(counted(small, batch), rel=1e-9)
+
+
+def test_convolutions_cost_what_pytorch_counts_whoever_is_pruned() -> None:
+    """A transposed one, one in groups and one over two axes, in the model's costs and in their own."""
+    torch.manual_seed(0)
+    for name in ("Unet", "Grouped", "Crnn"):
+        case = WIDTH_CASES[name]
+        model, batch = case.build().eval(), case.batch(2, 6)
+        structure = reprune.torch.inspect(model, [batch], scope="all").structure
+        cost = CostModel(structure)
+        for plan in random_plans(structure, 2):
+            small = reprune.torch.apply(model, plan)
+            assert cost("macs", plan.counts()) * structure.steps == pytest.approx(counted(small, batch))
+    # The stem of the last one: 4 filters of 9 taps at 8 bands of every frame.
+    assert cost.layer_macs("features.0:channels", structure.counts()) == 4 * 9 * 8

@@ -317,6 +317,10 @@ def test_layer_beside_the_halves_of_another_is_taken_in_parts() -> None:
     check([piece("rnn", "multiply", 6, bidirectional=True)], "steps", 79, train=False)
 
 
+def test_a_part_of_a_single_unit() -> None:
+    check([piece("projected", "joined", 6)], "steps", 0, train=False)
+
+
 def test_unread_direction_has_no_gradient() -> None:
     check([piece("projected", "gate", 7, 2, bidirectional=True)], "state", 4, train=True)
 

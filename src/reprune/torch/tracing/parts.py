@@ -53,7 +53,7 @@ def _seams(roots: Mapping[str, Ids]) -> dict[str, set[int]]:
         ends = {k for k in range(1, len(held)) if partners[k] != partners[k - 1]}
         once, all_ends = len(np.unique(held)) == len(held), sorted({0, *ends, len(held)})
         # Units that are coupled one by one with those of several layers are out of order.
-        whole = min(np.diff(all_ends), default=0) > 1
+        whole = max(np.diff(all_ends), default=0) > 1
         cuts[name] = ends | {len(held)} if once and whole else {len(held)}
     return cuts
 

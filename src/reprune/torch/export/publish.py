@@ -74,7 +74,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         options: The caller's.
     """
     for module, package in form.needs:
-        need(module, package, f"Exporting to {path.suffix}")
+        need(module, package, f"Exporting PyTorch models to {path.suffix}")
     plain, given = model, inputs
     model, inputs, states, notes = _stateful(model, inputs, options.streaming)
     sizes = Sizes(

@@ -96,10 +96,19 @@ def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Place
     # About the mean of the fit, so that what the prediction's offset gets wrong is counted.
     about = judge.matrix + np.outer(shift, shift)
     spread, target = about[np.ix_(stay, stay)], about[np.ix_(gone, stay)]
+    level = float(np.mean(among.diagonal())) if len(among) else 0.0
+    if level <= 0:
+        return [0.0] * len(RIDGES)
+    # One eigendecomposition serves all ridges. With C_KK = V Λ Vᵀ, A = B D Vᵀ where B = C_PK V and D = (Λ + εI)⁻¹, so
+    # that both terms of the error are sums over the entries of D.
+    values, vectors = np.linalg.eigh(among)
+    turned = cross @ vectors
+    square = (vectors.T @ spread @ vectors) * (turned.T @ turned)
+    linear = np.sum(turned * (target @ vectors), axis=0)
     errors = []
     for ridge in RIDGES:
-        coefficients = _solve(among, cross, ridge)
-        errors.append(float(np.sum((coefficients @ spread - 2 * target) * coefficients)))
+        inverse = 1 / (np.maximum(values, 0.0) + ridge * level)
+        errors.append(float(inverse @ square @ inverse - 2 * linear @ inverse))
     return errors
 
 

@@ -316,4 +316,6 @@ def _joint(rankings: Sequence[Ranking]) -> Ranking:
 
 
 def _spectra(evidence: Evidence, names: Iterable[str]) -> dict[str, list[float]]:
-    return {name: evidence.layers[name].spectrum.tolist() for name in names}
+    """Spectra of the layers whose responses were observed: for the record, not for the decision."""
+    observed = (name for name in names if evidence.layers[name].moments is not None)
+    return {name: evidence.layers[name].spectrum.tolist() for name in observed}

@@ -22,7 +22,8 @@ def handed_back(
     """A call like `given` in which arguments that were left out, or None, are what the model returned.
 
     Whatever the arguments are called: the parts of the output that may be states are tried in their place, those first
-    that hold most of them, and the first call counts that runs and returns other values in tensors of the same shapes.
+    that hold most of them, and the first call counts that runs and returns other values in tensors of the same shapes,
+    or that runs at all.
 
     Args:
         model: The model, for the signature of its `forward`.
@@ -41,6 +42,7 @@ def handed_back(
     left = [p.name for p in parameters if p.default is None and p.name not in present]
     before = [tensor for _, tensor in leaves(output)]
     shapes = [tensor.shape for tensor in before]
+    unchanged: Call | None = None
     for chosen in islice(_assignments(left, output, worth), _TRIALS):
         # By name from the first one that was left out on: those before it keep their positions.
         head = next((k for k, value in enumerate(args) if value is None), len(args))
@@ -52,10 +54,12 @@ def handed_back(
         except Exception:  # The model's own errors say that this is no state.
             continue
         found = [tensor for _, tensor in leaves(returned)]
-        # An argument that changes nothing is read by nobody here.
-        if [tensor.shape for tensor in found] == shapes and not all(map(torch.equal, found, before)):
+        if [tensor.shape for tensor in found] != shapes:
+            continue
+        if not all(map(torch.equal, found, before)):
             return trial
-    return None
+        unchanged = unchanged or trial  # Read by nobody, or masked away on this example.
+    return unchanged
 
 
 def _assignments(left: list[str], output: Any, worth: Callable[[torch.Tensor], int]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.allocation.energy import components, share
-from reprune.core.statistics import Moments
+from reprune.core.evidence.moments import Moments
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, float], int]

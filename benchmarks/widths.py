@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import reprune
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.youtube8m.torch_batches import dequantize
 
 

@@ -12,6 +12,7 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import (
     BudgetError,
     CalibrationWarning,
@@ -24,7 +25,6 @@ from reprune.core.errors import (
     VerificationError,
 )
 from reprune.core.exporting import Comparison, ExportError, ExportReport
-from reprune.core.latency import LatencyTable
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
 from reprune.verbs import (

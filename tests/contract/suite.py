@@ -22,7 +22,7 @@ import pytest
 
 import reprune
 from reprune import Method
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.plan import Plan
 from tests.contract.damage import DAMAGE, random_damages
 
@@ -67,7 +67,7 @@ class Contract(ABC):
         return sum(plan.structure.counts().values()), sum(plan.counts().values())
 
     @pytest.mark.parametrize("method", ["iss-gm", "magnitude", "random", "reconstruct", "iss-gm+reconstruct"])
-    @pytest.mark.filterwarnings("ignore::reprune.core.readings.CalibrationWarning")
+    @pytest.mark.filterwarnings("ignore::reprune.core.evidence.readings.CalibrationWarning")
     def test_pruned_equals_masked(self, method: str) -> None:
         model = self.chain()
         plan = reprune.plan(model, self.batches(), ratio=0.5, method=method, verify=False)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from reprune.core.answers import NUMBERS, Answers, Fidelity, Meaning, Sample, as_rows
-from reprune.core.budget import PRECISION, Request, most_within
+from reprune.core.answers.answers import NUMBERS, Answers, Fidelity, Meaning, Sample, as_rows
+from reprune.core.budget.budget import PRECISION, Request, most_within
 from reprune.core.errors import BudgetError
 
 RNG = np.random.default_rng(0)

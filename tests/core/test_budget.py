@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import COUNTED, CostModel
+from reprune.core.budget.budget import Block, Budget, allocate
+from reprune.core.budget.cost import COUNTED, CostModel
 from reprune.core.errors import BudgetError
 from tests.helpers.builders import stack
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reprune.core.compensation import COMPENSATIONS, RIDGES, held_out, predict
 from reprune.core.errors import CalibrationWarning
+from reprune.core.evidence.readings import Reading, SecondMoments, SplitMoments, readings
+from reprune.core.folding.compensation import COMPENSATIONS, RIDGES, held_out, predict
 from reprune.core.layers import Consumer, Slot, Span
-from reprune.core.readings import Reading, SecondMoments, SplitMoments, readings
 from tests.helpers.builders import stack
 
 
@@ -27,7 +27,7 @@ def rows_of(count, seed=0, features=9):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_prediction_without_ridge_is_the_least_squares_solution(bias, monkeypatch):
-    monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
+    monkeypatch.setattr("reprune.core.folding.compensation.RIDGES", (0.0,))
     rows = rows_of(20_000)
     gone, stay = np.array([1, 4, 5]), np.array([0, 2, 3, 6, 7, 8])
     coefficients, offsets = predict(reading_of(rows, bias=bias), gone, stay)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprune.core.cost import CostModel, tensor_extents
+from reprune.core.budget.cost import CostModel, tensor_extents
 from tests.helpers.builders import stack
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.decide import decide, excluded, free_blocks, left_out, matches
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method

@@ -6,7 +6,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from reprune.core.digest import digest_of_arrays, digest_of_bytes, digest_of_file
+from reprune.core.saving.digest import digest_of_arrays, digest_of_bytes, digest_of_file
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [RNG.standard_normal((4, 3)).astype("f4"), RNG.standard_normal(5).astype("f4")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
-from reprune.core.divergence import (
+from reprune.core.answers.divergence import (
     Chances,
     Cosine,
     Distribution,

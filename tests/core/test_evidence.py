@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence import Evidence, LayerEvidence
+from reprune.core.evidence.evidence import Evidence, LayerEvidence
 from reprune.core.layers import Layer, Slot, Span, Structure
 from tests.helpers.builders import responses, stack
 

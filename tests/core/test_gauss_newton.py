@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from reprune.core.answers import Answers
-from reprune.core.gauss_newton import Refitted, Seen, last_consumers, refit
+from reprune.core.answers.answers import Answers
+from reprune.core.answers.gauss_newton import Refitted, Seen, last_consumers, refit
 from reprune.core.layers import Consumer
 from tests.helpers.builders import stack
 

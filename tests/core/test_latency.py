@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprune.core.budget import Block, Budget, Request, allocate
-from reprune.core.cost import CostModel
+from reprune.core.budget.budget import Block, Budget, Request, allocate
+from reprune.core.budget.cost import CostModel
+from reprune.core.budget.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.decide import decide
 from reprune.core.errors import BudgetError, PlanError
-from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import Extent
 from reprune.core.plan import Plan
 from tests.helpers.builders import stack

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reprune.core.budget.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.errors import PlanError
-from reprune.core.fold import Fold, Refit
-from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
+from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import CarriedState, Extent, Port, SizeAttribute, Span
 from reprune.core.plan import Diagnostics, Plan
 from tests.helpers.builders import stack

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from reprune.core.errors import PlanError, SaveError
-from reprune.core.files import replacing, sole_writer
 from reprune.core.plan import Diagnostics, Plan
-from reprune.core.saving import PLAN, WEIGHTS, read_folder, write_folder
+from reprune.core.saving.files import replacing, sole_writer
+from reprune.core.saving.saving import PLAN, WEIGHTS, read_folder, write_folder
 from tests.helpers.builders import stack
 
 
@@ -151,7 +151,7 @@ def test_killed_between_two_files_of_a_first_save(tmp_path: Path) -> None:
 def test_the_second_writer_is_told(tmp_path: Path) -> None:
     write(tmp_path, 0)
     before = read(tmp_path)
-    script = "import sys; from pathlib import Path; from reprune.core.files import sole_writer\n"
+    script = "import sys; from pathlib import Path; from reprune.core.saving.files import sole_writer\n"
     script += "with sole_writer(Path(sys.argv[1])): print('writing', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reprune.core.plan import Plan
-from reprune.core.shrink import shrunk, within
+from reprune.core.training.shrink import shrunk, within
 from reprune.torch import apply, trace
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprune.core import statistics
 from reprune.core.errors import StatisticsError
-from reprune.core.statistics import Moments, to_numpy
+from reprune.core.evidence import moments as statistics
+from reprune.core.evidence.moments import Moments, to_numpy
 
 
 def moments_of(rows, name="lstm:l0"):

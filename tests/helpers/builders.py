@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.moments import Moments
 from reprune.core.layers import Consumer, Contraction, Extent, Layer, Pin, Site, Slot, Span, Structure
-from reprune.core.statistics import Moments
 
 Array = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from reprune.core.plan import Plan
 from reprune.core.rehearsal import random_plan
 from reprune.torch import apply, mask
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.running.calling import call
 
 DEVICE = os.environ.get("REPRUNE_DEVICE", "cpu")
 """Where the zoo runs."""

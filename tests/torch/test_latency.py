@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from typer.testing import CliRunner
 
 import reprune
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import BudgetError, PlanError, UnsupportedModelError
-from reprune.core.latency import LatencyTable
 from reprune.core.plan import Plan
 from reprune.runtimes import timing
 from reprune.runtimes.convolution import Geometry

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from reprune.core.divergence import apart
+from reprune.core.answers.divergence import apart
 from reprune.recipes.run.quiet import quiet
 from reprune.torch import Pruner
 from reprune.torch.lightning import PruningCallback, TeachingCallback

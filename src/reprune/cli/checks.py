@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.core.errors import RepruneError
-from reprune.core.files import part_of, reason
+from reprune.core.saving.files import part_of, reason
 
 
 def check_file(option: str, path: Path) -> None:

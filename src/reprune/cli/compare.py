@@ -9,7 +9,7 @@ import typer
 
 from reprune.cli.options import ForwardOption, LabelsOption, LossOption, ModelOption, Of, Seed
 from reprune.cli.references import build, function, value
-from reprune.core.cost import Measure
+from reprune.core.budget.cost import Measure
 from reprune.core.errors import RepruneError
 
 compare_app = typer.Typer(rich_markup_mode="markdown")

@@ -11,7 +11,7 @@ from reprune.cli.checks import check_file, check_installed
 from reprune.cli.options import ModelOption
 from reprune.cli.references import build, function, value
 from reprune.core.errors import RepruneError
-from reprune.core.files import replacing
+from reprune.core.saving.files import replacing
 
 deploy_app = typer.Typer(rich_markup_mode="markdown")
 

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from reprune.core.allocation import Allocation, Measured
-from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import CostModel, Measure
+from reprune.core.budget.budget import Block, Budget, allocate
+from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.criteria import Ranking
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, did_you_mean
-from reprune.core.evidence import Evidence, LayerEvidence
+from reprune.core.evidence.evidence import Evidence, LayerEvidence
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan

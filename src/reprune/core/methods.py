@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from reprune.core.allocation import ALLOCATIONS, Allocation, Energy
-from reprune.core.compensation import COMPENSATIONS
 from reprune.core.criteria import CRITERIA, Criterion
 from reprune.core.errors import RepruneError, did_you_mean
-from reprune.core.fold import Fold
+from reprune.core.evidence.readings import Reading
+from reprune.core.folding.compensation import COMPENSATIONS
+from reprune.core.folding.fold import Fold
 from reprune.core.layers import Structure
-from reprune.core.readings import Reading
 
 T = TypeVar("T")
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from reprune.core.cost import MEASURES, Measure
+from reprune.core.budget.cost import MEASURES, Measure
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import PlanError, PlanWarning
-from reprune.core.fold import Fold, Refit
-from reprune.core.latency import LatencyTable
+from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import Consumer, Layer, Structure
 from reprune.core.structure_checks import check_known, check_structure
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from reprune.core.answers import Answers, Meaning
+from reprune.core.answers.answers import Answers, Meaning
 from reprune.core.errors import UnsupportedModelError
+from reprune.core.evidence.passes import Forward, Loss, stretches
+from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Scope, Structure
-from reprune.core.passes import Forward, Loss, stretches
 from reprune.core.plan import Plan
-from reprune.core.readings import Axis, Importance, Statistics
 from reprune.keras.calibration import labelled
 from reprune.keras.calibration.importance import output_importance
 from reprune.keras.calibration.labelled import observe_classes

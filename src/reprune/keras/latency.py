@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.cost import tensor_extents
-from reprune.core.latency import LatencyTable
+from reprune.core.budget.cost import tensor_extents
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.layers import Extent, Structure
 from reprune.keras.export.formats import export
 from reprune.keras.surgery.apply import apply

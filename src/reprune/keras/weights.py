@@ -10,9 +10,9 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from reprune.core.digest import digest_of_arrays
 from reprune.core.plan import Plan
-from reprune.core.saving import check_savable, check_tensors, check_values, unreadable
+from reprune.core.saving.digest import digest_of_arrays
+from reprune.core.saving.saving import check_savable, check_tensors, check_values, unreadable
 from reprune.keras.surgery.apply import rebuilt
 from reprune.keras.surgery.rename import fitted
 from reprune.keras.tracing.graph import array, graph_of

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import reprune
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel, Measure
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
+from reprune.core.evidence.moments import to_numpy
 from reprune.core.layers import Structure
 from reprune.core.methods import get_method
-from reprune.core.statistics import to_numpy
+from reprune.core.saving.files import replacing
 from reprune.recipes.run.folder import held, read_json
 from reprune.report.compare_plot import svg
 from reprune.report.compare_table import Cell, csv_text, json_text, markdown

@@ -11,12 +11,12 @@ from typing import Any
 from rich.progress import Progress
 
 import reprune
-from reprune.core.budget import Request
+from reprune.core.budget.budget import Request
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import RepruneError
-from reprune.core.files import replacing
-from reprune.core.latency import LatencyTable
+from reprune.core.evidence.passes import first_batch
 from reprune.core.layers import Scope
-from reprune.core.passes import first_batch
+from reprune.core.saving.files import replacing
 from reprune.recipes.run.interrupts import InterruptedRunError
 from reprune.report import check_installed
 

@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reprune.core.answers import POOR, Fidelity
+from reprune.core.answers.answers import POOR, Fidelity
 from reprune.core.errors import RepruneError
-from reprune.core.files import replacing
 from reprune.core.methods import get_method
 from reprune.core.plan import Plan
+from reprune.core.saving.files import replacing
 from reprune.report import figures, metrics, numbers
 from reprune.report.overview import Change, Overview, overview
 

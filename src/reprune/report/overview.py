@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reprune.core.cost import CostModel
-from reprune.core.latency import LatencyTable
+from reprune.core.budget.cost import CostModel
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.layers import Counts, Layer, Structure
 from reprune.core.plan import Plan
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reprune.core.answers import POOR, Fidelity
+from reprune.core.answers.answers import POOR, Fidelity
 from reprune.core.layers import WIDTHS, Layer, Port, Structure
 from reprune.core.plan import Plan
 from reprune.report.numbers import count, percent

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from reprune.core.budget.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.decide import free_blocks
 from reprune.core.errors import BudgetError, UnsupportedModelError
-from reprune.core.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.layers import WIDTHS, Counts, Extent, Structure
 from reprune.core.plan import Plan
 from reprune.runtimes import need, open_file

@@ -8,11 +8,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, inference_mode, is_tensor, nn
 
-from reprune.core.answers import Meaning
+from reprune.core.answers.answers import Meaning
 from reprune.core.errors import InternalError, RepruneError
+from reprune.core.evidence.passes import Forward, Loss, stretches
+from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Structure
-from reprune.core.passes import Forward, Loss, stretches
-from reprune.core.readings import Axis, Importance, Statistics
 from reprune.torch import weights
 from reprune.torch.calibration import labelled, responses
 from reprune.torch.calibration import pupil as pupils
@@ -25,10 +25,10 @@ from reprune.torch.surgery import verify as verification
 from reprune.torch.surgery.apply import check, named_tensors
 from reprune.torch.tracing import accepting
 from reprune.torch.tracing import record as recording
-from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
-from reprune.torch.tracing.unwrap import unwrap as checked
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
 from reprune.torch.weights import digest, save_weights
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from reprune.core.errors import PlanError
-from reprune.core.files import replacing
 from reprune.core.plan import Plan
-from reprune.core.saving import PLAN, WEIGHTS, read_pair, write_folder
+from reprune.core.saving.files import replacing
+from reprune.core.saving.saving import PLAN, WEIGHTS, read_pair, write_folder
 from reprune.runtimes import need
 from reprune.torch.weights import load_pruned, load_weights, save_weights
 from reprune.verbs.result import Result

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from reprune.core.cost import tensor_extents
-from reprune.core.latency import LatencyTable
+from reprune.core.budget.cost import tensor_extents
+from reprune.core.budget.latency import LatencyTable
+from reprune.core.evidence.passes import Forward
 from reprune.core.layers import Structure
-from reprune.core.passes import Forward
 from reprune.runtimes.convolution import Geometry
 from reprune.runtimes.timing import (
     ONNX_RUNTIMES,
@@ -33,11 +33,11 @@ from reprune.torch.export import export
 from reprune.torch.export.example import Example
 from reprune.torch.export.recurrent import recurrent_modules
 from reprune.torch.surgery.apply import apply
-from reprune.torch.tracing.calling import invoke
-from reprune.torch.tracing.copies import duplicate, fresh
 from reprune.torch.tracing.record import trace
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.unwrap import unwrap
+from reprune.torch.tracing.running.calling import invoke
+from reprune.torch.tracing.running.copies import duplicate, fresh
+from reprune.torch.tracing.running.unwrap import unwrap
 
 Axis = tuple[str, int]
 RUNTIMES = ("torch", *ONNX_RUNTIMES)

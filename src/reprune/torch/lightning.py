@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reprune.core.divergence import Divergence, aligned, divergence_of
-from reprune.core.passes import Labels
+from reprune.core.answers.divergence import Divergence, aligned, divergence_of
+from reprune.core.evidence.passes import Labels
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import everyone, rank

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from reprune.core.digest import digest_of_arrays
 from reprune.core.plan import Plan
-from reprune.core.saving import check_savable, check_tensors, check_values, unreadable
+from reprune.core.saving.digest import digest_of_arrays
+from reprune.core.saving.saving import check_savable, check_tensors, check_values, unreadable
 from reprune.torch.surgery.apply import check, cut, put
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 

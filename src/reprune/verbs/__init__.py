@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from reprune.core.budget import RATIO, Request
-from reprune.core.cost import Measure
+from reprune.core.budget.budget import RATIO, Request
+from reprune.core.budget.cost import Measure
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.latency import LatencyTable
+from reprune.core.evidence.passes import Forward, Labels, Loss, first_batch
 from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method
-from reprune.core.passes import Forward, Labels, Loss, first_batch
 from reprune.core.plan import Plan
 from reprune.report import Inspection
 from reprune.verbs.adapter import adapter_of, fitting

@@ -10,15 +10,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from reprune.core.answers import Answers, Meaning, Run
-from reprune.core.class_moments import ClassMoments
+from reprune.core.answers.answers import Answers, Meaning, Run
+from reprune.core.answers.gauss_newton import Pupil
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import UnsupportedModelError, keras_2_error
-from reprune.core.gauss_newton import Pupil
-from reprune.core.latency import LatencyTable
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.passes import Forward, Labels, Loss
+from reprune.core.evidence.readings import Axis, Statistics
 from reprune.core.layers import Pin, Scope, Structure
-from reprune.core.passes import Forward, Labels, Loss
 from reprune.core.plan import Plan
-from reprune.core.readings import Axis, Statistics
 
 ADAPTERS = {"keras": ("Model", "reprune.keras.adapter"), "torch": ("nn.Module", "reprune.torch.adapter")}
 """For each framework the class of its models, and the module that answers. Keras comes first: on its PyTorch

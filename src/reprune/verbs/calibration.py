@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
-from reprune.core.answers import MOST, ONCE, Sample
-from reprune.core.budget import RATIO, Budget, Request, most_within
-from reprune.core.cost import Measure
+from reprune.core.answers.answers import MOST, ONCE, Sample
+from reprune.core.budget.budget import RATIO, Budget, Request, most_within
+from reprune.core.budget.cost import Measure
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.decide import decide, left_out
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence import Evidence
-from reprune.core.latency import LatencyTable
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.passes import Forward, Labels, Loss, several_passes
+from reprune.core.evidence.readings import Reading, Statistics, readings
 from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import DEFAULT, Method, get_method
-from reprune.core.passes import Forward, Labels, Loss, several_passes
 from reprune.core.plan import Plan
-from reprune.core.readings import Reading, Statistics, readings
 from reprune.core.rehearsal import held_back
 from reprune.verbs.adapter import Recorded, adapter_of, fitting
 from reprune.verbs.panel import Panel

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any, TypeVar
 
-from reprune.core.distillation import Progress, check_steps, diverged, step_size
-from reprune.core.passes import Forward, endless, first_batch
+from reprune.core.answers.distillation import Progress, check_steps, diverged, step_size
+from reprune.core.evidence.passes import Forward, endless, first_batch
 from reprune.verbs.adapter import adapter_of
 
 Model = TypeVar("Model")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from reprune.core.answers import Answers, Fidelity
-from reprune.core.divergence import check_name
-from reprune.core.fold import Refit
-from reprune.core.gauss_newton import refit
-from reprune.core.passes import Forward
+from reprune.core.answers.answers import Answers, Fidelity
+from reprune.core.answers.divergence import check_name
+from reprune.core.answers.gauss_newton import refit
+from reprune.core.evidence.passes import Forward
+from reprune.core.folding.fold import Refit
 from reprune.core.plan import Plan
-from reprune.core.shrink import shrunk
+from reprune.core.training.shrink import shrunk
 from reprune.verbs.adapter import Recorded, adapter_of
 
 

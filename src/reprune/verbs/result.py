@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from reprune.core.answers import Fidelity
+from reprune.core.answers.answers import Fidelity
 from reprune.core.plan import Plan
-from reprune.core.saving import REPORT, WEIGHTS, read_folder, write_folder
+from reprune.core.saving.saving import REPORT, WEIGHTS, read_folder, write_folder
 from reprune.report import plan_html, render_table, write_report
 from reprune.report.overview import overview
 from reprune.verbs.adapter import adapter_of

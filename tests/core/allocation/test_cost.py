@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reprune.core.allocation import Cost
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.criteria import Criterion, Ranking
 from reprune.core.decide import decide
 from reprune.core.methods import Method

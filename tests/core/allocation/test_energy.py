@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.core.allocation.energy import Energy, components
-from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import COUNTED, CostModel
+from reprune.core.budget.budget import Block, Budget, allocate
+from reprune.core.budget.cost import COUNTED, CostModel
 from reprune.core.criteria import Ranking
-from reprune.core.evidence import LayerEvidence
-from reprune.core.statistics import Moments
+from reprune.core.evidence.evidence import LayerEvidence
+from reprune.core.evidence.moments import Moments
 from tests.helpers.builders import responses, stack
 
 UNUSED = Ranking(np.arange(0), np.zeros(0))

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import entropy
 
 from reprune.core.allocation import KL, Energy
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.decide import decide
 from reprune.core.errors import BudgetError
 from reprune.core.methods import Method

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reprune.core.allocation import Uniform
-from reprune.core.budget import Block, Budget, allocate
-from reprune.core.cost import CostModel
+from reprune.core.budget.budget import Block, Budget, allocate
+from reprune.core.budget.cost import CostModel
 from reprune.core.criteria import Ranking
 from tests.helpers.builders import stack
 

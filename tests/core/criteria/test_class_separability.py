@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import f_oneway
 
-from reprune.core.class_moments import ClassMoments
 from reprune.core.criteria import ClassSeparability, Discriminant
 from reprune.core.criteria.class_separability import interleave
 from reprune.core.criteria.geometric_median import distance_sums
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.evidence import Evidence
 from tests.helpers.builders import stack
 
 

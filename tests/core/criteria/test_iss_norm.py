@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprune.core.criteria import IssNorm
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
 from tests.helpers.builders import stack
 
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.criteria.reconstruction import Elimination, Reconstruction
 from reprune.core.decide import decide
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.readings import SplitMoments, readings
 from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
-from reprune.core.readings import SplitMoments, readings
 from tests.helpers.builders import stack
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from reprune.core.criteria import Taylor
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
 from tests.helpers.builders import stack
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import reprune.keras
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.plan import Plan
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import error, outputs, parameters, some_plan, weights_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import reprune.keras
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.plan import Plan
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs, parameters, some_plan, weights_of

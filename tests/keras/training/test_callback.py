@@ -69,7 +69,7 @@ def test_soft_schedule_silences_and_lets_regrow() -> None:
     result.model.fit(x, y, verbose=0)
 
 
-@pytest.mark.filterwarnings("ignore::reprune.core.readings.CalibrationWarning")
+@pytest.mark.filterwarnings("ignore::reprune.core.evidence.readings.CalibrationWarning")
 def test_once_at_the_end_with_compensation(capsys: pytest.CaptureFixture[str]) -> None:
     trained = model()
     pruning = reprune.keras.PruningCallback(batches(), 0.5, method="reconstruct", schedule="after", calibration=4)

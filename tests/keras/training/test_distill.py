@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit, log_softmax
 
 import reprune
-from reprune.core.divergence import apart
+from reprune.core.answers.divergence import apart
 from reprune.core.errors import StatisticsError
 from reprune.keras.calibration.pupil import made_by_sigmoid
 from reprune.keras.tracing.graph import array, graph_of

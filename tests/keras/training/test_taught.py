@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from reprune.core.divergence import apart
+from reprune.core.answers.divergence import apart
 from reprune.keras import Taught
 from reprune.keras.tracing.graph import array
 

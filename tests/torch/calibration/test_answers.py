@@ -7,7 +7,7 @@ from torch import nn
 
 import reprune
 from reprune import Method
-from reprune.core.divergence import apart
+from reprune.core.answers.divergence import apart
 
 LEAST_SQUARES = Method("measured", "reconstruction", "least-squares")
 

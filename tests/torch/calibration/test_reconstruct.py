@@ -215,7 +215,7 @@ def test_responses_of_cells_and_of_what_is_projected_from_them():
 
 
 def test_the_head_is_refitted_by_least_squares(model, monkeypatch):
-    monkeypatch.setattr("reprune.core.compensation.RIDGES", (0.0,))
+    monkeypatch.setattr("reprune.core.folding.compensation.RIDGES", (0.0,))
     plan = reprune.plan(model, list(batches()), ratio=0.4, method=Method("cost", "reconstruction", "least-squares"))
     folded = reprune.mask(model, plan).head
     rows = head_inputs(model)
@@ -249,7 +249,7 @@ class Started(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_weights_are_refitted_on_the_states_that_they_read(kind, given, monkeypatch):
     """The one before the first step is among them, the one after the last is not: stepped through by cells."""
-    monkeypatch.setattr("reprune.core.compensation.RIDGES", (1e-12,))
+    monkeypatch.setattr("reprune.core.folding.compensation.RIDGES", (1e-12,))
     torch.manual_seed(0)
     model = Started(kind, given).double().eval()
     plan = reprune.plan(model, list(batches()), ratio=0.5, method=Method("energy", "geometric-median", "least-squares"))

@@ -64,8 +64,8 @@ READERS = {
 
 @pytest.fixture(autouse=True)
 def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reprune.core.compensation.RIDGES", (1e-13,))
-    monkeypatch.setattr("reprune.core.compensation.RIDGE_UNSEEN", 1e-13)
+    monkeypatch.setattr("reprune.core.folding.compensation.RIDGES", (1e-13,))
+    monkeypatch.setattr("reprune.core.folding.compensation.RIDGE_UNSEEN", 1e-13)
 
 
 @pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")

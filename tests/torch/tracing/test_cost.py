@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import reprune.torch
-from reprune.core.cost import CostModel
-from reprune.torch.tracing.calling import call
+from reprune.core.budget.cost import CostModel
+from reprune.torch.tracing.running.calling import call
 from tests.helpers.torch_oracle import random_plans
 from tests.helpers.torch_zoo import CASES
 from tests.helpers.width_zoo import WIDTH_CASES

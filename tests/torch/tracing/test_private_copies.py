@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import reprune.torch
-from reprune.torch.tracing.copies import duplicate, fresh
-from reprune.torch.tracing.randomness import own_randomness
+from reprune.torch.tracing.running.copies import duplicate, fresh
+from reprune.torch.tracing.running.randomness import own_randomness
 from tests.helpers.torch_sealed import sealed
 
 pytestmark = pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import reprune.torch
-from reprune.torch.tracing.training_pass import trains_otherwise
+from reprune.torch.tracing.running.training_pass import trains_otherwise
 from tests.helpers.torch_oracle import check_oracle, random_plans
 
 

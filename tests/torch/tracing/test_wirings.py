@@ -13,7 +13,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 from tests.helpers.torch_oracle import assert_close, check_oracle, converted, outputs, prepared, random_plans
 from tests.helpers.torch_sealed import sealed
 from tests.helpers.torch_zoo import CASES

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
-from reprune.core.divergence import apart
+from reprune.core.answers.divergence import apart
 from reprune.core.errors import StatisticsError
 from reprune.torch.calibration.pupil import made_by_sigmoid
 

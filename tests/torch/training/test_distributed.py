@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reprune.core.errors import RecipeError
-from reprune.core.statistics import Moments
+from reprune.core.evidence.moments import Moments
 from reprune.torch import Pruner
 from reprune.torch.training.distributed import all_reduced
 from tests.helpers.processes import in_two_processes, meet

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
-from reprune.core.shrink import shrunk
+from reprune.core.training.shrink import shrunk
 from reprune.torch import Pruner, RaggedLSTM, apply, mask, trace
 from reprune.torch.training.shrink import shrink
 

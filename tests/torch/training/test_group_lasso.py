@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reprune.core.budget import Budget
-from reprune.core.group_lasso import DEAD, FADE
+from reprune.core.budget.budget import Budget
 from reprune.core.layers import Structure
+from reprune.core.training.group_lasso import DEAD, FADE
 from reprune.torch import Pruner, trace
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.training.group_lasso import GroupLasso, IssLengths

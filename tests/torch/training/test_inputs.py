@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reprune.torch as verbs
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.errors import RecipeError, UnsupportedModelError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan

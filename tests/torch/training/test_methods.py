@@ -13,8 +13,8 @@ from reprune.core import methods as core
 from reprune.core.methods import TRAINING_METHODS
 from reprune.torch import Pruner, mask
 from reprune.torch.surgery.expand import expand
-from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.running.calling import call
 from tests.helpers.torch_oracle import assert_close, converted, outputs, prepared
 from tests.helpers.torch_zoo import CASES
 from tests.helpers.torch_zoo.case import Case

@@ -8,9 +8,9 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
-from reprune.core.hard_concrete import BETA, GAMMA, SLACK, ZETA
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
+from reprune.core.training.hard_concrete import BETA, GAMMA, SLACK, ZETA
 from reprune.torch import Pruner, mask, trace
 from reprune.torch.training.neuron_selection import NeuronSelection, open_probability, sampled, settled
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from reprune.core.evidence.readings import SplitMoments
 from reprune.core.layers import Structure
-from reprune.core.readings import SplitMoments
-from reprune.core.shrink import shrunk
+from reprune.core.training.shrink import shrunk
 from reprune.torch import trace
 from reprune.torch.training.window import PENDING, ROWS, Window
 

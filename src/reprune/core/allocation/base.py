@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Ranking
-from reprune.core.evidence import LayerEvidence
+from reprune.core.evidence.evidence import LayerEvidence
 
 
 class Allocation(ABC):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reprune.core.allocation.base import Allocation
 from reprune.core.criteria.base import Ranking
-from reprune.core.evidence import LayerEvidence
+from reprune.core.evidence.evidence import LayerEvidence
 
 
 @dataclass(frozen=True)

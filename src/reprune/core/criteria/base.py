@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.evidence import LayerEvidence
+from reprune.core.evidence.evidence import LayerEvidence
 
 Group = Sequence[LayerEvidence]
 """Evidence about index-coupled layers, all with the same number of units."""

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
-from reprune.core.statistics import to_numpy
+from reprune.core.evidence.moments import to_numpy
 
 Array = Any
 

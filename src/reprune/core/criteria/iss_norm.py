@@ -14,8 +14,8 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
-from reprune.core.statistics import to_numpy
+from reprune.core.evidence.evidence import LayerEvidence
+from reprune.core.evidence.moments import to_numpy
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
 from reprune.core.criteria.geometric_median import distance_sums
-from reprune.core.statistics import to_numpy
+from reprune.core.evidence.moments import to_numpy
 
 
 @dataclass(frozen=True)

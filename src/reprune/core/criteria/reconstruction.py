@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking
-from reprune.core.readings import Reading
+from reprune.core.evidence.readings import Reading
 
 Matrix = NDArray[np.float64]
 Places = NDArray[np.int64]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
-from reprune.core.evidence import LayerEvidence
+from reprune.core.evidence.evidence import LayerEvidence
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.criteria.base import Criterion, Group, Ranking, rank_by
-from reprune.core.statistics import to_numpy
+from reprune.core.evidence.moments import to_numpy
 
 Matrix = NDArray[np.float64]
 

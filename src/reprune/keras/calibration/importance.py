@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from reprune.core.evidence.readings import Axis, random_signs
 from reprune.core.layers import Consumer
-from reprune.core.readings import Axis, random_signs
 from reprune.keras.calibration.gradients import pullback
 from reprune.keras.tracing.graph import ModelGraph
 from reprune.keras.tracing.record import states_kept

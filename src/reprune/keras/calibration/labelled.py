@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.passes import Labels, Loss
 from reprune.core.layers import Structure
-from reprune.core.passes import Labels, Loss
 from reprune.keras.calibration.gradients import pullback
 from reprune.keras.calibration.responses import Probe
 from reprune.keras.tracing.graph import ModelGraph, array, graph_of

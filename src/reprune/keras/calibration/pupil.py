@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.answers import Answers
-from reprune.core.gauss_newton import Refitted, Seen, Tensors
+from reprune.core.answers.answers import Answers
+from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors
 from reprune.core.layers import Consumer, Structure
 from reprune.keras.calibration.gradients import pullback
 from reprune.keras.tracing.configuration import sublayers

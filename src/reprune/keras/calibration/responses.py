@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from reprune.core.errors import StatisticsError
+from reprune.core.evidence.readings import Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.layers import Consumer, Structure
-from reprune.core.readings import Axis, FeedBack, SplitMoments, Statistics
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
 from reprune.keras.tracing.record import Forward, captured, states_kept

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from reprune.core.budget import Budget
-from reprune.core.cost import Measure
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import Measure
 from reprune.core.errors import RecipeError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan

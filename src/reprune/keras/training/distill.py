@@ -10,9 +10,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from reprune.core.distillation import nothing_may_change, nothing_to_compare
-from reprune.core.divergence import NAMESPACES, aligned, divergence_of
-from reprune.core.divergence import Divergence as Kind
+from reprune.core.answers.distillation import nothing_may_change, nothing_to_compare
+from reprune.core.answers.divergence import NAMESPACES, aligned, divergence_of
+from reprune.core.answers.divergence import Divergence as Kind
 from reprune.keras.calibration.pupil import answering, made_by_sigmoid
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.record import Forward, captured, states_kept

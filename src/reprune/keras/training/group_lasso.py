@@ -9,12 +9,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
-from reprune.core.group_lasso import DEAD, Pull, share_gone
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.group_lasso import DEAD, Pull, share_gone
 from reprune.core.units import UnitIndex
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.keras.training.technique import Technique

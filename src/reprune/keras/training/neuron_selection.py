@@ -14,12 +14,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
-from reprune.core.hard_concrete import SLACK, START, START_STRENGTH, Gates, grown, penalty_slope
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.hard_concrete import SLACK, START, START_STRENGTH, Gates, grown, penalty_slope
 from reprune.core.units import UnitIndex
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.keras.training.technique import Technique

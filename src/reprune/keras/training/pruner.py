@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel, Measure
-from reprune.core.course import Course, share_and_factor, whole
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.passes import Forward, Labels
 from reprune.core.layers import Structure
 from reprune.core.methods import TRAINING_METHODS, Method, check_training_method, get_method
-from reprune.core.passes import Forward, Labels
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import held_back
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.core.shrink import shrunk
+from reprune.core.training.course import Course, share_and_factor, whole
+from reprune.core.training.shrink import shrunk
 from reprune.keras.surgery.apply import apply
 from reprune.keras.surgery.verify import rehearse
 from reprune.keras.tracing.graph import array, check_keras, graph_of

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.decide import decide
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.passes import Forward, Labels
+from reprune.core.evidence.readings import readings
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
-from reprune.core.passes import Forward, Labels
 from reprune.core.plan import Plan
-from reprune.core.readings import readings
 from reprune.keras.calibration.labelled import observe_classes
 from reprune.keras.calibration.responses import Probe, gather
 from reprune.keras.surgery.cloning import weight_arrays

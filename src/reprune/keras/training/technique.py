@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.criteria.given import Given
 from reprune.core.decide import decide
 from reprune.core.errors import RecipeError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from reprune.core.errors import RepruneError
 from reprune.core.exporting import ExportError
-from reprune.core.files import replacing
+from reprune.core.saving.files import replacing
 from reprune.runtimes import RUNTIMES, open_file
 
 Subject = Any

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.errors import RepruneError
 from reprune.core.exporting import ExportError
 from reprune.keras.export.formats import export

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reprune.core.errors import RepruneError
 from reprune.torch.export import export
 from reprune.torch.export.recurrent import recurrent_modules
-from reprune.torch.tracing.calling import call
+from reprune.torch.tracing.running.calling import call
 
 __all__ = ["count_macs", "export", "forward", "random_input", "size"]
 

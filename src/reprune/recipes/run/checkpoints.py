@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
+from reprune.core.saving.files import replacing
 from reprune.recipes.run.interrupts import InterruptedRunError, Interrupts
 from reprune.recipes.run.processes import once
 from reprune.torch.training.distributed import everyone, rank, summed

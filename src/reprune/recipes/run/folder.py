@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reprune.core.errors import RecipeError
-from reprune.core.files import reason, replacing, sole_writer
+from reprune.core.saving.files import reason, replacing, sole_writer
 from reprune.recipes.run.interrupts import InterruptedRunError, stopped_by_user
 from reprune.recipes.run.options import RunOptions
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
-from reprune.core.budget import Budget
-from reprune.core.cost import Measure
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import Measure
 from reprune.core.errors import RecipeError
 from reprune.core.methods import TRAINING_METHODS, check_training_method, get_method
 from reprune.core.schedule import Schedule, parse_schedule

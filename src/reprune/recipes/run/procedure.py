@@ -14,11 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from reprune.core.cost import CostModel
+from reprune.core.budget.cost import CostModel
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
 from reprune.core.plan import Plan
-from reprune.core.saving import PLAN
+from reprune.core.saving.files import replacing
+from reprune.core.saving.saving import PLAN
 from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
 from reprune.recipes.run.options import RunOptions
 from reprune.recipes.run.quiet import quiet

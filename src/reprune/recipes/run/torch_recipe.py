@@ -18,9 +18,9 @@ from torch import nn
 
 import reprune.torch as verbs
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
-from reprune.core.passes import Again, Labels
+from reprune.core.evidence.passes import Again, Labels
 from reprune.core.plan import Plan
+from reprune.core.saving.files import replacing
 from reprune.recipes.run import processes
 from reprune.recipes.run.checkpoints import Checkpoints
 from reprune.recipes.run.folder import RunFolder

@@ -15,9 +15,9 @@ import safetensors.numpy
 
 import reprune.keras as verbs
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
 from reprune.core.methods import TRAINING_METHODS
 from reprune.core.plan import Plan
+from reprune.core.saving.files import replacing
 from reprune.keras.surgery.expand import expand
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.recipes.run.folder import RunFolder

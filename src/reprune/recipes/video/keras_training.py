@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from reprune.core.errors import RecipeError
-from reprune.core.files import replacing
+from reprune.core.saving.files import replacing
 from reprune.keras.tracing.graph import array
 from reprune.recipes.run.interrupts import InterruptedRunError, Interrupts
 from reprune.recipes.run.options import Options

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from reprune.core.evidence.readings import Axis
 from reprune.core.layers import WIDTHS, Slot, Structure
-from reprune.core.readings import Axis
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.tracing.cells import declared

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from reprune.core.evidence.passes import Forward
+from reprune.core.evidence.readings import Axis, random_signs
 from reprune.core.layers import Consumer
-from reprune.core.passes import Forward
-from reprune.core.readings import Axis, random_signs
 from reprune.torch.calibration.kernels import SEQUENCES
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.isolation import run_apart
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.isolation import run_apart
 
 
 def output_importance(

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.passes import Forward, Labels, Loss
 from reprune.core.layers import Structure
-from reprune.core.passes import Forward, Labels, Loss
 from reprune.torch.calibration.answers import rows, watch_responses
 from reprune.torch.calibration.importance import differentiable_kernels
 from reprune.torch.calibration.packs import pack_orders
 from reprune.torch.surgery.apply import named_tensors
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.isolation import run_apart
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.isolation import run_apart
 
 
 def observe_classes(

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from reprune.core.answers import Answers
-from reprune.core.gauss_newton import Refitted, Seen, Tensors, last_consumers
+from reprune.core.answers.answers import Answers
+from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors, last_consumers
+from reprune.core.evidence.passes import Forward
+from reprune.core.evidence.readings import Axis
 from reprune.core.layers import Consumer, Structure
-from reprune.core.passes import Forward
-from reprune.core.readings import Axis
 from reprune.torch.calibration import watch as watching
 from reprune.torch.calibration.answers import rows, watch_responses
 from reprune.torch.calibration.importance import differentiable_kernels
 from reprune.torch.calibration.watch import watch
 from reprune.torch.ragged.base import RaggedBase
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.isolation import run_apart
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.isolation import run_apart
 
 
 def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list[torch.Tensor]]:

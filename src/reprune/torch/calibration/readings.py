@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from reprune.core.evidence.moments import Moments
+from reprune.core.evidence.readings import Axis, FeedBack, SplitMoments
 from reprune.core.layers import Slot, Structure
-from reprune.core.readings import Axis, FeedBack, SplitMoments
-from reprune.core.statistics import Moments
 from reprune.torch.calibration.answers import Answers, See, readers, rows, watch_declared
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from reprune.core.evidence.passes import Forward
+from reprune.core.evidence.readings import Statistics
 from reprune.core.layers import Structure
-from reprune.core.passes import Forward
-from reprune.core.readings import Statistics
 from reprune.torch.calibration.answers import See, rows, watch_responses
 from reprune.torch.calibration.readings import responses, watch_readings
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.isolation import run_apart
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.isolation import run_apart
 
 
 def observe(

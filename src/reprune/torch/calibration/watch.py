@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprune.core.readings import Axis
+from reprune.core.evidence.readings import Axis
 from reprune.torch.calibration.kernels import KERNELS, Piece
 from reprune.torch.calibration.weights import PRODUCTS, Weights
 

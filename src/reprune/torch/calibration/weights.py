@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from reprune.core.readings import Axis
+from reprune.core.evidence.readings import Axis
 from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.rules.table import class_of
 

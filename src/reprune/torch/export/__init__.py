@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 from reprune.core.exporting import ExportError, ExportReport, Selection
 from reprune.runtimes import Runner
 from reprune.torch.export.example import Example, submodule_example
-from reprune.torch.export.format import Format
+from reprune.torch.export.formats.format import Format
 from reprune.torch.export.publish import Options, publish
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.unwrap import unwrap
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.unwrap import unwrap
 
 FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch", ".tflite": "litert", ".mlpackage": "coreml"}
 """The module here whose `FORMAT` writes files of a suffix."""
@@ -74,7 +74,7 @@ def export(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(FORMATS)}.")
-    form: Format = importlib.import_module(f"reprune.torch.export.{FORMATS[path.suffix]}").FORMAT
+    form: Format = importlib.import_module(f"reprune.torch.export.formats.{FORMATS[path.suffix]}").FORMAT
     options = Options.checked(
         path, form, int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
         evaluate=evaluate,

@@ -17,7 +17,7 @@ from reprune.core.exporting import ExportError
 from reprune.torch.export.example import Axis, Example, title
 from reprune.torch.export.packed import PadInsteadOfPack
 from reprune.torch.export.recurrent import Seen, replace_forwards, watch_forwards
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from reprune.core.exporting import ExportError
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 Axis = tuple[int, int]
 """An input's position and one of its axes."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reprune.torch.export.example import Example
 from reprune.torch.export.states import differ, fresh_outputs, varied
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 
 class Place(NamedTuple):

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.ragged.kernels import GATES
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 
 def plain(model: nn.Module) -> nn.Module:

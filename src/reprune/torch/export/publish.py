@@ -25,12 +25,12 @@ from reprune.runtimes import Runner, count_eight_bits, need, open_file
 from reprune.torch.export.carried import carried_states
 from reprune.torch.export.errors import converting
 from reprune.torch.export.example import Example
-from reprune.torch.export.format import Format, Job
+from reprune.torch.export.formats.format import Format, Job
 from reprune.torch.export.kept import kept_states
 from reprune.torch.export.sizes import Sizes
 from reprune.torch.export.states import Carrier, StateTensor, feed_back, with_states
 from reprune.torch.export.streaming import chunks_differ, module_states
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 CALLS = 3
 """How many calls in a row are compared."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.torch.export.example import Example
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN, unroll
 from reprune.torch.surgery.attention import NarrowAttention
 from reprune.torch.surgery.states import accept_states
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.sizes import set_size
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.sizes.sizes import set_size
 
 RAGGED = (RaggedLSTM, RaggedGRU, RaggedRNN)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from reprune.core.plan import Plan
 from reprune.torch.surgery.apply import check, named_tensors
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.tracing.running.copies import duplicate
 
 
 def expand(dense: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from reprune.core.layers import Extent, SizeAttribute, Structure
-from reprune.torch.tracing.sizes import integers
+from reprune.torch.tracing.sizes.sizes import integers
 
 _MOST = 8
 

@@ -15,19 +15,19 @@ import torch
 from torch import nn
 
 from reprune.core.errors import RepruneError, VerificationError
+from reprune.core.evidence.passes import Forward
 from reprune.core.layers import Pin, Site, Structure
-from reprune.core.passes import Forward
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import blocks_of, held_back, inexact, random_plan
 from reprune.torch.surgery.apply import apply, mask, named_tensors, silence
 from reprune.torch.surgery.guesses import guesses
-from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.copies import duplicate
 from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_error, of_failure, ours
-from reprune.torch.tracing.randomness import own_randomness
 from reprune.torch.tracing.record import Trace
-from reprune.torch.tracing.training_pass import training_mode, trains_otherwise
+from reprune.torch.tracing.running.calling import call
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.training_pass import training_mode, trains_otherwise
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from reprune.core.errors import BatchError, BatchWarning
-from reprune.core.passes import Forward
-from reprune.torch.tracing.calling import call, is_row
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.isolation import run_apart
+from reprune.core.evidence.passes import Forward
 from reprune.torch.tracing.location import of_error
+from reprune.torch.tracing.running.calling import call, is_row
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.isolation import run_apart
 
 
 class _Way(NamedTuple):

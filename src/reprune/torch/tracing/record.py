@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from reprune.core.errors import UnsupportedModelError
+from reprune.core.evidence.passes import Forward
 from reprune.core.layers import Scope, Site, SizeAttribute, Structure
-from reprune.core.passes import Forward
 from reprune.torch.ragged.base import RaggedBase
-from reprune.torch.tracing.calling import invoke
 from reprune.torch.tracing.cells import traced_cells
-from reprune.torch.tracing.copies import duplicate
-from reprune.torch.tracing.feedback import Calls, NextCall
 from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_function
-from reprune.torch.tracing.randomness import own_randomness
 from reprune.torch.tracing.recording import Recording
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
-from reprune.torch.tracing.sizes import tagged_sizes
-from reprune.torch.tracing.states import Interface, pair
-from reprune.torch.tracing.structure import Builder
+from reprune.torch.tracing.running.calling import invoke
+from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.training_pass import trace_training, training_mode, trains_otherwise
+from reprune.torch.tracing.sizes.sizes import tagged_sizes
+from reprune.torch.tracing.states.feedback import Calls, NextCall
+from reprune.torch.tracing.states.states import Interface, pair
+from reprune.torch.tracing.structure.structure import Builder
+from reprune.torch.tracing.structure.widths import ALL
 from reprune.torch.tracing.tracer import Tracer
-from reprune.torch.tracing.training_pass import trace_training, training_mode, trains_otherwise
-from reprune.torch.tracing.widths import ALL
 
 
 def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Structure:

@@ -14,7 +14,7 @@ from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import Couplings, Ids
 from reprune.torch.tracing.leaves import Path
 from reprune.torch.tracing.provenance import Provenance
-from reprune.torch.tracing.sizes import SizeUse
+from reprune.torch.tracing.sizes.sizes import SizeUse
 
 Axis = tuple[str, int]
 

@@ -31,8 +31,8 @@ from reprune.torch.tracing.labels import (
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.origins import Origins
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
-from reprune.torch.tracing.sizes import AxisSize, Comparison, Expression, SizeUse
-from reprune.torch.tracing.widths import MODULES, Widths
+from reprune.torch.tracing.sizes.sizes import AxisSize, Comparison, Expression, SizeUse
+from reprune.torch.tracing.structure.widths import MODULES, Widths
 
 _DERIVED = "computed:"
 # Elements of weights are numbered below this.

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from reprune.core.distillation import nothing_may_change, nothing_to_compare
-from reprune.core.divergence import Divergence as Kind
-from reprune.core.divergence import aligned, divergence_of
-from reprune.core.passes import Forward
+from reprune.core.answers.distillation import nothing_may_change, nothing_to_compare
+from reprune.core.answers.divergence import Divergence as Kind
+from reprune.core.answers.divergence import aligned, divergence_of
+from reprune.core.evidence.passes import Forward
 from reprune.torch.calibration.pupil import made_by_sigmoid
-from reprune.torch.tracing.calling import call
 from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.unwrap import unwrap
+from reprune.torch.tracing.running.calling import call
+from reprune.torch.tracing.running.unwrap import unwrap
 
 Divergence = Callable[[Any, Any], torch.Tensor]
 """From what the small and the dense model return to a scalar that gradients flow from."""

@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 
 from reprune.core.errors import RecipeError
+from reprune.core.evidence.moments import Moments
 from reprune.core.plan import Plan
-from reprune.core.statistics import Moments
 
 T = TypeVar("T")
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
-from reprune.core.group_lasso import DEAD, Pull, share_gone
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.group_lasso import DEAD, Pull, share_gone
 from reprune.core.units import UnitIndex, shared_places
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.training.technique import Technique

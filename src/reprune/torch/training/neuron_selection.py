@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.functional import huber_loss
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
-from reprune.core.hard_concrete import BETA, GAMMA, RATE, SHIFT, SLACK, START, START_STRENGTH, ZETA, grown
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.hard_concrete import BETA, GAMMA, RATE, SHIFT, SLACK, START, START_STRENGTH, ZETA, grown
 from reprune.core.units import UnitIndex
 from reprune.torch.surgery.apply import named_tensors
 from reprune.torch.training.distributed import average_gradients

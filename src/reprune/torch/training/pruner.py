@@ -11,21 +11,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel, Measure
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.core.shrink import shrunk, within
+from reprune.core.training.shrink import shrunk, within
 from reprune.torch.surgery.apply import apply, check, named_tensors
 from reprune.torch.surgery.verify import rehearse
-from reprune.torch.tracing.calling import as_batch
 from reprune.torch.tracing.record import record
-from reprune.torch.tracing.unwrap import unwrap
+from reprune.torch.tracing.running.calling import as_batch
+from reprune.torch.tracing.running.unwrap import unwrap
 from reprune.torch.training.distributed import agreed, processes, shared
 from reprune.torch.training.group_lasso import GroupLasso
 from reprune.torch.training.neuron_selection import NeuronSelection

@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.decide import decide
 from reprune.core.errors import RecipeError
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
+from reprune.core.evidence.moments import Moments
+from reprune.core.evidence.readings import Reading, readings
 from reprune.core.layers import Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Plan
-from reprune.core.readings import Reading, readings
-from reprune.core.statistics import Moments
 from reprune.torch.calibration.answers import watch_responses
 from reprune.torch.calibration.labelled import watch_classes
 from reprune.torch.calibration.readings import responses, watch_readings

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from reprune.core.budget import Budget
+from reprune.core.budget.budget import Budget
 from reprune.core.criteria.given import Given
 from reprune.core.decide import decide
-from reprune.core.evidence import Evidence
+from reprune.core.evidence.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan

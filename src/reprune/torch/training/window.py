@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from reprune.core.class_moments import ClassMoments
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.moments import Moments
+from reprune.core.evidence.readings import Axis, SplitMoments, Statistics
 from reprune.core.layers import Structure
-from reprune.core.readings import Axis, SplitMoments, Statistics
-from reprune.core.statistics import Moments
 from reprune.torch.calibration.answers import rows
 from reprune.torch.training.distributed import all_reduced, gathered
 

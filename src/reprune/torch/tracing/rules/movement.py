@@ -12,7 +12,7 @@ from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
-from reprune.torch.tracing.sizes import SizeInt
+from reprune.torch.tracing.sizes.sizes import SizeInt
 from reprune.torch.tracing.tracer import Tracer
 
 

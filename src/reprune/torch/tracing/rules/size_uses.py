@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reprune.torch.tracing.labels import Ids, lines, varies
-from reprune.torch.tracing.sizes import AxisSize, Expression, SizeInt
+from reprune.torch.tracing.sizes.sizes import AxisSize, Expression, SizeInt
 from reprune.torch.tracing.tracer import Tracer
 
 _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0,

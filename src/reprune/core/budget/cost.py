@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import BudgetError
-from reprune.core.latency import LatencyTable
 from reprune.core.layers import Counts, Extent, Structure
 
 Measure = Literal["units", "parameters", "macs", "latency"]

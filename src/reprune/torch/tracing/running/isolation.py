@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from reprune.core.passes import Forward
-from reprune.torch.tracing.calling import call
-from reprune.torch.tracing.randomness import own_randomness
-from reprune.torch.tracing.training_pass import training_mode
+from reprune.core.evidence.passes import Forward
+from reprune.torch.tracing.running.calling import call
+from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.training_pass import training_mode
 
 
 def run_apart(

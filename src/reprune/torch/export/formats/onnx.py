@@ -13,7 +13,7 @@ import torch
 from reprune.core.exporting import ExportError
 from reprune.runtimes.onnx_int8 import quantise
 from reprune.torch.export.capture import quiet
-from reprune.torch.export.format import Format, Job
+from reprune.torch.export.formats.format import Format, Job
 from reprune.torch.export.recurrent import onnx_translations
 from reprune.torch.export.states import StateTensor
 

@@ -26,14 +26,14 @@ from reprune.core.layers import (
     Span,
     Structure,
 )
-from reprune.torch.tracing.attributes import Sizes, extent
 from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
-from reprune.torch.tracing.parts import in_parts, parts_of
-from reprune.torch.tracing.ports import port
 from reprune.torch.tracing.recording import Labelled, Recording
-from reprune.torch.tracing.widths import Widths
-from reprune.torch.tracing.written import written_cells
+from reprune.torch.tracing.sizes.attributes import Sizes, extent
+from reprune.torch.tracing.structure.parts import in_parts, parts_of
+from reprune.torch.tracing.structure.ports import port
+from reprune.torch.tracing.structure.widths import Widths
+from reprune.torch.tracing.structure.written import written_cells
 
 
 class Builder:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from reprune.torch.tracing.copies import duplicate, fresh
 from reprune.torch.tracing.leaves import Path, leaves, positional_names, replaced_arguments
 from reprune.torch.tracing.modes import run
-from reprune.torch.tracing.optional import Call, handed_back
-from reprune.torch.tracing.states import Interface, flat, kept_units, recognised
-from reprune.torch.tracing.structure import Builder
+from reprune.torch.tracing.running.copies import duplicate, fresh
+from reprune.torch.tracing.states.optional import Call, handed_back
+from reprune.torch.tracing.states.states import Interface, flat, kept_units, recognised
+from reprune.torch.tracing.structure.structure import Builder
 
 
 @dataclass(frozen=True)

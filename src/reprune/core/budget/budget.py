@@ -11,9 +11,9 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.cost import MEASURES, NO_TABLE, CostModel, Measure
+from reprune.core.budget.cost import MEASURES, NO_TABLE, CostModel, Measure
+from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import BudgetError
-from reprune.core.latency import LatencyTable
 
 RATIO = 0.5
 """What is removed when nobody says how much."""

@@ -17,7 +17,7 @@ from math import exp
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.cost import CostModel, Measure
+from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.layers import Structure
 from reprune.core.units import UnitIndex
 

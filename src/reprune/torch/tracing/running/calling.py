@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from reprune.core.passes import Forward
-from reprune.torch.tracing.copies import fresh
+from reprune.core.evidence.passes import Forward
+from reprune.torch.tracing.running.copies import fresh
 
 
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:

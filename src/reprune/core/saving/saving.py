@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from reprune.core.digest import digest_of_bytes, digest_of_file
 from reprune.core.errors import PlanError, SaveError
-from reprune.core.files import part_of, reason, sole_writer, sync_folder, writing
 from reprune.core.plan import Plan
+from reprune.core.saving.digest import digest_of_bytes, digest_of_file
+from reprune.core.saving.files import part_of, reason, sole_writer, sync_folder, writing
 
 WEIGHTS, PLAN, REPORT = "model.safetensors", "plan.json", "report.html"
 

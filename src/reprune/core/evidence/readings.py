@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.errors import CalibrationWarning
+from reprune.core.evidence.moments import Moments, to_numpy
 from reprune.core.layers import Consumer, Slot, Structure
-from reprune.core.statistics import Moments, to_numpy
 
 Array = Any
 Matrix = NDArray[np.float64]

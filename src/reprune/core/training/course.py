@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from reprune.core.budget import Budget
-from reprune.core.cost import CostModel
+from reprune.core.budget.budget import Budget
+from reprune.core.budget.cost import CostModel
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule
-from reprune.core.shrink import within
+from reprune.core.training.shrink import within
 
 
 class Course:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from reprune.core.fold import Fold
+from reprune.core.evidence.readings import Matrix, Places, Reading, SecondMoments
+from reprune.core.folding.fold import Fold
 from reprune.core.layers import Structure
-from reprune.core.readings import Matrix, Places, Reading, SecondMoments
 
 Prediction = tuple[Matrix, Matrix]
 Compensation = Callable[[Structure, Mapping[str, Sequence[int]], Sequence[Reading]], tuple[Fold, ...]]

@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from reprune.core.divergence import RULED_OUT, Divergence, aligned, divergence_of
+from reprune.core.answers.divergence import RULED_OUT, Divergence, aligned, divergence_of
 
 Array = Any
 Run = Callable[[Any], Sequence[Array]]

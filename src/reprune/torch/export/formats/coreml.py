@@ -11,8 +11,8 @@ import torch
 from reprune.core.exporting import ExportError
 from reprune.runtimes import need
 from reprune.torch.export.capture import quiet
-from reprune.torch.export.format import Format, Job
-from reprune.torch.tracing.copies import duplicate
+from reprune.torch.export.formats.format import Format, Job
+from reprune.torch.tracing.running.copies import duplicate
 
 
 def write(job: Job, path: Path) -> None:

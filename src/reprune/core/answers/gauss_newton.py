@@ -22,9 +22,9 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from reprune.core.evidence.moments import to_numpy
+from reprune.core.evidence.readings import Matrix
 from reprune.core.layers import WIDTHS, Consumer, Structure
-from reprune.core.readings import Matrix
-from reprune.core.statistics import to_numpy
 
 Array = Any
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.errors import StatisticsError
-from reprune.core.statistics import to_numpy
+from reprune.core.evidence.moments import to_numpy
 
 Array = Any
 

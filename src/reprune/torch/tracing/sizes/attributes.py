@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from reprune.core.layers import Extent, SizeAttribute
 from reprune.torch.tracing.labels import TAG, Ids
-from reprune.torch.tracing.sizes import Attribute, SizeUse, Term
+from reprune.torch.tracing.sizes.sizes import Attribute, SizeUse, Term
 
 Place = tuple[str, int] | None
 """Layer and unit of one position on an axis, or None where it holds no unit."""

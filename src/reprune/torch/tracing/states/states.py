@@ -20,7 +20,7 @@ from reprune.torch.tracing.labels import NONE, Ids, storage_id
 from reprune.torch.tracing.leaves import Path, leaves, positional_names, replaced_arguments
 from reprune.torch.tracing.origins import Source
 from reprune.torch.tracing.recording import Labelled
-from reprune.torch.tracing.structure import Builder
+from reprune.torch.tracing.structure.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
 
 _OWN_FIELDS = {"_parameters", "_modules", "_flat_weights"}

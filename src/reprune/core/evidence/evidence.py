@@ -10,11 +10,11 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from reprune.core.class_moments import ClassMoments
 from reprune.core.errors import StatisticsError
+from reprune.core.evidence.class_moments import ClassMoments
+from reprune.core.evidence.moments import Moments, to_numpy
+from reprune.core.evidence.readings import Places, Reading
 from reprune.core.layers import Role, Span, Structure
-from reprune.core.readings import Places, Reading
-from reprune.core.statistics import Moments, to_numpy
 
 Array = Any
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reprune.runtimes import need
 from reprune.torch.export.capture import quiet
-from reprune.torch.export.format import Format, Job
+from reprune.torch.export.formats.format import Format, Job
 
 
 def write(job: Job, path: Path) -> None:

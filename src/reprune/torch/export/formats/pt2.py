@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from reprune.torch.export.capture import quiet
-from reprune.torch.export.format import Format, Job
+from reprune.torch.export.formats.format import Format, Job
 
 
 def write(job: Job, path: Path) -> None:

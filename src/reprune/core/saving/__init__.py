@@ -1,0 +1,1 @@
+"""Plans and weights on disk: digests, whole files, folders."""

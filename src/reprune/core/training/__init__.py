@@ -1,0 +1,1 @@
+"""Pruning while a model trains, as arithmetic: gates, penalties, courses, shrinking."""

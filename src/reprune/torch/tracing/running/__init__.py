@@ -1,0 +1,1 @@
+"""Running the user's model on a private copy: wrappers, batches, modes."""

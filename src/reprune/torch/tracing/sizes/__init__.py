@@ -1,0 +1,1 @@
+"""Sizes that a model's own code takes from its attributes."""

@@ -1,0 +1,1 @@
+"""States that are handed in and out, or kept by a module."""

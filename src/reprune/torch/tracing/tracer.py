@@ -23,7 +23,6 @@ from reprune.torch.tracing.labels import (
     Ids,
     ShadowMemory,
     compact,
-    has_storage,
     squeeze_constant,
     storage_id,
     unit_ids,
@@ -33,10 +32,7 @@ from reprune.torch.tracing.origins import Origins
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes.sizes import AxisSize, Comparison, Expression, SizeUse
 from reprune.torch.tracing.structure.widths import MODULES, Widths
-
-_DERIVED = "computed:"
-# Elements of weights are numbered below this.
-_LAST = 1 << 38
+from reprune.torch.tracing.weights import DERIVED, LAST, Weights
 
 
 class Tracer:
@@ -45,9 +41,6 @@ class Tracer:
     def __init__(self, model: nn.Module, widths: Collection[str] = ()) -> None:
         self.memory = ShadowMemory()
         self.recording = Recording()
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._by_storage: dict[int, list[str]] = {}
-        self._base: dict[str, int] = {}
         self.tags: list[Expression] = []
         self.states: dict[int, State] = {}
         self.summaries: dict[int, list[Summary]] = {}
@@ -67,30 +60,24 @@ class Tracer:
                 weight = module._parameters.get(leaf)
                 if kind is not None and weight is not None:
                     self._paths.setdefault((id(weight), kind), path)
-        base = 1
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.numel() == 0 or not has_storage(tensor):
-                continue
-            self.tensors[name] = tensor
-            self._by_storage.setdefault(storage_id(tensor), []).append(name)
-            self._base[name] = base
-            base += tensor.numel()
-        # Numbers from here on are free for weights that are computed from others.
-        free, base = base, _LAST
-        self._starts = np.array([*self._base.values(), free, base])
-        self._names = list(self._base)
-        self.origins = Origins(base)
+        self.weights = Weights(model)
+        self.tensors = self.weights.tensors
+        self.origins = Origins(LAST)
 
     # -- labels of tensors -------------------------------------------------------------------------------------------
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a view of a parameter or buffer."""
-        return storage_id(tensor) in self._by_storage
+        return self.weights.hold(tensor)
+
+    def owner(self, tensor: torch.Tensor) -> str | None:
+        """Name of the parameter or buffer that the tensor is a view of, or None."""
+        return self.weights.owner(tensor)
 
     def labels(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the tensor's elements, or None when none of them has any."""
         if self.is_parameter(tensor):
-            return self._element_ids(tensor)
+            return self.weights.element_ids(tensor)
         found = self.memory.get(tensor)
         return found if found is not None and bool((compact(found) != NONE).any()) else None
 
@@ -122,36 +109,17 @@ class Tracer:
         if found is None:
             return False
         small = compact(found)
-        return bool(((small < NONE) & (small > -self._starts[-1])).any()) and not bool((small > NONE).any())
+        return bool(((small < NONE) & (small > -LAST)).any()) and not bool((small > NONE).any())
 
     def origin(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the elements that came from outside this call (see `origins.py`), or None when there are none."""
         return None if self.is_parameter(tensor) else self.origins.of(self.memory.get(tensor))
-
-    def owner(self, tensor: torch.Tensor) -> str | None:
-        """Name of the parameter or buffer that the tensor is a view of, or None."""
-        for name in self._by_storage.get(storage_id(tensor), ()):
-            held = self.tensors[name]
-            start = held.storage_offset()
-            if start <= tensor.storage_offset() < start + held.numel():
-                return name
-        return None
 
     def follow(self, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> None:
         """Note what the results of an operation were computed from."""
         inputs = list(inputs)
         weights = [name for tensor in inputs for name in [self.owner(tensor)] if name is not None]
         self.recording.provenance.follow([t for t in inputs if not self.is_parameter(t)], outputs, weights)
-
-    def _element_ids(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        name = self.owner(tensor)
-        if name is None:
-            return None
-        held = self.tensors[name]
-        ids = -(self._base[name] + torch.arange(held.numel(), device=held.device)).view(held.shape)
-        flat = torch.zeros(held.storage_offset() + _span(held), dtype=torch.int64, device=held.device)
-        flat.as_strided(held.size(), held.stride(), held.storage_offset()).copy_(ids)
-        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def hold(self, tensor: torch.Tensor) -> None:
         """Keep the memory behind a tensor while the trace lasts: its identity is the key of what is known of it."""
@@ -172,11 +140,7 @@ class Tracer:
         Returns:
             Labels of its elements.
         """
-        name = f"{_DERIVED}{len(self._names)}"
-        base = int(self._starts[-2])
-        self.tensors[name], self._base[name] = tensor, base
-        self._names.append(name)
-        self._starts = np.insert(self._starts, -1, base + tensor.numel())
+        name, base = self.weights.derive(tensor)
         for dim, sources in enumerate(axes):
             parts = self.derived[name, dim] = []
             for weight, source in sources if tensor.size(dim) > 1 else ():
@@ -190,7 +154,7 @@ class Tracer:
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, without weights that are computed from them."""
-        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(_DERIVED)}
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(DERIVED)}
 
     def real_axes(self, axis: Axis) -> list[Axis]:
         """The axes of parameters that a weight's axis is made of; of a parameter, itself."""
@@ -224,61 +188,10 @@ class Tracer:
 
         A weight stacked from several parameters gives one entry each, 0 where a position belongs to another one.
         """
-        dim %= weight.ndim
-        if weight.size(dim) < 2 and weight.numel() > 1 and not self.is_parameter(weight):
-            return []
-        rows = self._probe(weight, dim)
-        if rows is None:
-            return []
-        found: list[tuple[Axis, Ids]] = []
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        owners[rows == NONE] = -1
-        for owner in np.unique(owners[owners >= 0]):
-            name = self._names[owner]
-            shape = self.tensors[name].shape
-            mine = rows[(owners == owner).any(1)]
-            held = np.searchsorted(self._starts, mine, side="right") - 1 == owner
-            places = np.stack(np.unravel_index(np.where(held, mine - self._starts[owner], 0), shape))
-            axis = self._axis_along(places, held, shape, weight, dim)
-            if axis is not None:
-                labels = self.axis(name, axis, role)
-                row = int(np.argmax(held.sum(1)))
-                found.append(((name, axis), np.where(held[row], labels[places[axis, row]], NONE)))
-        return found
-
-    def _axis_along(self, places: Ids, held: Any, shape: torch.Size, weight: torch.Tensor, dim: int) -> int | None:
-        """The one parameter axis whose coordinate moves along `dim`, the same way on every line."""
-        moving = []
-        for axis in range(len(shape)):
-            coordinate = np.where(held, places[axis], -1)
-            lines_ = coordinate[:, coordinate.max(0) >= 0]
-            if lines_.shape[1] > 1 and (lines_[0] != lines_[0, 0]).any():
-                moving.append(axis)
-        if len(moving) == 1:
-            return moving[0]
-        if not moving and tuple(weight.shape) == tuple(shape):
-            return dim
-        if not moving and weight.ndim == 2 and tuple(weight.shape) == tuple(shape)[::-1]:
-            return 1 - dim
-        return None
-
-    def _probe(self, weight: torch.Tensor, dim: int) -> Ids | None:
-        """Element ids on lines along `dim`: the first and last one of a parameter's view, all distinct owners' else."""
-        name = self.owner(weight) if self.is_parameter(weight) else None
-        if name is not None:
-            held = self.tensors[name]
-            start = int(weight.storage_offset()) - int(held.storage_offset())
-            offsets = start + weight.stride(dim) * np.arange(weight.size(dim))
-            far = sum((weight.size(d) - 1) * weight.stride(d) for d in range(weight.ndim) if d != dim)
-            both = np.stack([offsets, offsets + far])
-            return _flat_index(both, held) + self._base[name]
-        found = self.memory.get(weight)
-        if found is None or not bool((found < NONE).any()):
-            return None
-        found = torch.where(found > -self._starts[-1], found, NONE)
-        flat = found.movedim(dim, -1).reshape(-1, weight.size(dim))
-        flat = flat[(flat != NONE).any(1)]
-        return np.asarray(-flat.clamp(max=0).cpu().numpy())
+        return [
+            (axis, np.where(held, self.axis(*axis, role)[places], NONE))
+            for axis, places, held in self.weights.along(weight, dim % weight.ndim, self.memory)
+        ]
 
     def units_by_layer(self, labels: torch.Tensor) -> dict[str, Ids]:
         """The distinct labels of each recurrent layer that occur in `labels`."""
@@ -455,22 +368,3 @@ def _renamed(labels: torch.Tensor, pairs: Ids) -> torch.Tensor:
     values = labels.cpu().numpy()
     places = np.minimum(np.searchsorted(old, values), len(old) - 1)
     return torch.from_numpy(np.where(old[places] == values, new[places], values)).to(labels.device)
-
-
-def _span(tensor: torch.Tensor) -> int:
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
-
-
-def _flat_index(offsets: Ids, held: torch.Tensor) -> Ids:
-    """Index in row-major order of the elements at these storage offsets."""
-    if held.is_contiguous():
-        return offsets
-    index, rest = np.zeros_like(offsets), offsets.copy()
-    order = sorted(range(held.ndim), key=held.stride().__getitem__, reverse=True)
-    places = {}
-    for d in order:
-        places[d] = rest // max(held.stride(d), 1)
-        rest = rest % max(held.stride(d), 1)
-    for d in range(held.ndim):
-        index = index * held.size(d) + places[d]
-    return index

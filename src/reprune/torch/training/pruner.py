@@ -31,6 +31,7 @@ from reprune.torch.training.group_lasso import GroupLasso
 from reprune.torch.training.neuron_selection import NeuronSelection
 from reprune.torch.training.selection import Selection
 from reprune.torch.training.shrink import check_optimizers, shrink
+from reprune.torch.training.silencing import silence
 from reprune.torch.training.technique import Hooks, Technique, uncompiled
 
 TECHNIQUES: dict[str, type[Technique]] = {"iss-group-lasso": GroupLasso, "neuron-selection": NeuronSelection}
@@ -391,15 +392,3 @@ def _technique(method: str | Method) -> type[Technique]:
 
 def _whole(structure: Structure) -> dict[str, list[int]]:
     return {name: list(range(units)) for name, units in structure.counts().items()}
-
-
-def silence(model: nn.Module, plan: Plan, factor: float = 0.0) -> None:
-    """Multiply, in place, the incoming weights and biases of units that a plan removes; by 0, they respond with 0."""
-    removed = plan.removed()
-    own = {slot for layer in removed for slot in plan.structure.slots_of(layer, "own")}
-    tensors = named_tensors(model)
-    with torch.no_grad():
-        for slot in own:
-            tensor = tensors[slot.tensor]
-            positions = torch.from_numpy(slot.positions(removed)).to(tensor.device)
-            tensor.index_copy_(slot.axis, positions, tensor.index_select(slot.axis, positions) * factor)

@@ -327,3 +327,28 @@ class Structure:
     def counts(self) -> dict[str, int]:
         """Units of every layer before pruning."""
         return {name: layer.units for name, layer in self.layers.items()}
+
+
+def spans_of(places: Sequence[tuple[str, int] | None]) -> tuple[Span, ...]:
+    """The spans of an axis whose positions hold these units, as `(layer, unit)`: runs that count up.
+
+    Example:
+        >>> spans_of([None, ("lstm", 0), ("lstm", 0), ("lstm", 1), ("lstm", 1)])
+        (Span(start=1, layer='lstm', unit=0, units=2, each=2),)
+    """
+    spans: list[Span] = []
+    start = 0
+    while start < len(places):
+        here = places[start]
+        if here is None:
+            start += 1
+            continue
+        each = 1
+        while start + each < len(places) and places[start + each] == here:
+            each += 1
+        units = 1
+        while list(places[start + units * each : start + (units + 1) * each]) == [(here[0], here[1] + units)] * each:
+            units += 1
+        spans.append(Span(start, here[0], here[1], units, each))
+        start += units * each
+    return tuple(spans)

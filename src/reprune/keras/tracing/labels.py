@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.layers import Counts, Extent, Slot, Span
+from reprune.core.layers import Counts, Extent, Slot, spans_of
 
 Ids = NDArray[np.int64]
 
@@ -74,35 +74,6 @@ class Couplings:
 
 
 Units = Sequence[tuple[str, int] | None]
-
-
-def spans_of(units: Units) -> tuple[Span, ...]:
-    """The spans of an axis whose positions hold `units`.
-
-    Example:
-        >>> spans_of([None, ("lstm", 0), ("lstm", 0), ("lstm", 1), ("lstm", 1)])
-        (Span(start=1, layer='lstm', unit=0, units=2, each=2),)
-    """
-    runs: list[tuple[int, str, int, int]] = []
-    position = 0
-    while position < len(units):
-        unit, start = units[position], position
-        while position < len(units) and units[position] == unit:
-            position += 1
-        if unit is not None:
-            runs.append((start, *unit, position - start))
-    spans: list[Span] = []
-    for start, layer, unit_index, each in runs:
-        last = spans[-1] if spans else None
-        if (
-            last is not None
-            and (last.layer, last.unit + last.units, last.each) == (layer, unit_index, each)
-            and last.start + last.units * last.each == start
-        ):
-            spans[-1] = last._replace(units=last.units + 1)
-        else:
-            spans.append(Span(start, layer, unit_index, 1, each))
-    return tuple(spans)
 
 
 def extent_of(units: Units, sizes: Counts) -> Extent:

@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError
-from reprune.core.layers import Consumer, Contraction, Extent, Layer, Pin, Site, SizeAttribute, Slot, Structure
+from reprune.core.layers import (
+    Consumer,
+    Contraction,
+    Extent,
+    Layer,
+    Pin,
+    Site,
+    SizeAttribute,
+    Slot,
+    Structure,
+    spans_of,
+)
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
-from reprune.keras.tracing.labels import NONE, Ids, extent_of, spans_of
+from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
 from reprune.keras.tracing.tracer import Traced, Tracer, carried_inputs, returned_states

@@ -23,8 +23,8 @@ from reprune.core.layers import (
     Site,
     SizeAttribute,
     Slot,
-    Span,
     Structure,
+    spans_of,
 )
 from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
@@ -135,7 +135,7 @@ class Builder:
             roots = self._couplings.roots(labels)
             return np.where(np.isin(roots, list(self._unit_of)), roots, NONE)
 
-        return None if state is None else port(state, classes, lambda line: tuple(self._spans(line)))
+        return None if state is None else port(state, classes, lambda line: spans_of(self._places(line)))
 
     def _is_parameter(self, name: str) -> bool:
         return isinstance(self._tensors[name], torch.nn.Parameter)
@@ -257,29 +257,11 @@ class Builder:
         for (name, axis), labels in self.recording.axes.items():
             if name not in self._tensors:
                 continue  # A weight that is computed from others, which have slots of their own.
-            spans = tuple(self._spans(labels))
+            spans = spans_of(self._places(labels))
             if spans:
                 roles = self.recording.roles[name, axis]
                 role: Role = "reads" if "reads" in roles else "own" if "own" in roles else "follows"
                 yield Slot(name, axis, len(labels), role, spans)
-
-    def _spans(self, labels: Ids) -> Iterable[Span]:
-        """Runs of positions whose units count up, each unit repeated equally often."""
-        places = self._places(labels)
-        start = 0
-        while start < len(places):
-            here = places[start]
-            if here is None:
-                start += 1
-                continue
-            each = 1
-            while start + each < len(places) and places[start + each] == here:
-                each += 1
-            units = 1
-            while places[start + units * each : start + (units + 1) * each] == [(here[0], here[1] + units)] * each:
-                units += 1
-            yield Span(start, here[0], here[1], units, each)
-            start += units * each
 
     def _places(self, labels: Ids) -> list[tuple[str, int] | None]:
         """Layer and unit of each label: its own layer where it names one, else the first layer of its class."""

@@ -170,8 +170,7 @@ def test_states_come_back_in_the_width_in_which_they_go_in(name: str, pruned: bo
     build, example = CARRIED[name]
     model = build().eval()
     if pruned:
-        counts = {"lstm:*": 5} if name == "layers" else {"low:l0": 5}
-        model = reprune.prune(model, [example], counts=counts, ratio=None, method="magnitude").model
+        model = reprune.prune(model, [example], counts={"*": 5}, ratio=None, method="magnitude").model
     report = export(model, example, tmp_path / "model.onnx")
     assert len(report.states) == (2 if name == "layers" else 3)
     for pair in report.states:
@@ -259,13 +258,12 @@ def test_pt2_files_stream_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(output, model(x).detach().numpy(), atol=1e-6)
 
 
-def test_models_that_cannot_be_copied_are_explained(tmp_path: Path) -> None:
+def test_locks_and_gradients_do_not_stand_in_the_way(tmp_path: Path) -> None:
     import threading
 
     model = Pooled()
     model.guard = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(reprune.UnsupportedModelError, match="cannot be copied"):
-        export(model, torch.randn(1, 4, 5), tmp_path / "model.onnx")
+    assert export(model, torch.randn(1, 4, 5), tmp_path / "model.onnx").difference < 1e-6
     trained = Remembering()
     trained(torch.randn(2, 3, 5)).sum().backward()
     assert export(trained, torch.randn(1, 4, 5), tmp_path / "model.onnx").difference < 1e-6

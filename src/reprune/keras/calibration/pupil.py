@@ -75,7 +75,10 @@ class Pupil:
         cuts = _cuts(graph.root)
         if any(value is None for value in flat_inputs(graph.root, example)):
             return
-        body, self._head = keras.Model(graph.root.inputs, cuts), keras.Model(cuts, graph.root.outputs)
+        try:
+            body, self._head = keras.Model(graph.root.inputs, cuts), keras.Model(cuts, graph.root.outputs)
+        except ValueError:  # The cuts are inside a nested model, whose tensors are not the outer one's.
+            return
         self._features: list[list[Any]] = []
         for batch in answers.batches:
             with states_kept(graph):

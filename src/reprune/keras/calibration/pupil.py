@@ -72,6 +72,8 @@ class Pupil:
         graph = graph_of(model, example)
         self._variables = graph.weights()
         self.weights: Sequence[Refitted] = []
+        self._whole = answering(model, forward)
+        self._head: Any = None
         cuts = _cuts(graph.root)
         if any(value is None for value in flat_inputs(graph.root, example)):
             return
@@ -84,7 +86,7 @@ class Pupil:
             with states_kept(graph):
                 found = body(flat_inputs(graph.root, captured(model, batch, forward)), training=False)
             self._features.append([keras.ops.convert_to_tensor(array(part)) for part in keras.tree.flatten(found)])
-        whole, own = answering(model, forward)(answers.batches[0]), _arrays(self._answer(0))
+        whole, own = self._whole(answers.batches[0]), _arrays(self._answer(0))
         if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole, own, strict=True)):
             before = {id(weight) for weight in body.weights}
             self.weights = self._observed(
@@ -129,8 +131,12 @@ class Pupil:
 
     def divergence(self) -> float:
         """Mean divergence of the rows to judge by."""
-        places = range(len(self._features))
-        return self._answers.divergence(lambda place: _arrays(self._answer(place)), places, "judged")
+        batches = self._answers.batches
+
+        def run(place: int) -> list[NDArray[Any]]:
+            return self._whole(batches[place]) if self._head is None else _arrays(self._answer(place))
+
+        return self._answers.divergence(run, range(len(batches)), "judged")
 
     def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
         """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tests.helpers.width_zoo.case import case, tokens
+from tests.helpers.torch_zoo.case import tokens
+from tests.helpers.width_zoo.case import case
 from tests.helpers.width_zoo.convolutions import RETURNED
 
 QKV = ("q:heads", "k:heads", "v:heads")

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+
+from tests.helpers.torch_zoo.case import frames
 
 WIDTH_CASES: dict[str, WidthCase] = {}
 
@@ -38,16 +39,6 @@ class WidthCase:
 
     def __repr__(self) -> str:
         return self.name
-
-
-def frames(sequences: int, steps: int) -> torch.Tensor:
-    """Random features (sequences, steps, 5)."""
-    return torch.randn(sequences, steps, 5)
-
-
-def tokens(sequences: int, steps: int) -> torch.Tensor:
-    """Random word indices (sequences, steps) below 11."""
-    return torch.randint(0, 11, (sequences, steps))
 
 
 def case(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tests.helpers.width_zoo.case import case, frames
+from tests.helpers.torch_zoo.case import frames
+from tests.helpers.width_zoo.case import case
 from tests.helpers.width_zoo.convolutions import RETURNED
 
 

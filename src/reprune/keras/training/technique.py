@@ -9,20 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 from reprune.core.budget.budget import Budget
-from reprune.core.criteria.given import Given
-from reprune.core.decide import decide
 from reprune.core.errors import RecipeError
-from reprune.core.evidence.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.given_scores import decide_by
 from reprune.keras.surgery.cloning import weight_arrays
 from reprune.keras.tracing.graph import graph_of
 
@@ -88,9 +85,7 @@ class Technique(ABC):
 
     def _decide_by(self, scores: Mapping[str, np.ndarray[Any, Any]], budget: Budget) -> Plan:
         """The units with the smallest scores go, over all layers at once."""
-        evidence = Evidence(self.structure, weight_arrays(graph_of(self.model)))
-        plan = decide(evidence, budget, Method("cost", Given(scores)), seed=self.seed)
-        return replace(plan, method=str(self.method))
+        return decide_by(scores, self.structure, weight_arrays(graph_of(self.model)), budget, self.method, self.seed)
 
 
 class Hooks:

@@ -113,7 +113,8 @@ def _run(
             write_json(baseline, train_baseline(options))
     try:
         summary = run(options, out, resume=True, say=say)
-        summaries = sizes.run_variants(options, out, VARIANTS, say)
+        first = {sizes.name_of(options.method, options.ratio): summary}
+        summaries = first | sizes.run_variants(options, out, VARIANTS, say)
     except InterruptedRunError as error:
         raise InterruptedRunError(f"{str(error).split(':')[0]}. Run the same command again to go on.") from None
     summary = {**summary, "baseline": read_json(baseline)}

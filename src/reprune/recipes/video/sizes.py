@@ -25,7 +25,7 @@ RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 def run_variants(
     options: Options, out: Path, variants: Sequence[tuple[str, float]], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """The summaries of pruning one dense model in several ways, the run in `out` first.
+    """The summaries of pruning the dense model of a run in other ways, by their names.
 
     Args:
         options: Options of the finished run in `out`, which trained the dense model.
@@ -33,19 +33,19 @@ def run_variants(
         variants: Method and ratio of each of the others.
         say: Told what is going on.
     """
-    found = {_name(options.method, options.ratio): run(options, out, resume=True, say=lambda _: None)}
+    found = {}
     for method, ratio in variants:
         other = replace(options, method=method, ratio=ratio, dense=str(out))
-        name = _name(method, ratio)
+        name = name_of(method, ratio)
         say(f"Pruning to {1 - ratio:.0%} with {method}, and fine-tuning")
-        found[name] = run(other, out / name.replace(" ", "-"), resume=True, say=lambda _: None)
+        found[name] = run(other, _folder(out, name), resume=True, say=lambda _: None)
     return found
 
 
 def measure_speed(options: Options, out: Path, names: Sequence[str]) -> Comparison:
     """Latency of the dense and of every pruned model for one video on one thread, in the runtimes that are there."""
     recipe = YouTube8M(options)
-    folders = [out, *(out / name.replace(" ", "-") for name in names[1:])]
+    folders = [out, *(_folder(out, name) for name in names[1:])]
     models = {"dense": recipe.load(recipe.build(), out / "dense.safetensors")}
     models |= {name: recipe.load_pruned(recipe.build(), folder) for name, folder in zip(names, folders, strict=True)}
     installed = [name for name in RUNTIMES if name == "torch" or find_spec(name)]
@@ -102,5 +102,10 @@ def _verdict(times: Mapping[tuple[str, str], float], runtime: str, names: Sequen
     return f"{where}: none is faster than dense; layers this small spend their time on calls, not on arithmetic."
 
 
-def _name(method: str, ratio: float) -> str:
+def _folder(out: Path, name: str) -> Path:
+    return out / name.replace(" ", "-")
+
+
+def name_of(method: str, ratio: float) -> str:
+    """What a variant is called in tables."""
     return f"{method} {round(100 * ratio)}%"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reprune.core.budget.budget import Budget
-from reprune.core.budget.cost import CostModel, Measure
+from reprune.core.budget.cost import Measure
 from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
 from reprune.core.evidence.evidence import Evidence
@@ -20,7 +20,8 @@ from reprune.core.layers import Structure
 from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.core.training.shrink import shrunk, within
+from reprune.core.training.course import Course, share_and_factor, whole
+from reprune.core.training.shrink import shrunk
 from reprune.torch.surgery.apply import apply, check, named_tensors
 from reprune.torch.surgery.verify import rehearse
 from reprune.torch.tracing.record import record
@@ -159,8 +160,7 @@ class Pruner:
         if self.steps == 0:
             self._check_first_step()
         self.steps += 1
-        progress = min(self.steps / self.total_steps, 1.0) if self.total_steps else 0.0
-        share, factor = self.schedule.share(progress), self.schedule.factor(progress)
+        share, factor = share_and_factor(self.schedule, self.steps, self.total_steps)
         work.technique.stepped(self.steps, share)
         if self.schedule.due(self.steps):
             plan = self._decide(work, share)
@@ -207,9 +207,11 @@ class Pruner:
             return state
         return {
             **state,
-            "structure": Plan(self.structure, _whole(self.structure)).to_json(),
+            "structure": Plan(self.structure, whole(self.structure)).to_json(),
             # States that a caller carries may still have the size before.
-            "sizes": [{name: list(units) for name, units in size.items()} for size in (work.before, work.units)],
+            "sizes": [
+                {name: list(units) for name, units in size.items()} for size in (work.course.before, work.course.units)
+            ],
             "plan": None if self.plan is None else self.plan.to_json(),
             "final": work.final is not None,
             "training_passes": work.hooks.training_passes,
@@ -237,14 +239,14 @@ class Pruner:
             self._start(saved.structure)
         work = self._ready()
         if saved.structure != self.structure or any(
-            set(state["sizes"][-1][n]) - set(work.units[n]) for n in work.units
+            set(state["sizes"][-1][name]) - set(units) for name, units in work.course.units.items()
         ):
             raise RecipeError(
                 "The state is of a model with other layers or more units, or of a Pruner with another exclude= or "
                 "inputs=: build model and Pruner as those that were saved, then load the state."
             )
-        for size in state["sizes"] if state["sizes"][-1] != work.units else ():
-            here = {name: [work.units[name].index(unit) for unit in units] for name, units in size.items()}
+        for size in state["sizes"] if state["sizes"][-1] != work.course.units else ():
+            here = {name: [work.course.units[name].index(unit) for unit in units] for name, units in size.items()}
             self._shrink(work, Plan(work.technique.structure, here))
         if state["plan"] is not None:
             self.plan = Plan.from_json(state["plan"])
@@ -271,7 +273,7 @@ class Pruner:
         decide(Evidence(structure, {}), self._budget, "random")
         technique = self._technique(self.model, structure, self._method, self._budget, self.schedule.every, self._seed)
         technique.labels = self._labels
-        self._work = _Work(technique, Hooks(self.model, technique), _whole(structure), _whole(structure))
+        self._work = _Work(technique, Hooks(self.model, technique), Course(structure, self._budget))
 
     def _ready(self) -> _Work:
         if self._finished:
@@ -334,23 +336,18 @@ class Pruner:
 
     def _decide(self, work: _Work, share: float) -> Plan:
         """A plan for the model as it is, that leaves what `share` of the ratio leaves of the model that came in."""
-        cost, of = CostModel(self.structure), self._budget.of
-        left = (1 - share * (self._budget.ratio or 0.0)) * cost(of, self.structure.counts())
-        ratio = 1 - left / cost(of, work.technique.structure.counts())
-        return agreed(work.technique.decide(replace(self._budget, ratio=ratio if ratio > 1e-9 else 0.0)))
+        return agreed(work.technique.decide(work.course.budget(share, work.technique.structure)))
 
     def _original(self, work: _Work, plan: Plan) -> Plan:
         """The same decision about the model that came in."""
-        if work.technique.structure is self.structure:
-            return plan
-        return Plan(self.structure, within(work.units, plan.kept), plan.method, self._budget.ratio or 0, plan.of)
+        return plan if work.technique.structure is self.structure else work.course.original(plan)
 
     def _shrink(self, work: _Work, plan: Plan) -> None:
         """Make the model smaller in place."""
         if any(plan.removed().values()):
             shrink(self.model, plan, self.optimizers)
             work.technique.shrunk(shrunk(work.technique.structure, plan.kept), plan.kept)
-            work.before, work.units = work.units, within(work.units, plan.kept)
+            work.course.shrink(plan.kept)
 
 
 @dataclass
@@ -360,15 +357,13 @@ class _Work:
     Attributes:
         technique: The method.
         hooks: Show it the model's passes.
-        units: Units of the model that came in, of which the model now consists.
-        before: Those of which it consisted before it last became smaller.
+        course: Of which units of the model that came in the model now consists.
         final: The latest selection, if it was of the whole ratio.
     """
 
     technique: Technique
     hooks: Hooks
-    units: dict[str, list[int]]
-    before: dict[str, list[int]]
+    course: Course
     final: Plan | None = None
 
 
@@ -388,7 +383,3 @@ def _technique(method: str | Method) -> type[Technique]:
             "weights and responses, such as 'iss-gm', or call reprune.torch.prune() when training is over."
         )
     return Selection
-
-
-def _whole(structure: Structure) -> dict[str, list[int]]:
-    return {name: list(range(units)) for name, units in structure.counts().items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +12,10 @@ import torch
 from torch import nn
 
 from reprune.core.budget.budget import Budget
-from reprune.core.criteria.given import Given
-from reprune.core.decide import decide
-from reprune.core.evidence.evidence import Evidence
 from reprune.core.layers import Structure
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.training.given_scores import decide_by
 from reprune.torch.surgery.apply import named_tensors
 
 
@@ -93,9 +90,7 @@ class Technique(ABC):
 
     def _decide_by(self, scores: Mapping[str, np.ndarray[Any, Any]], budget: Budget) -> Plan:
         """The units with the smallest scores go, over all layers at once."""
-        evidence = Evidence(self.structure, named_tensors(self.model))
-        plan = decide(evidence, budget, Method("cost", Given(scores)), seed=self.seed)
-        return replace(plan, method=str(self.method))
+        return decide_by(scores, self.structure, named_tensors(self.model), budget, self.method, self.seed)
 
 
 def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:

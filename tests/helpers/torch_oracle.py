@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+import reprune.torch
 from reprune.core.decide import free_blocks
+from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import random_plan
 from reprune.torch import apply, mask
@@ -131,3 +134,18 @@ def _check_gradients(small: nn.Module, masked: nn.Module, found: Any, expected: 
             stay = np.setdiff1d(np.arange(slot.size), slot.positions(removed))
             gradient = gradient.index_select(slot.axis, torch.from_numpy(stay))
         assert_close(parameter.grad, gradient, f"gradient of {name}")
+
+
+def check_all_lose(
+    model: nn.Module, layers: dict[str, int], frames: Callable[..., torch.Tensor], longer: int
+) -> Structure:
+    """All of these layers, and no others, lose units, as many of each as it likes, and the smaller model is exact."""
+    torch.manual_seed(0)
+    model = model.double()
+    structure = reprune.torch.inspect(model, [frames()]).structure
+    assert {name: layer.units for name, layer in structure.layers.items()} == layers
+    assert structure.prunable == tuple(layers), {name: str(layer.pin) for name, layer in structure.layers.items()}
+    for plan in random_plans(structure, 3):
+        assert all(len(kept) < layers[name] for name, kept in plan.kept.items())
+        check_oracle(model, plan, frames(longer))
+    return structure

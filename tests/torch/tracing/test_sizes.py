@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import reprune.torch
 from reprune.core.layers import Structure
-from tests.helpers.torch_oracle import check_oracle, random_plans
+from tests.helpers.torch_oracle import check_all_lose, check_oracle, random_plans
 
 
 def frames(steps: int = 5) -> torch.Tensor:
@@ -22,16 +22,7 @@ def frames(steps: int = 5) -> torch.Tensor:
 
 
 def exact(model: nn.Module, layers: dict[str, int]) -> Structure:
-    """All of these layers lose units, as many of each as it likes, and the smaller model is exact."""
-    torch.manual_seed(0)
-    model = model.double()
-    structure = reprune.torch.inspect(model, [frames()]).structure
-    assert {name: layer.units for name, layer in structure.layers.items()} == layers
-    assert structure.prunable == tuple(layers), {name: str(layer.pin) for name, layer in structure.layers.items()}
-    for plan in random_plans(structure, 3):
-        assert all(len(kept) < layers[name] for name, kept in plan.kept.items())
-        check_oracle(model, plan, frames(7))
-    return structure
+    return check_all_lose(model, layers, frames, longer=7)
 
 
 @dataclass(frozen=True)

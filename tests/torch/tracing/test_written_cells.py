@@ -9,7 +9,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Structure
-from tests.helpers.torch_oracle import check_oracle, random_plans
+from tests.helpers.torch_oracle import check_all_lose, check_oracle
 
 
 def frames(steps: int = 6) -> torch.Tensor:
@@ -17,14 +17,7 @@ def frames(steps: int = 6) -> torch.Tensor:
 
 
 def exact(model: nn.Module, layers: dict[str, int]) -> Structure:
-    torch.manual_seed(0)
-    model = model.double()
-    structure = reprune.torch.inspect(model, [frames()]).structure
-    assert {name: layer.units for name, layer in structure.layers.items()} == layers
-    assert structure.prunable == tuple(layers), {name: str(layer.pin) for name, layer in structure.layers.items()}
-    for plan in random_plans(structure, 2):
-        check_oracle(model, plan, frames(8))
-    return structure
+    return check_all_lose(model, layers, frames, longer=8)
 
 
 class Projected(nn.Module):

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import (
+    BatchError,
+    BatchWarning,
     BudgetError,
     CalibrationWarning,
+    InternalError,
     PlanError,
+    PlanWarning,
     RecipeError,
     RecordError,
     RepruneError,
+    SaveError,
     StatisticsError,
     UnsupportedModelError,
     VerificationError,
@@ -56,6 +61,8 @@ except PackageNotFoundError:
 _LAZY = ("keras", "torch", "youtube8m")
 
 __all__ = [
+    "BatchError",
+    "BatchWarning",
     "BudgetError",
     "Calibration",
     "CalibrationWarning",
@@ -63,14 +70,17 @@ __all__ = [
     "ExportError",
     "ExportReport",
     "Inspection",
+    "InternalError",
     "LatencyTable",
     "Method",
     "Plan",
     "PlanError",
+    "PlanWarning",
     "RecipeError",
     "RecordError",
     "RepruneError",
     "Result",
+    "SaveError",
     "StatisticsError",
     "UnsupportedModelError",
     "VerificationError",

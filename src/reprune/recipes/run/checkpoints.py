@@ -65,9 +65,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps one checkpoint up to date: at the start, every so many steps, after every epoch, and when told to stop.
 
-    One is tried before a step is spent, and after the first step, when the optimiser has its moments, two are written:
-    so a disk without room for a checkpoint beside the last one shows at once. Beside what Lightning saves, it
-    holds the position in the data and the state of the random number generators.
+    The first one is there before a step is spent, and after the first step, when the optimiser has its moments, two
+    more: so a disk without room for a checkpoint beside the last one shows at once. Beside what Lightning saves, it
+    holds the position in the data and the state of the random number generators. A training that fails in its very
+    first step has nothing worth keeping, and takes its checkpoint along.
 
     Ctrl-C finishes the step, saves, and raises `InterruptedRunError`; a second one stops at once.
 
@@ -83,6 +84,7 @@ class Checkpoints(Checkpoint):
         self._tell = position
         self._position = (0, 0)
         self._has_room = False
+        self._is_new = False
         self._interrupts = Interrupts()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,8 +92,7 @@ class Checkpoints(Checkpoint):
         self._interrupts.listen()
         if not once(self.path.exists):
             trainer.save_checkpoint(self.path)
-            # A run that fails in its first step has nothing worth keeping.
-            once(self.path.unlink)
+            self._is_new = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,8 +122,11 @@ class Checkpoints(Checkpoint):
             raise InterruptedRunError(f"Stopped after epoch {trainer.current_epoch + 1}: --resume goes on.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C its usual meaning back."""
+        """Give Ctrl-C its usual meaning back, and leave nothing of a training that could not begin."""
         self._interrupts.restore()
+        stopped = isinstance(exception, InterruptedRunError) or not isinstance(exception, Exception)
+        if self._is_new and trainer.global_step == 0 and not stopped and trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give Ctrl-C its usual meaning back."""

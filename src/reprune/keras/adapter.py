@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
+
 from reprune.core.answers.answers import Answers, Meaning
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.evidence.passes import Forward, Loss, stretches
@@ -22,6 +24,7 @@ from reprune.keras.surgery import verify as rehearsal
 from reprune.keras.surgery.apply import apply, mask
 from reprune.keras.surgery.cloning import weight_arrays
 from reprune.keras.surgery.rename import fitted
+from reprune.keras.surgery.verify import cut
 from reprune.keras.tracing import record as tracing
 from reprune.keras.tracing.graph import check_keras as checked
 from reprune.keras.tracing.graph import flat_inputs, graph_of, is_tensor
@@ -44,6 +47,7 @@ __all__ = [
     "mask",
     "meaning",
     "measure_latency",
+    "narrowed",
     "observe",
     "observe_classes",
     "observe_readings",
@@ -118,6 +122,17 @@ def observe_readings(
 def pupil(small: Any, structure: Structure, answers: Answers, forward: Forward | None) -> Pupil:
     """A pruned model whose consumers are refitted in place."""
     return Pupil(small, structure, answers, forward)
+
+
+def narrowed(found: Trace, model: Any, plan: Plan, forward: Forward | None) -> Forward:
+    """How the plan's model is called: with the entries of the kept units of the states that the dense one takes."""
+
+    def call(small: Any, batch: Any) -> Any:
+        given = cut(flat_inputs(found.graph.root, captured(model, batch, forward)), taken, plan)
+        return small(keras.tree.pack_sequence_as(found.graph.root.input, given))
+
+    taken, _ = found.states
+    return call
 
 
 def meaning(found: Trace, model: Any, example: Any, forward: Forward | None) -> Meaning:

@@ -13,6 +13,7 @@ from reprune.core.errors import InternalError, RepruneError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Structure
+from reprune.core.plan import Plan
 from reprune.torch import weights
 from reprune.torch.calibration import labelled, responses
 from reprune.torch.calibration import pupil as pupils
@@ -47,6 +48,7 @@ __all__ = [
     "mask",
     "meaning",
     "measure_latency",
+    "narrowed",
     "observe",
     "observe_classes",
     "observe_readings",
@@ -126,6 +128,11 @@ def observe_readings(
 def meaning(found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> Meaning:
     """What is known of the output tensors."""
     return Meaning(pupils.made_by_sigmoid(model, example, forward), found.state_outputs)
+
+
+def narrowed(found: Trace, model: nn.Module, plan: Plan, forward: Forward | None) -> Forward | None:
+    """How the plan's model is called: as the dense one, for it takes states of the old widths, too."""
+    return forward
 
 
 @_guarded

@@ -108,6 +108,9 @@ class Adapter(Protocol):
     def answering(self, model: Any, forward: Forward | None, /) -> Run:
         """The model as a function from a batch to its output tensors, as arrays."""
 
+    def narrowed(self, found: Any, model: Any, plan: Plan, forward: Forward | None, /) -> Forward | None:
+        """How the plan's model takes a batch for the dense one: states that it is handed may be narrower."""
+
     def meaning(self, found: Any, model: Any, example: Any, forward: Forward | None, /) -> Meaning:
         """What is known of the output tensors."""
 

@@ -44,13 +44,13 @@ class Panel:
         self.refits = refits
         check_name(divergence)
         self._adapter = adapter_of(model)
-        self._model, self._forward = model, forward
+        self._model, self._found, self._forward = model, found, forward
         meaning = self._adapter.meaning(found, model, sample[0], forward)
         self._answers = Answers(sample, self._adapter.answering(model, forward), divergence, meaning)
 
     def divergence(self, plan: Plan) -> float:
         """How far the model of a plan is from the dense one, on a few batches."""
-        run = self._running(self._adapter.apply(self._model, plan))
+        run = self._running(plan, self._adapter.apply(self._model, plan))
         return self._answers.divergence(run, self._answers.some, "all")
 
     def refitted(self, plan: Plan) -> tuple[float, Plan]:
@@ -58,13 +58,14 @@ class Panel:
         if not plan.folds:
             return 0.0, plan
         small = self._adapter.apply(self._model, plan)
-        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._forward)
+        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._narrowed(plan))
         value, found = refit(pupil, np.random.default_rng(0))
         return value, replace(plan, refits=tuple(Refit.of(name, held) for name, held in found.items()))
 
     def fidelity(self, plan: Plan, small: Any = None) -> Fidelity | None:
         """How near the answers of a plan's model are, on rows that its consumers were not refitted to."""
-        run, answers = self._running(self._adapter.apply(self._model, plan) if small is None else small), self._answers
+        small = self._adapter.apply(self._model, plan) if small is None else small
+        run, answers = self._running(plan, small), self._answers
         if plan.refits:
             return answers.fidelity(run, range(len(answers.batches)), "judged")
         return answers.fidelity(run, answers.some, "all")
@@ -78,6 +79,9 @@ class Panel:
 
         return tell
 
-    def _running(self, small: Any) -> Callable[[int], Sequence[Any]]:
-        run = self._adapter.answering(small, self._forward)
+    def _running(self, plan: Plan, small: Any) -> Callable[[int], Sequence[Any]]:
+        run = self._adapter.answering(small, self._narrowed(plan))
         return lambda place: run(self._answers.batches[place])
+
+    def _narrowed(self, plan: Plan) -> Forward | None:
+        return self._adapter.narrowed(self._found, self._model, plan, self._forward)

@@ -84,13 +84,13 @@ class _Trial:
             plan: What it was pruned by: states that it is handed have fewer units.
         """
         graph = graph_of(model)
-        inputs = self._inputs if plan is None else _cut(self._inputs, self._taken, plan)
+        inputs = self._inputs if plan is None else cut(self._inputs, self._taken, plan)
         with states_kept(graph):
             return [array(value) for value in keras.tree.flatten(graph.root(self._packed(graph, inputs)))]
 
     def cut(self, outputs: Sequence[Array], plan: Plan) -> list[Array]:
         """Outputs of the masked model, without the removed units in states that it returns."""
-        return _cut(outputs, self._returned, plan)
+        return cut(outputs, self._returned, plan)
 
     def _packed(self, graph: Any, inputs: Sequence[Any]) -> Any:
         given = [None if value is None else keras.ops.convert_to_tensor(value) for value in inputs]
@@ -163,7 +163,8 @@ class _Trial:
         return Pin(Site("rebuild", ""), "with fewer units the model computes something else: a size is written into it")
 
 
-def _cut(values: Sequence[Any], axes: Sequence[Slot | None], plan: Plan) -> list[Any]:
+def cut(values: Sequence[Any], axes: Sequence[Slot | None], plan: Plan) -> list[Any]:
+    """Tensors without the removed units, along the axis of each that knows them."""
     removed = plan.removed()
     return [
         value if slot is None else np.delete(array(value), slot.positions(removed), axis=slot.axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -41,11 +41,15 @@ class ManyArguments(keras.Model):  # type: ignore[misc]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """The outputs for these arguments, by position or by name."""
+        return super().__call__(*self.together(arguments, options), **options)
+
+    def together(self, arguments: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
+        """The inputs among the arguments of a call as one list, in the model's order; they leave `options`."""
         named = {spec.name: options.pop(spec.name) for spec in self.inputs if spec.name in options}
-        if len(arguments) + len(named) > 1:
-            names = [getattr(spec, "name", None) for spec in self.input]
-            arguments = ([*arguments, *(named[name] for name in names[len(arguments) :])],)
-        return super().__call__(*arguments, **options)
+        if len(arguments) + len(named) < 2:
+            return arguments
+        names = [getattr(spec, "name", None) for spec in self.input]
+        return ([*arguments, *(named[name] for name in names[len(arguments) :])],)
 
 
 def arguments_of(model: Any, *args: Any, **options: Any) -> Any:
@@ -55,6 +59,8 @@ def arguments_of(model: Any, *args: Any, **options: Any) -> Any:
         UnsupportedModelError: When an argument is no tensor: it would be built into the pruned model.
     """
     options = {name: value for name, value in options.items() if name not in _OWN}
+    if isinstance(model, ManyArguments):
+        args = tuple(model.together(args, options))
     if len(args) + len(options) == 1:
         return args[0] if args else next(iter(options.values()))
     bound = inspect.signature(model.call).bind(*args, **options).arguments

@@ -112,16 +112,23 @@ def captured(model: Any, batch: Any, forward: Forward | None) -> Any:
     """What `model` is called with when a batch is given to `forward`."""
     if forward is None:
         return called_with(model, batch)
-    calls: list[Any] = []
 
     def spy(*inputs: Any, **options: Any) -> Any:
-        calls.append(arguments_of(model, *inputs, **options))
-        return model(*inputs, **options)
+        raise _Called(arguments_of(model, *inputs, **options))
 
-    forward(spy, batch)
-    if not calls:
-        raise UnsupportedModelError("forward=… never called the model: write lambda model, batch: model(batch[0]).")
-    return calls[0]
+    try:
+        forward(spy, batch)
+    except _Called as called:
+        return called.arguments
+    raise UnsupportedModelError("forward=… never called the model: write lambda model, batch: model(batch[0]).")
+
+
+class _Called(BaseException):
+    """What `forward` called the model with: known before the model has run, and all that is wanted of it."""
+
+    def __init__(self, arguments: Any) -> None:
+        super().__init__()
+        self.arguments = arguments
 
 
 def _few(graph: ModelGraph, inputs: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from reprune.core.errors import RecipeError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
-from reprune.keras.training.pruner import Pruner, release
+from reprune.keras.training.pruner import Pruner, release, technique_of
 from reprune.keras.training.stream import Stream
 from reprune.verbs.result import Result
 
@@ -60,6 +60,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         Stream(batches)
         Budget(ratio, of)
+        technique_of(method, options.get("labels"))
         self.schedule = parse_schedule(schedule)
         self.result: Result[Any] | None = None
         self.pruner: Pruner | None = None

@@ -12,7 +12,7 @@ from reprune.core.errors import RecipeError
 from reprune.core.evidence.evidence import Evidence
 from reprune.core.evidence.passes import Forward, Labels
 from reprune.core.layers import Structure
-from reprune.core.methods import TRAINING_METHODS, Method, check_training_method, get_method
+from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import held_back
 from reprune.core.schedule import Schedule, parse_schedule
@@ -122,8 +122,8 @@ class Pruner:
         self._exclude = as_globs(exclude)
         self._seed = seed
         self._finished = False
-        self._kind = _technique(method)
-        self._check(calibration, labels, inputs)
+        self._kind = technique_of(method, labels)
+        self._check(calibration, inputs)
         self.stream = Stream(batches)
         self._final: Plan | None = None
         example = next(self.stream)
@@ -254,7 +254,7 @@ class Pruner:
             self._technique.shrunk(shrunk(plan.structure, plan.kept), plan.kept)
             self._course.shrink(plan.kept)
 
-    def _check(self, calibration: int, labels: Labels | None, inputs: bool) -> None:
+    def _check(self, calibration: int, inputs: bool) -> None:
         if self._budget.ratio is None:
             raise RecipeError("ratio=None: give the fraction to remove.")
         if calibration < 1:
@@ -271,8 +271,6 @@ class Pruner:
                 f"inputs=True: method={str(self._method)!r} removes hidden units only. Give method={able}, or leave "
                 "inputs out."
             )
-        if self._method not in TRAINING_METHODS and get_method(self._method).needs_labels and labels is None:
-            raise RecipeError(f"method={self._method!r} looks at classes: give labels=, a function of a batch.")
         if self._kind.changes_gradients and self.optimizer is None:
             raise RecipeError(
                 f"method={str(self._method)!r} acts on what the optimizer is handed: give optimizer=, or compile the "
@@ -317,12 +315,12 @@ def silence(model: Any, plan: Plan, factor: float = 0.0) -> None:
             weights[slot.tensor].assign(value)
 
 
-def _technique(method: str | Method) -> type[Technique]:
+def technique_of(method: str | Method, labels: Labels | None = None) -> type[Technique]:
     """What runs a method.
 
     Raises:
         RepruneError: When the name is unknown.
-        RecipeError: When the method looks at what a training does not show.
+        RecipeError: When the method looks at what a training does not show, or at classes, and there are no `labels`.
     """
     check_training_method(method)
     if isinstance(method, str) and method in TECHNIQUES:
@@ -331,5 +329,10 @@ def _technique(method: str | Method) -> type[Technique]:
         raise RecipeError(
             f"method={method!r} needs gradients of a loss, which training does not show: give one that looks at "
             "weights and responses, such as 'iss-gm', or call reprune.keras.prune() when training is over."
+        )
+    if get_method(method).needs_labels and labels is None:
+        raise RecipeError(
+            f"method={method!r} looks at classes: give labels=, a function of a batch, or call reprune.keras.prune() "
+            "when training is over."
         )
     return Selection

@@ -221,7 +221,7 @@ def test_compare_prints_the_grid_it_measured(shop: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     cells = json.loads((tmp_path / "grid" / "comparison.json").read_text())
     assert len(list((tmp_path / "grid" / "cells").iterdir())) == 5
-    assert result.output.count("| magnitude |") == result.output.count("| random |") == 1
+    assert result.output.count("| magnitude |") == result.output.count("| random |") == 2  # metric and divergence
     assert cells
     wrong = runner.invoke(app, ["compare", *names, "--ratios", "half", "--out", "other"])
     assert wrong.exit_code == 1

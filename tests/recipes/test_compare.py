@@ -57,8 +57,11 @@ def test_cells_are_what_pruning_one_by_one_gives(setting, tmp_path):
         ("random", 0.25, 6),
         ("random", 0.5, 4),
     ]
+    calibration = reprune.calibrate(model, batches, methods=GRID["methods"])
     for cell in cells[1:]:
-        small = reprune.prune(model, batches, cell.ratio, method=cell.method).model
+        result = calibration.prune(cell.ratio, method=cell.method)
+        small = result.model
+        assert cell.divergence == pytest.approx(result.fidelity.divergence)
         assert cell.metric == pytest.approx(evaluate(small), rel=1e-4)
         # A pruned LSTM holds as many parameters as a small one, counted by PyTorch.
         assert cell.parameters == sum(parameter.numel() for parameter in small.parameters())
@@ -139,11 +142,23 @@ def test_files(setting, tmp_path):
     assert [compare_table.Cell(**entry) for entry in json.loads((tmp_path / "comparison.json").read_text())] == cells
     table = (tmp_path / "comparison.md").read_text().splitlines()
     assert table[0] == "| method | 25% | 50% |"
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| dense", "| reconstruct", "| random"]
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| dense", "| reconstruct", "| random"]
+    assert table[6] == "| divergence from dense | 25% | 50% |"
+    assert table[8] == "| reconstruct | **{:.4g}** | **{:.4g}** |".format(*(cell.divergence for cell in cells[1:3]))
+    assert table[9] == "| random | {:.4g} | {:.4g} |".format(*(cell.divergence for cell in cells[3:]))
     root = ElementTree.parse(tmp_path / "comparison.svg").getroot()
     words = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"dense", "reconstruct", "random", "parameters", "a < b"} <= set(words)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+
+
+@pytest.mark.parametrize(("dense", "one", "other", "best"), [(0.9, 0.8, 0.7, "0.8"), (80.0, 95.0, 90.0, "90")])
+def test_the_best_is_marked_whichever_direction_is_better(dense, one, other, best):
+    metrics = {"dense": dense, "a": one, "b": other}
+    cells = [compare_table.Cell(name, 0.5 * (name != "dense"), 0, v, 4, 10, 9.0, 0.0) for name, v in metrics.items()]
+    assert [line for line in compare_table.markdown(cells).splitlines() if "**" in line] == [
+        f"| {'a' if best == '0.8' else 'b'} | **{best}** |"
+    ]
 
 
 def test_what_is_asked_twice_is_measured_once(setting, tmp_path):

@@ -36,6 +36,9 @@ def compare_command(
     finetune_steps: Annotated[
         str, typer.Option(help="Steps of it for every pruned model; several, separated by commas, are measured each.")
     ] = "0",
+    metric: Annotated[
+        str | None, typer.Option(help="Name of what --evaluate returns; the function's name if not given.")
+    ] = None,
     labels: LabelsOption = None,
     loss: LossOption = None,
     forward: ForwardOption = None,
@@ -67,6 +70,7 @@ def compare_command(
                 methods=[name.strip() for name in methods.split(",")],
                 ratios=_fractions(ratios),
                 of=cast(Measure, of),
+                metric=metric or evaluate.rpartition(":")[2],
                 seed=seed,
                 finetune_steps=_steps(finetune_steps),
                 say=typer.echo,

@@ -102,7 +102,9 @@ def compare(
             calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
             if dense is None:
                 structure = calibration.structure
-                dense = grid.keep(_cell(structure, structure.counts(), "dense", 0.0, 0, _number(evaluate, model), 0.0))
+                dense = grid.keep(
+                    _cell(structure, structure.counts(), "dense", 0.0, 0, _number(evaluate, model), 0.0, None)
+                )
                 say(f"dense: {dense.metric:.4g}")
             for place, (name, ratio) in enumerate(missing, start=1):
                 started = time.perf_counter()
@@ -115,7 +117,8 @@ def compare(
                         train(small, steps)
                     took = time.perf_counter() - started
                     counts, structure = result.plan.counts(), result.plan.structure
-                    cell = grid.keep(_cell(structure, counts, name, ratio, steps, _number(evaluate, small), took))
+                    near = result.fidelity.divergence if result.fidelity and not steps else None
+                    cell = grid.keep(_cell(structure, counts, name, ratio, steps, _number(evaluate, small), took, near))
                     say(f"[{place}/{len(missing)}] {name} {ratio:.0%}, {steps} steps: {cell.metric:.4g}")
         cells = [grid.read(name, ratio, steps) for name in methods for steps in stages for ratio in ratios]
         found = [dense, *(cell for cell in cells if cell is not None)]
@@ -159,11 +162,18 @@ def _fingerprint(model: Any) -> str:
 
 
 def _cell(
-    structure: Structure, counts: dict[str, int], method: str, ratio: float, steps: int, metric: float, seconds: float
+    structure: Structure,
+    counts: dict[str, int],
+    method: str,
+    ratio: float,
+    steps: int,
+    metric: float,
+    seconds: float,
+    divergence: float | None,
 ) -> Cell:
     cost = CostModel(structure)
     units, parameters, macs = (cost(of, counts) for of in ("units", "parameters", "macs"))
-    return Cell(method, ratio, steps, metric, round(units), round(parameters), macs, round(seconds, 3))
+    return Cell(method, ratio, steps, metric, round(units), round(parameters), macs, round(seconds, 3), divergence)
 
 
 class _Grid:

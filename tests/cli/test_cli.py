@@ -216,7 +216,7 @@ def test_wrong_features(tmp_path: Path) -> None:
 
 def test_compare_prints_the_grid_it_measured(shop: str, tmp_path: Path) -> None:
     names = ["--model", f"{shop}:built", "--data", f"{shop}:batches", "--evaluate", f"{shop}:score"]
-    grid = ["--methods", "magnitude,random", "--ratios", "0.25,0.5", "--out", "grid"]
+    grid = ["--methods", "magnitude,random", "--ratios", "0.25,0.5", "--scope", "all", "--out", "grid"]
     result = runner.invoke(app, ["compare", *names, *grid])
     assert result.exit_code == 0, result.output
     cells = json.loads((tmp_path / "grid" / "comparison.json").read_text())

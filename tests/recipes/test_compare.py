@@ -68,6 +68,19 @@ def test_cells_are_what_pruning_one_by_one_gives(setting, tmp_path):
     assert said[-1].startswith("[4/4] random 50%, 0 steps")
 
 
+def test_every_width_counts_if_asked(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.LSTM(12, 8)).eval()
+    batches = [torch.randn(6, 5, 4) for _ in range(2)]
+    grid = {"methods": ["magnitude"], "ratios": [0.5], "scope": "all", "say": lambda line: None}
+    dense, half = compare(model, batches, lambda net: net[0].out_features, tmp_path, **grid)
+    assert (dense.units, dense.metric) == (12, 12)  # The units of the LSTM are what the model returns.
+    plan = reprune.plan(model, batches, ratio=0.5, method="magnitude", scope="all")
+    assert (half.units, half.metric) == (6, plan.counts()["0:features"]) == (6, 6)
+    with pytest.raises(RecipeError, match="settings"):
+        compare(model, batches, lambda net: 0.0, tmp_path, **{**grid, "scope": "recurrent"})
+
+
 def test_it_goes_on_with_what_is_missing(setting, tmp_path):
     model, batches, evaluate, calls = setting
     stop = RuntimeError("power cut")
@@ -175,6 +188,7 @@ def test_what_is_asked_twice_is_measured_once(setting, tmp_path):
         ({"methods": ["random", "taylor"]}, "'taylor' needs loss= "),
         ({"methods": ["nope"]}, "'nope' is not a known method"),
         ({"ratios": [0.5, 1.5]}, "ratio=1.5 is not a fraction"),
+        ({"scope": "every"}, "not one of 'recurrent', 'all'"),
         ({"finetune_steps": 3, "batches": iter(())}, "gives only one pass"),
     ],
 )

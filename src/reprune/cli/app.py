@@ -10,7 +10,7 @@ import typer
 from reprune.cli.commands import Commands, ListCommand
 from reprune.cli.compare import compare_app
 from reprune.cli.deploy import deploy_app
-from reprune.cli.options import Of, Ratio, Seed
+from reprune.cli.options import Of, Ratio, ScopeOption, Seed
 from reprune.cli.prune import prune_app
 from reprune.core.methods import METHODS, TRAINING_METHODS
 from reprune.core.schedule import SCHEDULES
@@ -129,6 +129,7 @@ def train_youtube8m(
     teach: Teach = 0.0,
     ratio: Ratio = 0.5,
     of: Of = "units",
+    scope: ScopeOption = "recurrent",
     method: TrainMethodOption = "iss-gm",
     schedule: Schedule = "after",
     dense: Dense = "",
@@ -198,6 +199,7 @@ def train_language_model(
     teach: Teach = 0.0,
     ratio: Ratio = 0.5,
     of: Of = "units",
+    scope: ScopeOption = "recurrent",
     method: TrainMethodOption = "reconstruct",
     inputs: Annotated[
         bool, typer.Option(help="neuron-selection: remove columns of the embedding, too, as units.")

@@ -7,10 +7,11 @@ from typing import Annotated, cast
 
 import typer
 
-from reprune.cli.options import ForwardOption, LabelsOption, LossOption, ModelOption, Of, Seed
+from reprune.cli.options import ForwardOption, LabelsOption, LossOption, ModelOption, Of, ScopeOption, Seed
 from reprune.cli.references import build, function, value
 from reprune.core.budget.cost import Measure
 from reprune.core.errors import RepruneError
+from reprune.core.layers import checked_scope
 
 compare_app = typer.Typer(rich_markup_mode="markdown")
 
@@ -26,6 +27,7 @@ def compare_command(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
     ratios: Annotated[str, typer.Option(help="Fractions to remove, separated by commas.")] = "0.25,0.5,0.75",
     of: Of = "units",
+    scope: ScopeOption = "recurrent",
     finetune: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +72,7 @@ def compare_command(
                 methods=[name.strip() for name in methods.split(",")],
                 ratios=_fractions(ratios),
                 of=cast(Measure, of),
+                scope=checked_scope(scope),
                 metric=metric or evaluate.rpartition(":")[2],
                 seed=seed,
                 finetune_steps=_steps(finetune_steps),

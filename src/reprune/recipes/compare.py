@@ -15,7 +15,7 @@ from reprune.core.budget.budget import Budget
 from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.errors import RecipeError
 from reprune.core.evidence.moments import to_numpy
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import get_method
 from reprune.core.saving.files import replacing
 from reprune.recipes.run.folder import held, read_json
@@ -35,6 +35,7 @@ def compare(
     methods: Sequence[str],
     ratios: Sequence[float],
     of: Measure = "units",
+    scope: Scope = "recurrent",
     finetune: Finetune | None = None,
     finetune_steps: int | Sequence[int] = 0,
     metric: str = "metric",
@@ -57,6 +58,7 @@ def compare(
         methods: Names of methods.
         ratios: Fractions to remove.
         of: What the fractions are of.
+        scope: What counts as units: those of `recurrent` layers, or `all` widths of the model (see `reprune.plan`).
         finetune: Trains a model in place for a number of steps. By default it is distilled from the dense model on
             the calibration inputs (`reprune.distill`), which needs no labels.
         finetune_steps: Measure every pruned model again after this many steps; of several numbers, after each of these
@@ -87,7 +89,7 @@ def compare(
             "pass: give a list or a data loader, or finetune=."
         )
     train = finetune or (lambda small, steps: reprune.distill(small, model, batches, steps, forward=forward))
-    settings = {"of": of, "seed": seed, "metric": metric, "weights": _fingerprint(model)}
+    settings = {"of": of, "scope": checked_scope(scope), "seed": seed, "metric": metric, "weights": _fingerprint(model)}
     with held(out):
         grid = _Grid(out, settings, "distilled" if finetune is None else "")
         missing = [
@@ -99,7 +101,9 @@ def compare(
         dense = grid.read("dense", 0.0, 0)
         if missing or dense is None:
             used = sorted({name for name, _ in missing})
-            calibration = reprune.calibrate(model, batches, methods=used, labels=labels, loss=loss, forward=forward)
+            calibration = reprune.calibrate(
+                model, batches, methods=used, scope=scope, labels=labels, loss=loss, forward=forward
+            )
             if dense is None:
                 structure = calibration.structure
                 dense = grid.keep(
@@ -183,7 +187,8 @@ class _Grid:
         self._training = training
         self._folder, self._settings = out / "cells", out / "settings.json"
         # Without a cell there is nothing yet that other settings could spoil.
-        before = read_json(self._settings) if any(self._folder.glob("*.json")) else settings
+        found = any(self._folder.glob("*.json"))
+        before = {"scope": "recurrent", **read_json(self._settings)} if found else settings
         if before != settings:
             raise RecipeError(
                 f"{out} holds a comparison with {before}, this one has {settings}: give another folder, or the same "

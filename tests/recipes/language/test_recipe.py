@@ -139,8 +139,17 @@ def test_pruned_computes_what_the_masked_does_with_its_state(run: Any) -> None:
         torch.testing.assert_close(small(second, state)[0], masked(second, full)[0], atol=1e-10, rtol=0)
 
 
-def test_input_units_are_removed(talk: LanguageOptions, tmp_path: Path) -> None:
-    options = replace(talk, method="neuron-selection", inputs=True, epochs=3, finetune_epochs=1)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "neuron-selection", "inputs": True, "epochs": 3},
+        {"method": "magnitude", "scope": "all", "epochs": 1},
+        {"method": "iss-gm", "scope": "all", "epochs": 1, "schedule": "soft:5"},
+    ],
+    ids=lambda asked: asked["method"],
+)
+def test_input_units_are_removed(talk: LanguageOptions, tmp_path: Path, asked: dict[str, Any]) -> None:
+    options = replace(talk, finetune_epochs=1, **asked)
     summary = language_model.run(options, tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "model.safetensors")
     columns, *hidden = (summary["units"][name] for name in ("embedding:columns", "recurrent.0:l0", "recurrent.1:l0"))

@@ -212,6 +212,8 @@ def test_folder_that_cannot_be_written(tiny: Options, tmp_path: Path) -> None:
         ("learning_rate", 0.0, "--learning-rate"),
         ("on_error", "ignore", "--on-error"),
         ("train", (), "--train names no record files"),
+        ("scope", "every", "not one of 'recurrent', 'all'"),
+        ("scope", "all", "no widths but their units. Leave --scope out"),
     ],
 )
 def test_options_that_make_no_sense(tiny: Options, name: str, value: Any, message: str) -> None:

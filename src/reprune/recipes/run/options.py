@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from reprune.core.budget.budget import Budget
 from reprune.core.budget.cost import Measure
 from reprune.core.errors import RecipeError
+from reprune.core.layers import Scope, checked_scope
 from reprune.core.methods import TRAINING_METHODS, check_training_method, get_method
 from reprune.core.schedule import Schedule, parse_schedule
 
@@ -28,6 +29,7 @@ class RunOptions:
         teach: Share of the dense model's answers, beside the labels', in what the smaller model is fine-tuned on.
         ratio: Fraction to remove.
         of: What the fraction is of: `units`, `parameters` or `macs`.
+        scope: What counts as units: those of `recurrent` layers, or `all` widths.
         method: How units are chosen.
         schedule: When: `after` training, or `soft:S`, every S steps of it.
         calibration_batches: Training batches on which responses are observed with `after`.
@@ -57,6 +59,7 @@ class RunOptions:
     teach: float = 0.0
     ratio: float = 0.5
     of: Measure = "units"
+    scope: Scope = "recurrent"
     method: str = "iss-gm"
     schedule: str = "after"
     calibration_batches: int = 100
@@ -88,6 +91,7 @@ class RunOptions:
 
     def _check_pruning(self) -> None:
         Budget(self.ratio, self.of)
+        checked_scope(self.scope)
         check_training_method(self.method)
         parse_schedule(self.schedule)
         method = None if self.method in TRAINING_METHODS else get_method(self.method)
@@ -202,6 +206,11 @@ class Options(RunOptions):
         for name, choices in (("on_error", ("raise", "skip")), ("framework", ("torch", "keras"))):
             if getattr(self, name) not in choices:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be {' or '.join(map(repr, choices))}.")
+        if self.scope == "all":
+            raise RecipeError(
+                "--scope all: the video classifier reads frames with its recurrent layers and classes with its output "
+                "layer; it has no widths but their units. Leave --scope out."
+            )
 
     @property
     def has_labels(self) -> bool:

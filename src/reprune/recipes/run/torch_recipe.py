@@ -100,6 +100,7 @@ class TorchRecipe(Recipe):
                 data.example(),
                 ratio=options.ratio,
                 of=options.of,
+                scope=options.scope,
                 method=options.method,
                 schedule=options.when,
                 inputs=self.inputs,
@@ -134,6 +135,7 @@ class TorchRecipe(Recipe):
             Again(lambda: self.data().calibration(model, device)),
             ratio=options.ratio,
             of=options.of,
+            scope=options.scope,
             method=options.method,
             seed=options.seed,
         )

@@ -16,7 +16,7 @@ from reprune.core.budget.cost import Measure
 from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
 from reprune.core.evidence.evidence import Evidence
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.schedule import Schedule, parse_schedule
@@ -60,6 +60,7 @@ class Pruner:
         optimizer: The optimiser of the model, or several; only `gradual` needs it. It may keep what has the axes of the
             weights, as Adam and momentum do, or sums over some, as Adafactor does.
         total_steps: Optimiser steps of the whole training; only `fractional` and `gradual` need it.
+        scope: What counts as units: those of recurrent layers, or `all` widths of the model (see `reprune.plan`).
         exclude: Globs of layers to leave alone.
         inputs: Whether the columns of every `nn.Embedding` are units too, of a layer `path:columns`: what the first
             layers read of each word, say. They count in the budget, and the embedding becomes narrower. Columns that
@@ -97,6 +98,7 @@ class Pruner:
         schedule: str | Schedule = "soft:200",
         optimizer: Optimizer | Iterable[Optimizer] = (),
         total_steps: int | None = None,
+        scope: Scope = "recurrent",
         exclude: Sequence[str] = (),
         inputs: bool = False,
         min_units: int = 1,
@@ -112,6 +114,7 @@ class Pruner:
         self.plan: Plan | None = None
         self._method = method
         self._budget = Budget(ratio, of, min_units, round_to)
+        self._scope = checked_scope(scope)
         self._exclude = as_globs(exclude)
         self._inputs = inputs
         self._seed = seed
@@ -242,8 +245,8 @@ class Pruner:
             set(state["sizes"][-1][name]) - set(units) for name, units in work.course.units.items()
         ):
             raise RecipeError(
-                "The state is of a model with other layers or more units, or of a Pruner with another exclude= or "
-                "inputs=: build model and Pruner as those that were saved, then load the state."
+                "The state is of a model with other layers or more units, or of a Pruner with another scope=, exclude= "
+                "or inputs=: build model and Pruner as those that were saved, then load the state."
             )
         for size in state["sizes"] if state["sizes"][-1] != work.course.units else ():
             here = {name: [work.course.units[name].index(unit) for unit in units] for name, units in size.items()}
@@ -262,7 +265,7 @@ class Pruner:
             self._ready().hooks.before(model)  # In this pass, hooks that are new are not called before it.
 
     def _trace(self, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
-        found = record(self.model, example, forward, inputs=self._inputs)
+        found = record(self.model, example, forward, scope=self._scope, inputs=self._inputs)
         self._start(shared(rehearse(found, self.model, example, forward, self._exclude)))
 
     def _start(self, structure: Structure) -> None:

@@ -184,6 +184,7 @@ def add(op: Op) -> Labels:
         held = op.tracer.recording.unbiased.pop(storage_id(product), None) if known else None
         if held is not None and product.shape[-1] == len(bias) and op.kwargs.get("alpha", 1) == 1:
             _record_bias(op.tracer, held[1], op.tracer.owner(bias))
+            op.tracer.weight_lines(bias, 0, "own")  # As `linear` itself does: what makes the units, not what follows.
     return pointwise(op)
 
 

@@ -222,8 +222,9 @@ class Port:
 
     Attributes:
         path: Where it is. Of what `forward` takes: the argument's name, then indices, keys or fields
-            (`("state", 0)`). Of what it returns: indices, keys or fields, none for a lone tensor. Of what a module
-            keeps: the module's path, the attribute's name, then as above.
+            (`("state", 0)`); of what another method takes, or a part of the model, the method as well
+            (`("act(state)", 0)`, `("decoder.forward(state)", 0)`). Of what comes back: indices, keys or fields, none
+            for a lone tensor. Of what a module keeps: the module's path, the attribute's name, then as above.
         axis: The axis whose positions are units.
         size: Its length before pruning.
         pieces: Which positions belong to which units; one entry for all of the tensor, or one for every index of

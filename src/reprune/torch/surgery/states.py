@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -13,16 +14,24 @@ from reprune.core.plan import Plan
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.ragged.modules import StateSelector
 from reprune.torch.tracing.leaves import Path, positional_names, replaced, replaced_arguments
+from reprune.torch.tracing.running.entries import Entry, entry_of
 
 
 def accept_states(model: nn.Module, plan: Plan) -> None:
     """Cut the states that the pruned model keeps, and let it take states of the old width."""
     _cut_kept_states(model, plan)
     _accept_written_sizes(model, plan)
-    given = [state.given for state in plan.structure.states if state.given is not None]
-    selector = InputSelector(positional_names(model), [Selection.of(port, plan) for port in given])
-    if selector.selections:
-        model.register_forward_pre_hook(selector, with_kwargs=True)
+    given: dict[Entry, list[Selection]] = {}
+    for state in plan.structure.states:
+        if state.given is not None:
+            given.setdefault(entry_of(state.given.path), []).append(Selection.of(state.given, plan))
+    for entry, selections in given.items():
+        module = model.get_submodule(entry.owner)
+        selector = InputSelector(entry, getattr(module, entry.method), selections)
+        if selector.selections and entry.method == "forward":
+            module.register_forward_pre_hook(selector, with_kwargs=True)
+        elif selector.selections:
+            vars(module)[entry.method] = SelectingMethod(module, entry.method, selector)
 
 
 class Selection:
@@ -68,18 +77,20 @@ class Selection:
 
 
 class InputSelector:
-    """Let a pruned model take states of the width they had before: a forward pre-hook of the model.
+    """Let a pruned model take states of the width they had before: a forward pre-hook, or before another method.
 
     A state that the model itself returned has the new width and passes as it is. Like sizes, the indices describe the
     structure: they travel with `copy.deepcopy`, pickle and `torch.export`, and stay out of the `state_dict`.
 
     Args:
-        names: The positional parameters of the model's `forward`.
+        entry: The method that takes them.
+        method: The same, for its signature.
         selections: What is left of each state among its arguments.
     """
 
-    def __init__(self, names: list[str], selections: list[Selection]) -> None:
-        self.names = names
+    def __init__(self, entry: Entry, method: Callable[..., Any], selections: list[Selection]) -> None:
+        self.entry = entry
+        self.names = positional_names(method)
         self.selections = [selection for selection in selections if selection.cuts]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,12 +98,38 @@ class InputSelector:
         by_path = {selection.path: selection for selection in self.selections}
 
         def change(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+            path = self.entry.path(path)
             return by_path[path](tensor) if path in by_path else tensor
 
         return replaced_arguments(self.names, args, kwargs, change)
 
     def __repr__(self) -> str:
         return f"InputSelector({[selection.path for selection in self.selections]})"
+
+
+class SelectingMethod:
+    """A method, other than `forward`, of a pruned model that takes states of the width they had before.
+
+    Args:
+        module: The model, or a part of it.
+        method: The method's name.
+        selector: What it does to the arguments.
+    """
+
+    def __init__(self, module: nn.Module, method: str, selector: InputSelector) -> None:
+        self.module, self.method, self.selector = module, method, selector
+        self.before = vars(module).get(method)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The method itself, for its signature and its documentation."""
+        method: Callable[..., Any] = self.before or getattr(type(self.module), self.method).__get__(self.module)
+        return method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The method, on states of its own width."""
+        args, kwargs = self.selector(self.module, args, kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
 
 SELECTORS = (InputSelector, StateSelector)

@@ -71,9 +71,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) and not known and not isinstance(value, (nn.Module, type))
 
 
-def positional_names(module: nn.Module) -> list[str]:
-    """Names of the parameters of `forward` that can be given by position."""
-    parameters = inspect.signature(module.forward).parameters.values()
+def positional_names(method: Callable[..., Any]) -> list[str]:
+    """Names of the parameters of a method that can be given by position."""
+    parameters = inspect.signature(method).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 

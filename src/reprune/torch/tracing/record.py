@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.recording import Recording
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
-from reprune.torch.tracing.running.calling import invoke
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.randomness import own_randomness
 from reprune.torch.tracing.running.training_pass import trace_training, training_mode, trains_otherwise
@@ -126,13 +124,13 @@ def record(
         stack.enter_context(_module_hooks(model, tracer))
         stack.enter_context(traced_cells(model, tracer))
         stack.enter_context(own_randomness())
-        calls = Calls(original, Interface(tracer, model), builder)
-        output = calls.run(lambda batch: invoke(model, batch, forward), example)
+        interface = Interface(tracer, model, everywhere=forward is not None)
+        calls = Calls(original, interface, builder, example, forward)
+        output = calls.run()
         if trains_otherwise(model):
-            once_more = partial(calls.traced, lambda batch: invoke(model, batch, forward), example)
-            trace_training(model, tracer.recording, once_more)
+            trace_training(model, tracer.recording, calls.traced)
     tracer.compare_sizes(compared)
-    states = pair(tracer, builder(), calls.interface, output)
+    states = pair(tracer, builder(), interface, output)
     _outputs(tracer, output, states, forward or type(model).forward)
     _bind_modules(equal, tracer.recording)
     found = builder()
@@ -143,7 +141,7 @@ def record(
             "for convolutions, linear maps and embeddings, too. A recurrence from element to element, without a matrix "
             f"(h = f * h + (1 - f) * x), feeds no units back: what makes h has a width, one of {_widths(model)}."
         )
-    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(calls))
+    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(interface))
 
 
 def _widths(model: nn.Module) -> str:

@@ -8,7 +8,6 @@ from itertools import combinations, islice
 from typing import Any
 
 import torch
-from torch import nn
 
 from reprune.torch.tracing.leaves import items, leaves, named, replaced
 
@@ -17,7 +16,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def handed_back(
-    model: nn.Module, given: Call, output: Any, worth: Callable[[torch.Tensor], int], run: Callable[[Call], Any]
+    method: Callable[..., Any],
+    given: Call,
+    output: Any,
+    worth: Callable[[torch.Tensor], int],
+    run: Callable[[Call], Any],
 ) -> Call | None:
     """A call like `given` in which arguments that were left out, or None, are what the model returned.
 
@@ -26,17 +29,17 @@ def handed_back(
     or that runs at all.
 
     Args:
-        model: The model, for the signature of its `forward`.
+        method: What is called, for its signature.
         given: The arguments of the call.
-        output: What it returned.
+        output: What the model returned.
         worth: How likely a tensor of the output is a state; 0 where it is none.
-        run: Calls a copy of the model; may raise anything.
+        run: Calls a copy of the model with these arguments; may raise anything.
 
     Returns:
         The arguments, or None when no trial succeeds.
     """
     args, kwargs = given
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = inspect.signature(method).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     present = {name for name, value in named(positional, args, kwargs) if value is not None}
     left = [p.name for p in parameters if p.default is None and p.name not in present]

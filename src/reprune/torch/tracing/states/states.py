@@ -8,7 +8,7 @@ that the model's code does to it is then followed as for any other activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 from torch import nn
 
 from reprune.torch.tracing.labels import NONE, Ids, storage_id
-from reprune.torch.tracing.leaves import Path, leaves, positional_names, replaced_arguments
+from reprune.torch.tracing.leaves import Path, leaves
 from reprune.torch.tracing.origins import Source
 from reprune.torch.tracing.recording import Labelled
+from reprune.torch.tracing.running.copies import fresh
+from reprune.torch.tracing.running.entries import Entry, entered
+from reprune.torch.tracing.states.optional import Call
 from reprune.torch.tracing.structure.structure import Builder
 from reprune.torch.tracing.tracer import Tracer
 
@@ -27,40 +30,41 @@ _OWN_FIELDS = {"_parameters", "_modules", "_flat_weights"}
 
 
 class Interface:
-    """Labels what the model's `forward` is given and what its modules keep, whenever it is called.
+    """Labels what the model is given and what its modules keep, whenever it is entered.
 
     Args:
         tracer: The trace.
         model: The model that is traced.
+        everywhere: Whether it may be entered by other methods than its `forward` (`entered`).
     """
 
-    def __init__(self, tracer: Tracer, model: nn.Module) -> None:
+    def __init__(self, tracer: Tracer, model: nn.Module, *, everywhere: bool) -> None:
         self.tracer = tracer
         self.model = model
-        self._names = positional_names(model)
+        self.everywhere = everywhere
         self.states: dict[tuple[bool, Path], torch.Tensor] = {}
         """Labels of the states that are known, by whether a module keeps them and by path."""
-        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        """What the model was given, None as long as it was not called."""
+        self.given: dict[Entry, Call] = {}
+        """What the caller gave each of the methods by which the model was entered."""
+        self.instead: dict[Entry, Call] = {}
+        """What these are given in the place of it."""
         self._first = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """In this context, a call of the model labels what it is given and what is kept."""
         self._first = len(self.tracer.origins.sources)
-        handle = self.model.register_forward_pre_hook(self._label, with_kwargs=True)
-        try:
+        with entered(self.model, self._label, everywhere=self.everywhere):
             yield
-        finally:
-            handle.remove()
 
     @property
     def sources(self) -> list[Source]:
         """What came from outside in the last call."""
         return self.tracer.origins.sources[self._first :]
 
-    def _label(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.given = args, kwargs
+    def _label(self, entry: Entry, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.given[entry] = args, kwargs
+        args, kwargs = fresh(self.instead[entry]) if entry in self.instead else (args, kwargs)
         for path, tensor in kept_tensors(self.model):
             self._label_one(path, tensor, held=True)
         seen: set[int] = set()
@@ -73,7 +77,7 @@ class Interface:
             return tensor
 
         with self.tracer.paused():
-            return replaced_arguments(self._names, args, kwargs, change)
+            return entry.replaced(method, args, kwargs, change)
 
     def _label_one(self, path: Path, tensor: torch.Tensor, *, held: bool) -> None:
         tracer = self.tracer

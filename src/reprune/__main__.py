@@ -1,6 +1,6 @@
 """`python -m reprune`: the command line."""
 
-from reprune.cli.app import app
+from reprune_command import main
 
 if __name__ == "__main__":
-    app(prog_name="reprune")
+    main()

@@ -256,6 +256,28 @@ def test_ctrl_c(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("module", ["numpy", "typer", "torch"])
+def test_ctrl_c_while_packages_are_imported(shop: Any, module: str) -> None:
+    # The first import of the package sends what Ctrl-C sends.
+    stopping = f"""
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Stop(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stop())
+from reprune_command import main
+main()
+"""
+    command = ["inspect", *MODEL, "--example", "trust_shop:batches"]
+    run = subprocess.run([sys.executable, "-c", stopping, *command], capture_output=True, text=True)
+    assert run.returncode == 130, run.stderr
+    assert run.stderr == "Stopped: nothing is kept. The same command starts anew.\n"
+
+
 def test_ctrl_c_while_distilling_keeps_the_pruned_model(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import reprune
 

@@ -291,6 +291,8 @@ class Structure:
         buffers: Tensors in `shapes` that are no parameters, such as a running mean.
         states: States that the caller hands in and gets back.
         kept_states: States that modules keep from one call to the next.
+        written: Buffers that the model itself writes while it answers, in evaluation mode. They are no part of what a
+            plan was fitted to.
     """
 
     layers: Mapping[str, Layer]
@@ -307,6 +309,7 @@ class Structure:
     buffers: tuple[str, ...] = ()
     states: tuple[CarriedState, ...] = ()
     kept_states: tuple[Port, ...] = ()
+    written: tuple[str, ...] = ()
 
     @cached_property
     def _by_layer(self) -> dict[str, list[Slot]]:

@@ -197,14 +197,13 @@ class Plan:
             PlanError: When the text is not JSON, not a plan, of another version, or contradicts itself. The message
                 says where.
         """
-        # First what it claims to be: the fields of another version would only look like mistakes.
-        head = _parse(_HEAD, text)
-        if head.format != FORMAT or head.version != VERSION:
-            raise PlanError(
-                f"Not a plan this version reads: format {head.format!r} version {head.version}, "
-                f"expected {FORMAT!r} version {VERSION}."
-            )
-        document = _parse(_DOCUMENT, text)
+        try:
+            document = _parse(_DOCUMENT, text)
+        except PlanError:
+            # The fields of another version would only look like mistakes.
+            _check_version(_parse(_HEAD, text))
+            raise
+        _check_version(document)
         fields = {name: getattr(document, name) for name in Plan.__dataclass_fields__}
         return Plan(**fields)
 
@@ -251,6 +250,14 @@ def _parse(adapter: TypeAdapter[T], text: str | bytes) -> T:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
         raise PlanError(f"Not a valid plan: {where}: {first['msg']}. Write plans with Plan.to_json().") from None
+
+
+def _check_version(head: _Head) -> None:
+    if head.format != FORMAT or head.version != VERSION:
+        raise PlanError(
+            f"Not a plan this version reads: format {head.format!r} version {head.version}, "
+            f"expected {FORMAT!r} version {VERSION}."
+        )
 
 
 def _unit(value: Any) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.core.saving.digest import digest_of_arrays
 from reprune.core.saving.saving import check_savable, check_tensors, check_values, unreadable
@@ -58,8 +59,8 @@ def _finite(value: Any) -> bool:
     return not _is_float(value.dtype) or not np.isnan(value.astype("float32")).any()
 
 
-def digest(model: Any) -> str:
-    """The digest of a model's weights, in Keras's order."""
+def digest(model: Any, structure: Structure) -> str:
+    """The digest of a model's weights, in Keras's order: states that it keeps are none of these."""
     return digest_of_arrays(_widened(array(weight)) for weight in model.weights)
 
 

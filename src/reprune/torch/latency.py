@@ -29,6 +29,7 @@ from reprune.runtimes.timing import (
     tabulate,
     tabulate_onnx,
 )
+from reprune.runtimes.torch_export import pytorch_threads
 from reprune.torch.export import export
 from reprune.torch.export.example import Example
 from reprune.torch.export.recurrent import recurrent_modules
@@ -74,15 +75,10 @@ def measure_latency(
         files = [(counts, partial(export, network, example, int8=int8)) for counts, network in models]
         return tabulate_onnx(seen, files, Example.of(twin, example).arrays(), threads=threads, int8=int8)
     shapes = [tuple(tensor.shape) for tensor in tensors_in(example)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            calls = [Model(counts, partial(invoke, network, example, forward)) for counts, network in models]
-            name = f"torch {torch.__version__}"
-            return tabulate(seen, _build, *calls, runtime=name, threads=threads, shapes=shapes)
-    finally:
-        torch.set_num_threads(before)
+    with pytorch_threads(threads), torch.inference_mode():
+        calls = [Model(counts, partial(invoke, network, example, forward)) for counts, network in models]
+        name = f"torch {torch.__version__}"
+        return tabulate(seen, _build, *calls, runtime=name, threads=threads, shapes=shapes)
 
 
 @dataclass(frozen=True)

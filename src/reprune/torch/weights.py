@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.core.saving.digest import digest_of_arrays
 from reprune.core.saving.saving import check_savable, check_tensors, check_values, unreadable
@@ -21,19 +22,22 @@ from reprune.torch.tracing.running.copies import duplicate
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
-def digest(model: nn.Module) -> str:
+def digest(model: nn.Module, structure: Structure) -> str:
     """The digest of a model's weights: of its parameters, and of the buffers that its state dict keeps.
 
-    Buffers of whole numbers count steps and the like, and are no part of it.
+    A running mean is among these: the model answers by it, and corrections were fitted to what it answered. Buffers of
+    whole numbers count steps and the like, and what a model writes while it answers (`Structure.written`) is its state:
+    they are no part of it.
     """
-    return digest_of_arrays(_array(tensor) for tensor in _weights(model))
+    return digest_of_arrays(_array(tensor) for tensor in _weights(model, structure.written))
 
 
-def _weights(model: nn.Module) -> Iterator[Tensor]:
+def _weights(model: nn.Module, written: Collection[str]) -> Iterator[Tensor]:
     yield from model.parameters()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and (buffer.is_floating_point() or buffer.is_complex()):
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            persistent = name.rpartition(".")[2] not in module._non_persistent_buffers_set
+            if persistent and name not in written and (buffer.is_floating_point() or buffer.is_complex()):
                 yield buffer
 
 

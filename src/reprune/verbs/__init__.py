@@ -286,7 +286,7 @@ def measure_latency(
         example: An input as the model takes it, of the batch and length that are to be fast.
         runtime: What is to be fast: `torch` (PyTorch's default), `onnxruntime` (that of Keras), or
             `onnxruntime-int8` (the exported file, its weights in 8 bits).
-        threads: Threads it may use.
+        threads: Threads it may use. While PyTorch is timed, they are those of the whole process.
         forward: Replaces `model(example)`; in PyTorch for the runtime `torch` only.
         structure: What a trace of the model found on this example, if there is one already.
 

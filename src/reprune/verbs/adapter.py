@@ -93,8 +93,8 @@ class Adapter(Protocol):
     def check(self, model: Any, plan: Plan, /) -> None:
         """Raise a `PlanError` unless the model has the tensors that the plan names."""
 
-    def digest(self, model: Any, /) -> str:
-        """The digest of all weights (`core.digest`), wherever they are and in whatever type."""
+    def digest(self, model: Any, structure: Structure, /) -> str:
+        """The digest of all weights (`core.digest`), wherever they are and in whatever type, without `written` ones."""
 
     def apply(self, model: Any, plan: Plan, /) -> Any:
         """The smaller model."""
@@ -155,7 +155,7 @@ def fitting(adapter: Adapter, model: Any, plan: Plan, compensate: bool = True) -
     if not compensate:
         return plan.cut_only()
     adapter.check(model, plan)
-    plan.check_weights(adapter.digest(model) if plan.fitted_to else None)
+    plan.check_weights(adapter.digest(model, plan.structure) if plan.fitted_to else None)
     return plan
 
 

@@ -178,7 +178,6 @@ def calibrate(
     adapter = adapter_of(model)
     original = adapter.checked(model)
     model = adapter.private(original)
-    digest = adapter.digest(model)
     wanted = set(NEEDS) if methods is None else {kind for method in methods for kind in needs(get_method(method))}
     wanted -= ({"labels"} if labels is None else set()) | ({"loss"} if loss is None else set())
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
@@ -188,6 +187,7 @@ def calibrate(
     sample = Sample(most=1 if once else MOST)
     watched = (sample.watch(given) for given in passes)
     found = adapter.record(model, example, forward, uniform=uniform, scope=checked_scope(scope))
+    digest = adapter.digest(model, found.structure())  # Before passes that a model may write its weights in.
     exclude = left_out(found.structure(), include, exclude)
     if verify:
         structure = adapter.rehearse(found, model, example, forward, exclude)

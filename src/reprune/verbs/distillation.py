@@ -34,7 +34,7 @@ def distill(
 
     Args:
         small: The pruned model.
-        dense: The model it was pruned from; it is left as it was.
+        dense: The model it was pruned from; nothing is written to it, modes included.
         batches: Inputs as the models take them, gone through again and again: a list, a data loader or a dataset.
         steps: Batches to learn from.
         learning_rate: Largest step size.

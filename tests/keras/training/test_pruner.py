@@ -11,7 +11,7 @@ import pytest
 
 import reprune.keras
 import reprune.torch
-from reprune.core.errors import RecipeError
+from reprune.core.errors import PlanWarning, RecipeError
 from reprune.core.schedule import Fractional
 from reprune.keras.tracing.graph import array, graph_of
 from tests.helpers import keras_zoo as zoo
@@ -268,3 +268,16 @@ def test_refuses_what_does_not_go_together() -> None:
         reprune.keras.Pruner(loose, DATA, method="iss-group-lasso")
     by_class = reprune.keras.Pruner(loose, DATA, method="fsdp", labels=lambda batch: batch[1][:, 0] > 0)
     assert sum(len(units) for units in by_class.finish() and by_class.plan.kept.values()) == 2
+
+
+def test_the_plan_knows_the_weights_that_training_ended_with() -> None:
+    net, (x, y) = model(), DATA[0]
+    start = [weight.copy() for weight in net.get_weights()]
+    pruner = reprune.keras.Pruner(net, [x], ratio=0.5, schedule="after")
+    net.train_on_batch(x, y)
+    pruner.step()
+    small = pruner.finish()
+    assert error(outputs(small, x), outputs(reprune.apply(net, pruner.plan), x)) < RELATIVE
+    net.set_weights(start)
+    with pytest.warns(PlanWarning, match="other weights"):
+        reprune.apply(net, pruner.plan)

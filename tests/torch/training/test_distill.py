@@ -16,6 +16,7 @@ import reprune
 from reprune.core.answers.divergence import apart
 from reprune.core.errors import StatisticsError
 from reprune.torch.calibration.pupil import made_by_sigmoid
+from tests.helpers.torch_sealed import sealed
 
 
 class Tagger(nn.Module):
@@ -75,6 +76,14 @@ def test_independent_probabilities_are_compared_one_by_one():
     expected = (rel_entr(wanted, found) + rel_entr(1 - wanted, 1 - found)).sum() / 10
     value = float(apart(torch.tensor(found), torch.tensor(wanted), chances=True))
     assert math.isclose(value, expected, rel_tol=1e-9)
+
+
+def test_nothing_is_written_to_the_dense_model(model):
+    """It may answer, and train, in another thread meanwhile: not for a moment is a mode of its another one."""
+    small = reprune.prune(model, batches(), ratio=0.5, method="magnitude").model
+    model.train()
+    with sealed(model):
+        reprune.distill(small, model, batches(), steps=3)
 
 
 class Embed(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from reprune.core.budget.budget import Budget
@@ -28,6 +29,7 @@ from reprune.keras.training.selection import Selection
 from reprune.keras.training.shrink import check_optimizer, shrink
 from reprune.keras.training.stream import Stream, input_of
 from reprune.keras.training.technique import Hooks, Technique
+from reprune.keras.weights import digest
 
 TECHNIQUES: dict[str, type[Technique]] = {"iss-group-lasso": GroupLasso, "neuron-selection": NeuronSelection}
 """What runs the methods of `TRAINING_METHODS`; all other methods select."""
@@ -190,7 +192,7 @@ class Pruner:
         self.close()
         self._finished = True
         self._technique.finish(plan)
-        self.plan = self._course.original(plan)
+        self.plan = replace(self._course.original(plan), fitted_to=digest(self.model, self.structure))
         if not self.schedule.shrinks:
             return apply(self.model, plan)
         self._shrink(plan)

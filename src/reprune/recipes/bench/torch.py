@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.core.errors import RepruneError
+from reprune.runtimes.torch_export import pytorch_threads
 from reprune.torch.export import export
 from reprune.torch.export.recurrent import recurrent_modules
 from reprune.torch.tracing.running.calling import call
@@ -43,13 +44,8 @@ def forward(model: nn.Module, example: Any, threads: int) -> Callable[[], Any]:
     twin = copy.deepcopy(model).cpu().eval()
 
     def run() -> Any:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with torch.inference_mode():
-                return call(twin, example)
-        finally:
-            torch.set_num_threads(before)
+        with pytorch_threads(threads), torch.inference_mode():
+            return call(twin, example)
 
     return run
 

@@ -7,8 +7,6 @@ from math import factorial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reprune.core.plan import Plan
 from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
 from reprune.recipes.run.interrupts import InterruptedRunError
@@ -22,6 +20,7 @@ from reprune.recipes.video.recipe import run, table
 from reprune.recipes.video.tagger import Tagger
 from reprune.recipes.video.torch_recipe import YouTube8M
 from reprune.report import render_table
+from reprune.runtimes.torch_export import pytorch_threads
 from reprune.youtube8m.model import MeanPoolClassifier
 
 SCENES, NOISE = 4, 1.5
@@ -87,9 +86,8 @@ def run_demo(
         The run's summary, with the metrics of the baseline as `baseline`.
     """
     # Models this small only lose time when their work is shared out.
-    torch.set_num_threads(1)
     options = Options.from_dict({**(options or demo_options(out, seed)).to_dict(), "progress": progress})
-    with opened(out, options, resume=True, go_on="the same command goes on") as folder:
+    with pytorch_threads(1), opened(out, options, resume=True, go_on="the same command goes on") as folder:
         return _run(folder, options, seed, say, videos)
 
 

@@ -178,7 +178,9 @@ def _sliced(tensor: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]])
     """A tensor with these positions of these axes."""
     small = tensor.detach()
     for axis, stay in axes:
-        small = small.index_select(axis, torch.from_numpy(stay).to(small.device))
+        # On "meta" there are sizes only, and choosing among values that are not there is slow.
+        chosen = None if small.is_meta else torch.from_numpy(stay).to(small.device)
+        small = small.narrow(axis, 0, len(stay)) if chosen is None else small.index_select(axis, chosen)
     small = small.contiguous()
     return nn.Parameter(small, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
 

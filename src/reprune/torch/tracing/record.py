@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -111,6 +111,7 @@ def record(
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
     original, model = model, duplicate(model)
     tracer = Tracer(model, ALL if scope == "all" else {"embedding"} if inputs else ())
+    buffers = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
     parameters = sum(p.numel() for p in model.parameters())
 
@@ -127,6 +128,7 @@ def record(
         interface = Interface(tracer, model, everywhere=forward is not None)
         calls = Calls(original, interface, builder, example, forward)
         output = calls.run()
+        tracer.recording.written = _written(model, buffers)
         if trains_otherwise(model):
             trace_training(model, tracer.recording, calls.traced)
     tracer.compare_sizes(compared)
@@ -142,6 +144,13 @@ def record(
             f"(h = f * h + (1 - f) * x), feeds no units back: what makes h has a width, one of {_widths(model)}."
         )
     return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(interface))
+
+
+def _written(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> tuple[str, ...]:
+    """Names of the buffers that were written to, replaced or made since they were these, at these versions."""
+    now = {name: (id(buffer), buffer._version) for name, buffer in model.named_buffers()}
+    then = {name: (id(buffer), version) for name, (buffer, version) in before.items()}
+    return tuple(name for name in now if now[name] != then.get(name))
 
 
 def _widths(model: nn.Module) -> str:

@@ -108,6 +108,7 @@ class Recording:
     steps: dict[str, int] = field(default_factory=dict)
     states: list[tuple[Labelled | None, Labelled | None]] = field(default_factory=list)
     kept_states: list[Labelled] = field(default_factory=list)
+    written: tuple[str, ...] = ()
     maps: list[tuple[Axis, Axis]] = field(default_factory=list)
     provenance: Provenance = field(default_factory=Provenance)
     before_feedback: Ids | None = None

@@ -17,6 +17,7 @@ from reprune.torch.calibration.pupil import made_by_sigmoid
 from reprune.torch.tracing.record import eval_mode
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.running.calling import call
+from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.unwrap import unwrap
 
 Divergence = Callable[[Any, Any], torch.Tensor]
@@ -27,16 +28,16 @@ Divergence = Callable[[Any, Any], torch.Tensor]
 def student(
     small: nn.Module, dense: nn.Module, example: Any, divergence: Divergence | str | None, forward: Forward | None
 ) -> Iterator[_Student]:
-    """The small model, ready to learn; both models are in eval mode inside.
+    """The small model, ready to learn, and in eval mode inside; the dense one answers through a private copy.
 
     Raises:
         StatisticsError: When no parameter requires a gradient.
     """
-    small, dense = unwrap(small), unwrap(dense)
+    small, dense = unwrap(small), duplicate(unwrap(dense)).eval()
     if divergence is None or isinstance(divergence, str):
         divergence = Comparison(divergence, made_by_sigmoid(dense, example, forward))
     learner = _Student(small, dense, divergence, forward)
-    with eval_mode(dense), eval_mode(small), differentiable(small):
+    with eval_mode(small), differentiable(small):
         yield learner
 
 

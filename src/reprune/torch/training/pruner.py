@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +34,7 @@ from reprune.torch.training.selection import Selection
 from reprune.torch.training.shrink import check_optimizers, shrink
 from reprune.torch.training.silencing import silence
 from reprune.torch.training.technique import Hooks, Technique, uncompiled
+from reprune.torch.weights import digest
 
 TECHNIQUES: dict[str, type[Technique]] = {"iss-group-lasso": GroupLasso, "neuron-selection": NeuronSelection}
 """What runs the methods of `TRAINING_METHODS`; all other methods select."""
@@ -71,7 +72,8 @@ class Pruner:
         seed: Seed of the method's randomness.
 
     Attributes:
-        plan: Which units of the model that came in stay, by the latest selection; None before the first.
+        plan: Which units of the model that came in stay, by the latest selection; None before the first. After `finish`
+            it knows the weights that training ended with.
 
     Raises:
         RecipeError: Method, schedule and what is given do not go together, or the model has a `Pruner` already.
@@ -190,7 +192,7 @@ class Pruner:
         plan = plan or self._decide(work, 1.0)
         self.close()
         work.technique.finish(plan)
-        self.plan = self._original(work, plan)
+        self.plan = replace(self._original(work, plan), fitted_to=digest(self.model, self.structure))
         self._finished = True
         return apply(self.model, plan)
 

@@ -116,6 +116,7 @@ class Builder:
             ),
             states=states,
             kept_states=kept_states,
+            written=self.recording.written,
         )
 
     def recurrent_layers_of(self, labels: Ids) -> list[str]:

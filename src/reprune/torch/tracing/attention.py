@@ -26,5 +26,6 @@ def taken_apart(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> to
         given.get("dropout_p", 0.0),
         given.get("is_causal", False),
         scale=given.get("scale"),
+        enable_gqa=given["query"].shape[-3] != given["key"].shape[-3],
     )
     return out

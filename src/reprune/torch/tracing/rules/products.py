@@ -10,7 +10,7 @@ import torch
 
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, storage_id, unit_ids, varies
 from reprune.torch.tracing.recording import Axis, Product
-from reprune.torch.tracing.rules.elementwise import pointwise, read_whole
+from reprune.torch.tracing.rules.elementwise import follow, pointwise, read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.tracer import Tracer
 
@@ -33,7 +33,9 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read
         tagged = bool((compact(units) >= TAG).any())
         if tagged and not read:
             units = units.where(units < TAG, NONE)
-        over_units = varies(units, contracted) or (tensor.size(contracted) == 1 and not varies(units, free))
+        # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.
+        alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
+        over_units = varies(units, contracted) or alone
         if over_units or (tagged and read):
             return _Side(tensor, False, list(lines(units, contracted)), [], None)
         over = compact(units).amax(contracted)
@@ -224,6 +226,8 @@ def matmul(at: int, bias_at: int | None = None) -> Rule:
         bias = op.args[bias_at] if bias_at is not None else None
         result = contract(op, op.args[at], op.args[at + 1], bias)
         units = op.tracer.units(bias) if bias is not None else None
+        if result is not None and bias is not None and bias.ndim > 1 and op.tracer.is_weight(bias):
+            follow(op, result, bias)
         if units is None:
             return result
         return units.expand(op.out.shape) if result is None else op.tracer.couple(result, units)

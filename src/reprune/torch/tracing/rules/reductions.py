@@ -81,6 +81,29 @@ def along_last(op: Op) -> Labels:
     return None
 
 
+def within_matrices(op: Op) -> Labels:
+    """Equations and inverses, matrix by matrix (`solve_triangular(A, B)`): units may lie along the matrices, as heads.
+
+    The columns of B are solved one by one, so units may lie along these as well.
+    """
+    matrix, *given = (tensor for tensor in op.args[:2] if isinstance(tensor, torch.Tensor))
+    if any(op.tracer.is_weight(tensor) for tensor in (matrix, *given)):
+        op.pin(f"'{op.name}' of a weight")
+        return None
+    free = -1 if op.arg(3, "left", True) else -2
+    result: Labels = None
+    for tensor, dims in [(matrix, (-2, -1)), *((tensor, (-3 - free,)) for tensor in given)]:
+        units = op.tracer.units(tensor)
+        if units is None:
+            continue
+        if any(varies(units, dim) for dim in dims):
+            op.pin(f"'{op.name}' runs over its units")
+            return None
+        along = compact(units).amax(dims, keepdim=True)
+        result = along if result is None else op.tracer.couple(result, along)
+    return None if result is None else result.expand(op.out_tensor.shape)
+
+
 def pooling(spatial: int) -> Rule:
     """Rule of pooling over the last dimensions, which must not hold units."""
 

@@ -16,11 +16,12 @@ _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 
               "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1, "new": 1}  # fmt: skip
 _SIZED_VIEWS = {"view", "reshape", "expand", "unflatten", "broadcast_to"}
 _NORMS = {"layer_norm", "rms_norm"}
+_LENGTHS = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 
 
 def sized(tracer: Tracer, func: Any, args: Sequence[Any], out: Any) -> Any:
     """What `tensor.shape` and `tensor.size(…)` return, lengths of axes that hold units as numbers that remember it."""
-    if func is torch.Tensor.size or func is torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
+    if func in _LENGTHS:
         found = tracer.units(args[0])
         if found is None:
             return out

@@ -23,7 +23,7 @@ from reprune.torch.tracing.rules.products import (
     matmul,
     matvec,
 )
-from reprune.torch.tracing.rules.reductions import along_last, over_dims, pooling
+from reprune.torch.tracing.rules.reductions import along_last, over_dims, pooling, within_matrices
 
 # Elements are moved, copied or left out; each keeps its label.
 MOVES: dict[str, Rule] = {
@@ -84,6 +84,8 @@ ALONG: dict[str, Rule] = {
                     over_dims(1, reduces=False)),
     **dict.fromkeys(("topk", "kthvalue", "_masked_softmax"), over_dims(2, reduces=False)),
     "multinomial": along_last,
+    **dict.fromkeys(("linalg_solve_triangular", "linalg_inv_ex", "linalg_cholesky_ex", "linalg_matrix_exp"),
+                    within_matrices),
     **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
                      "adaptive_max_pool2d", "max_pool2d", "grid_sampler_2d", "upsample_nearest2d",
                      "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",

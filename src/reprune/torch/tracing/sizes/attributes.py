@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from reprune.core.layers import Extent, SizeAttribute
 from reprune.torch.tracing.labels import TAG, Ids
-from reprune.torch.tracing.sizes.sizes import Attribute, SizeUse, Term
+from reprune.torch.tracing.sizes.sizes import Attribute, Expression, SizeUse, Term
 
 Place = tuple[str, int] | None
 """Layer and unit of one position on an axis, or None where it holds no unit."""
@@ -53,38 +53,54 @@ class Sizes:
         uses = list(uses)
         for size in assumed:
             self._claims.setdefault(Attribute(size.owner, size.path, 0), []).append(_Claim(size.extent, Fraction(1)))
-        for use in uses:
-            if use.firm:
-                self._use(use)
+        firm = [(use.expression, self._places(use.labels[use.labels < TAG])) for use in uses if use.firm]
+        for expression, places in sorted(firm, key=lambda one: len(one[0].otherwise)):
+            for term, claim in self._claims_of(self._reading(expression, places), places):
+                self._claim(term, claim)
         for use in uses:
             if not use.firm:
                 self._loose(use)
         attributes = tuple(self._attribute(term, claims) for term, claims in self._claims.items())
         return attributes, self._bonds
 
-    def _use(self, use: SizeUse) -> None:
-        places = list(self._places(use.labels[use.labels < TAG]))
-        terms = list(use.expression.terms.items())
-        if not any(places):
-            return
-        if len(terms) == 1:
-            constant = use.expression.constant
-            self._claim(*terms[0], places, int(constant) if constant.denominator == 1 else 0)
-            return
-        for (term, factor), part in _shared_out(terms, int(use.expression.constant), places):
-            self._claim(term, factor, part, 0)
+    def _reading(self, expression: Expression, places: Sequence[Place]) -> Expression:
+        """Of a product: the reading that agrees with what is known of its sizes already, else the likeliest."""
+        for reading in expression.readings if expression.otherwise else ():
+            found = self._claims_of(reading, places)
+            if found and all(
+                known and known[0].shares == claim.shares for term, claim in found for known in [self._known(term)]
+            ):
+                return reading
+        return expression
 
-    def _claim(self, term: Term, factor: Fraction, places: Sequence[Place], constant: int) -> None:
-        found = extent(places, self._units)
-        if not found.layers or factor <= 0:
-            return
-        claim = _Claim(Extent(found.fixed - constant, found.layers), factor)
+    def _claims_of(self, expression: Expression, places: Sequence[Place]) -> list[tuple[Term, _Claim]]:
+        """What follows for each size from an expression that is the length of an axis with these places."""
+        terms, constant = list(expression.terms.items()), expression.constant
+        if len(terms) == 1:
+            parts = [(terms[0], places, int(constant) if constant.denominator == 1 else 0)]
+        else:
+            parts = [(term, part, 0) for term, part in _shared_out(terms, int(constant), places)]
+        found = []
+        for (term, factor), part, added in parts:
+            length = extent(part, self._units)
+            if length.layers and factor > 0:
+                found.append((term, _Claim(Extent(length.fixed - added, length.layers), factor)))
+        return found
+
+    def _known(self, term: Term) -> list[_Claim]:
+        """What is claimed of a size; of the length of an axis, what is on it."""
+        if isinstance(term, Attribute):
+            return self._claims.get(term, [])
+        length = extent(self._places(term.labels), self._units)
+        return [_Claim(length, Fraction(1))] if length.layers else []
+
+    def _claim(self, term: Term, claim: _Claim) -> None:
         if isinstance(term, Attribute):
             self._claims.setdefault(term, []).append(claim)
             return
-        read = _Claim(extent(self._places(term.labels), self._units), Fraction(1))
-        if read.extent.layers and read.shares != claim.shares:
-            self._bond([read, claim])
+        for read in self._known(term):
+            if read.shares != claim.shares:
+                self._bond([read, claim])
 
     def _loose(self, use: SizeUse) -> None:
         """Layers that take states of an attribute's width share its number only if something else needs it."""

@@ -7,10 +7,10 @@ as a size tells which attribute must change when units are removed, or which lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -48,21 +48,53 @@ Term = Attribute | AxisSize
 
 @dataclass(frozen=True)
 class Expression:
-    """`Σ factor · term + constant`."""
+    """`Σ factor · term + constant`.
+
+    Of a product of two sizes one is taken for the number of units, the other one for a plain factor. Which is which,
+    only other uses of the same sizes tell.
+
+    Attributes:
+        terms: Sizes with their factors.
+        constant: What is added.
+        otherwise: What it is if other factors of products are the numbers of units.
+    """
 
     terms: Mapping[Term, Fraction]
     constant: Fraction = Fraction(0)
+    otherwise: tuple[Expression, ...] = ()
+
+    @property
+    def readings(self) -> tuple[Expression, ...]:
+        """All that it may be, the likeliest first."""
+        return (Expression(self.terms, self.constant), *self.otherwise)
 
     def __add__(self, other: Expression) -> Expression:
         """The sum of two sizes."""
-        terms = {
-            term: self.terms.get(term, Fraction(0)) + other.terms.get(term, 0) for term in {**self.terms, **other.terms}
-        }
-        return Expression({term: factor for term, factor in terms.items() if factor}, self.constant + other.constant)
+        return _either([_sum(one, two) for one in self.readings for two in other.readings])
 
     def scaled(self, factor: Fraction) -> Expression:
         """A multiple, or a fraction."""
-        return Expression({term: factor * one for term, one in self.terms.items()}, factor * self.constant)
+        return _either(
+            [
+                Expression({term: factor * one for term, one in each.terms.items()}, factor * each.constant)
+                for each in self.readings
+            ]
+        )
+
+    def times(self, other: Expression, value: int, other_value: int) -> Expression:
+        """The product of two sizes with these values: either may be the number of units."""
+        return _either([*self.scaled(Fraction(other_value)).readings, *other.scaled(Fraction(value)).readings])
+
+
+def _sum(one: Expression, two: Expression) -> Expression:
+    terms = {term: one.terms.get(term, Fraction(0)) + two.terms.get(term, 0) for term in {**one.terms, **two.terms}}
+    return Expression({term: factor for term, factor in terms.items() if factor}, one.constant + two.constant)
+
+
+def _either(readings: Sequence[Expression]) -> Expression:
+    """One of several; more than a few are the product of so many sizes that the likeliest will do."""
+    first, *others = readings
+    return replace(first, otherwise=tuple(others[:5]))
 
 
 class SizeUse(NamedTuple):
@@ -116,9 +148,10 @@ class SizeInt(int):
         if type(other) is int:
             return _sized(int(self) * other, self.expression.scaled(Fraction(other)))
         if isinstance(other, SizeInt):
-            # Of `directions * hidden` the larger one is the size.
+            # Of `directions * hidden` the larger one is the size, unless something tells otherwise.
             large, small = (self, other) if int(self) >= int(other) else (other, self)
-            return _sized(int(self) * int(other), large.expression.scaled(Fraction(int(small))))
+            expression = large.expression.times(small.expression, int(large), int(small))
+            return _sized(int(self) * int(other), expression)
         return int(self) * other
 
     __rmul__ = __mul__

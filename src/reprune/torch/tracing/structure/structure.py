@@ -95,7 +95,7 @@ class Builder:
             )
             for name, layer in self._layers.items()
         }
-        self._spread_pins(layers, groups)
+        self._spread_pins(layers, [*groups, *count_coupled])
         buffers = tuple(name for name in shapes if not self._is_parameter(name))
         return Structure(
             layers=layers,
@@ -232,9 +232,8 @@ class Builder:
     def _sites(self, found: Iterable[tuple[Ids, Site]]) -> dict[str, Site]:
         return {name: site for labels, site in found for name in self.layers_of(labels)}
 
-    def _spread_pins(self, layers: dict[str, Layer], groups: Sequence[Sequence[str]]) -> None:
+    def _spread_pins(self, layers: dict[str, Layer], bonds: Sequence[Sequence[str]]) -> None:
         """A layer coupled with a pinned one is pinned for the same reason."""
-        bonds = [*groups, *self._count_coupled()]
         while True:
             spread = {
                 name: layers[held].pin

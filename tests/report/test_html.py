@@ -67,9 +67,13 @@ def test_curve_runs_through_the_cut(plan: Plan) -> None:
     for figure in figures.spectra(plan):
         start, *points = figure.curve.removeprefix("M").split("L")
         x, y = np.array([[float(word) for word in point.split()] for point in points]).T
-        assert start == "0 100"
+        assert start == "0 0"
         values = np.asarray(plan.diagnostics.spectra[figure.layer])
-        assert 1 - y / 100 == pytest.approx(np.cumsum(values) / values.sum(), abs=1e-3)
+        # 10 to the power of minus the depth is what is left out; at the bottom of the axis everything below it, too.
+        left_out, bottom = 1 - np.cumsum(values) / values.sum(), 10.0**-figure.left
+        assert 10 ** (-figure.left * y / 100) == pytest.approx(np.maximum(left_out, bottom), rel=1e-2)
+        assert figure.level(1 - bottom) == pytest.approx(100)
+        assert figure.level(0.0) == 0
         assert x[figure.kept - 1] / 10 == pytest.approx(figure.cut, abs=1e-2)
 
 

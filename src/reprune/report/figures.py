@@ -21,6 +21,7 @@ from reprune.report.overview import coupled_groups
 
 WIDTH, HEIGHT = 1000.0, 100.0
 _DECADES = 6  # what an eigenvalue axis shows at most, below the largest
+_LEFT = 4  # what the axis of the energy left out shows at most, below 100%
 _POINTS = 400  # of a curve: more than a screen's pixels per figure
 _CELLS = 256  # of a strip of units
 
@@ -37,8 +38,9 @@ class Spectrum:
         half: Components that hold half of the energy.
         asked: Components that the threshold alone asks for, or None without a threshold.
         groups: Labels of the groups on whose mean spectrum the cut was decided.
-        curve: Cumulative energy as a path.
+        curve: Energy that is left out by so many components as a path, on a logarithmic axis that begins at 100%.
         area: The part of the plane under `curve` up to the cut.
+        left: Powers of ten that the axis of `curve` spans.
         bars: Eigenvalues on a logarithmic axis as a path.
         kept_bars: Those up to the cut.
         decades: Powers of ten that the axis of `bars` spans.
@@ -53,6 +55,7 @@ class Spectrum:
     groups: tuple[str, ...] = ()
     curve: str = ""
     area: str = ""
+    left: int = 1
     bars: str = ""
     kept_bars: str = ""
     decades: int = 0
@@ -61,6 +64,10 @@ class Spectrum:
     def cut(self) -> float:
         """Where the cut is, in per cent of the width."""
         return 100 * self.kept / self.units
+
+    def level(self, energy: float) -> float:
+        """Where what is left out at a share of energy stands on the axis of `curve`, in per cent from the top."""
+        return _depth(np.array([1.0 - energy]), self.left)[0]
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ def spectra(plan: Plan) -> list[Spectrum]:
             figures.append(Spectrum(name, units, kept, None))
             continue
         energy = np.cumsum(share(values))
+        left_out = 1.0 - _energy(share(values))
+        left = _decades(np.append(left_out, 1.0), _LEFT)
         decades = _decades(values)
         heights = np.clip(1 + np.log10(np.maximum(values / values[0], 1e-300)) / decades, 0.0, 1.0)
         figures.append(
@@ -138,8 +147,9 @@ def spectra(plan: Plan) -> list[Spectrum]:
                 half=_components(energy, 0.5),
                 asked=None if threshold is None else _components(_energy(decided[name]), threshold),
                 groups=tuple(group.label for group in groups if name in group.layers),
-                curve=_line(energy),
-                area=_line(energy, upto=kept) + f"V{HEIGHT:g}H0Z",
+                curve=_line(_depth(left_out, left)),
+                area=_line(_depth(left_out, left), upto=kept) + f"V{HEIGHT:g}H0Z",
+                left=left,
                 bars=_bars(heights),
                 kept_bars=_bars(heights, 0, kept),
                 decades=decades,
@@ -211,9 +221,14 @@ def _components(energy: NDArray[np.float64], threshold: float) -> int:
     return min(int(np.searchsorted(energy, threshold - 1e-9)) + 1, len(energy))
 
 
-def _decades(values: NDArray[np.float64]) -> int:
+def _decades(values: NDArray[np.float64], most: int = _DECADES) -> int:
     positive = values[values > 0]
-    return min(max(int(np.ceil(log10(positive.max() / positive.min()) - 1e-9)), 1), _DECADES)
+    return min(max(int(np.ceil(log10(positive.max() / positive.min()) - 1e-9)), 1), most)
+
+
+def _depth(left: NDArray[np.float64], decades: int) -> NDArray[np.float64]:
+    """Shares on a logarithmic axis from 1 at the top over so many powers of ten, in per cent of its height."""
+    return np.clip(-100 * np.log10(np.maximum(left, 1e-300)) / decades, 0.0, 100.0)
 
 
 def _axis(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -224,13 +239,12 @@ def _axis(values: NDArray[np.float64]) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.5 * high else low - 0.25 * (high - low), high)
 
 
-def _line(energy: NDArray[np.float64], upto: int | None = None) -> str:
-    """Cumulative energy as a polyline from the origin: after k components at k / H of the width."""
-    units = len(energy)
+def _line(depths: NDArray[np.float64], upto: int | None = None) -> str:
+    """A polyline from the upper left corner, at these depths: that of k components at k / H of the width."""
+    units = len(depths)
     end = units if upto is None else upto
     marks = np.unique(np.linspace(1, end, min(end, _POINTS)).round().astype(int))
-    points = [(WIDTH * k / units, HEIGHT * (1 - energy[k - 1])) for k in marks]
-    return f"M0 {HEIGHT:g}" + "".join(f"L{x:.5g} {max(y, 0.0):.4g}" for x, y in points)
+    return "M0 0" + "".join(f"L{WIDTH * k / units:.5g} {HEIGHT * depths[k - 1] / 100:.4g}" for k in marks)
 
 
 def _bars(heights: NDArray[np.float64], first: int = 0, last: int | None = None) -> str:

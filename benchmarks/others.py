@@ -1,8 +1,8 @@
-"""What other tools make of recurrent models: half of the units asked for, on a chain of layers and on g2pM's trained BiLSTM.
+"""What other tools make of recurrent models: half of the units asked for, on a chain of layers and on g2pM's BiLSTM.
 
-Every tool is called as its documentation says, with magnitudes as its criterion. *Parameters* are what the model that it
-returns holds; accuracy is that of g2pM's test set, without any training after pruning. Tools that are not installed are left
-out; none of them is a requirement of this project.
+Every tool is called as its documentation says, with magnitudes as its criterion. *Parameters* are what the model that
+it returns holds; accuracy is that of g2pM's test set, without any training after pruning. Tools that are not installed
+are left out; none of them is a requirement of this project.
 
     pip install torch-pruning nncf torchao tensorflow-model-optimization tf_keras
     PYTHONPATH=TinyNeuralNetwork python benchmarks/others.py    # a clone of alibaba/TinyNeuralNetwork
@@ -93,7 +93,9 @@ def by_torchao(model: nn.Module, example: Any, head: nn.Module) -> nn.Module:
     from torchao.sparsity import WandaSparsifier
 
     sparsifier = WandaSparsifier(sparsity_level=0.5)
-    sparsifier.prepare(model, [{"tensor_fqn": f"{n}.weight"} for n, m in model.named_modules() if isinstance(m, nn.Linear)])
+    sparsifier.prepare(
+        model, [{"tensor_fqn": f"{n}.weight"} for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    )
     model(*example) if isinstance(example, tuple) else model(example)
     sparsifier.step()
     sparsifier.squash_mask()
@@ -161,7 +163,8 @@ def tfmot_row() -> str:
     )
     sparsity = tfmot.sparsity.keras
     pruned = sparsity.strip_pruning(sparsity.prune_low_magnitude(model, sparsity.ConstantSparsity(0.5, 0)))
-    return f"tfmot {version('tensorflow-model-optimization')}, LSTM → LSTM → Dense: {model.count_params():,} parameters, then {pruned.count_params():,}"
+    sizes = f"{model.count_params():,} parameters, then {pruned.count_params():,}"
+    return f"tfmot {version('tensorflow-model-optimization')}, LSTM → LSTM → Dense: {sizes}"
 
 
 def main() -> None:

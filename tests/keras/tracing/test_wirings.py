@@ -6,17 +6,25 @@ import numpy as np
 import pytest
 
 import reprune.keras
+from reprune import Method
 from reprune.core.budget.cost import CostModel
 from reprune.core.plan import Plan
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs, parameters, some_plan, weights_of
 
+FOLDED = Method("cost", "reconstruction", "least-squares")
+REFITTED = ("both-apart", "encoder-decoder-gru", "attention", "two-outputs")
+"""Models on which the whole of the default method is tried: it runs many small models."""
 
-@pytest.mark.parametrize("name", zoo.EXACT)
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, FOLDED) for name in zoo.EXACT), *((name, "reconstruct") for name in REFITTED)]
+)
 @pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")
-def test_every_layer_is_observed_and_folded_exactly(name: str) -> None:
+def test_every_layer_is_observed_and_folded_exactly(name: str, method: str | Method) -> None:
     model = zoo.EXACT[name]()
-    result = reprune.keras.prune(model, [zoo.inputs_for(model, 8, seed) for seed in range(3)], 0.5, verify=False)
+    batches = [zoo.inputs_for(model, 8, seed) for seed in range(3)]
+    result = reprune.keras.prune(model, batches, 0.5, method=method, verify=False)
     inputs = zoo.inputs_for(model, 2, 9)
     masked = reprune.keras.mask(model, result.plan)
     assert error(outputs(result.model, inputs), outputs(masked, inputs)) < RELATIVE

@@ -108,9 +108,9 @@ class Reader(nn.Module):
         return output.relu(), states
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("kind", ["lstm", "lstm-proj", "gru"])
+@pytest.mark.parametrize(
+    ("kind", "directions", "strict"), [("lstm", 1, False), ("lstm-proj", 2, False), ("gru", 2, True)]
+)
 def test_export(kind, directions, strict):
     model = Reader(uneven(kind, directions)).eval()
     x = data("dense").detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -34,8 +35,11 @@ def counted(model: nn.Module, batch: object) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _unfused() -> None:
+def _unfused() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -132,19 +132,19 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:90]
 
 
-def rows(dense: nn.Module, example: Any, head: str, measure: Callable[[nn.Module], str]) -> list[str]:
-    """One row for every tool that is installed."""
-    lines = [f"| dense | {size(dense):,} | {measure(dense)} |"]
+def tell(dense: nn.Module, example: Any, head: str, measure: Callable[[nn.Module], str]) -> None:
+    """Print one row for every tool."""
+    print(f"| dense | {size(dense):,} | {measure(dense)} |", flush=True)
     for name, (package, make) in TOOLS.items():
         model = copy.deepcopy(dense)
         try:
             small = make(model, example, model.get_submodule(head)).eval()
-            lines.append(f"| {name} {version(package)} | {size(small):,} | {measure(small)} |")
+            row = f"{version(package)} | {size(small):,} | {measure(small)}"
         except ImportError as error:
-            lines.append(f"| {name} | | not installed: {error} |")
+            row = f"| | not installed: {error}"
         except Exception as error:  # Whatever a tool raises on such a model is the finding.
-            lines.append(f"| {name} {version(package)} | | {said(error)} |")
-    return lines
+            row = f"{version(package)} | | {said(error)}"
+        print(f"| {name} {row} |", flush=True)
 
 
 def version(package: str) -> str:
@@ -178,11 +178,11 @@ def main() -> None:
     print("BiLSTM 128 + 128 → LSTM 128 → Linear, random weights, 8 sequences of 50 steps\n")
     print("| tool | parameters | ms |\n|---|---:|---:|")
     example = torch.randn(8, 50, 40)
-    print("\n".join(rows(Chain().eval(), example, "head", lambda model: f"{milliseconds(model, example):.1f}")))
+    tell(Chain().eval(), example, "head", lambda model: f"{milliseconds(model, example):.1f}")
     print("\ng2pM, a packed BiLSTM 32 + 32, trained\n\n| tool | parameters | accuracy |\n|---|---:|---:|")
     task = Polyphones(data)
     sentences = tuple(part[:16] for part in next(iter(task.calibration()))[:3])
-    print("\n".join(rows(task.build().eval(), sentences, "logit_layer.2", lambda model: f"{task.evaluate(model):.4f}")))
+    tell(task.build().eval(), sentences, "logit_layer.2", lambda model: f"{task.evaluate(model):.4f}")
     try:
         print(f"\n{tfmot_row()}")
     except ImportError:

@@ -67,7 +67,7 @@ class Spectrum:
 
     def level(self, energy: float) -> float:
         """Where what is left out at a share of energy stands on the axis of `curve`, in per cent from the top."""
-        return _depth(np.array([1.0 - energy]), self.left)[0]
+        return float(_depth(np.array([1.0 - energy]), self.left)[0])
 
 
 @dataclass(frozen=True)

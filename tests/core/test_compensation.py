@@ -30,7 +30,7 @@ def test_prediction_without_ridge_is_the_least_squares_solution(bias, monkeypatc
     monkeypatch.setattr("reprune.core.folding.compensation.RIDGES", (0.0,))
     rows = rows_of(20_000)
     gone, stay = np.array([1, 4, 5]), np.array([0, 2, 3, 6, 7, 8])
-    coefficients, offsets = predict(reading_of(rows, bias=bias), gone, stay)
+    coefficients, offsets = predict(reading_of(rows, bias=bias), gone, stay, {})
     design = np.column_stack([rows[:, stay], np.ones(len(rows))]) if bias else rows[:, stay]
     solution = np.linalg.lstsq(design, rows[:, gone], rcond=None)[0]
     np.testing.assert_allclose(coefficients, solution[: len(stay)].T, rtol=1e-9, atol=1e-10)
@@ -80,7 +80,7 @@ def test_mean_compensation_moves_the_bias_alone():
     found = readings(model.structure, model.tensors, moments, {})
     first = next(iter(responses))
     kept = {name: list(range(layer.units)) for name, layer in model.structure.layers.items()} | {first: [0, 2]}
-    for fold in COMPENSATIONS["mean"](model.structure, kept, found):
+    for fold in COMPENSATIONS["mean"](model.structure, kept, found, {}):
         coefficients, offsets = fold.arrays(2, 2)
         assert not coefficients.any()
         expected = responses[first].mean(0)[[1, 3]] if fold.bias is not None else np.zeros(2)

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.budget.budget import Budget
 from reprune.core.budget.cost import CostModel
-from reprune.core.decide import decide, excluded, free_blocks, left_out, matches
+from reprune.core.decide import CONTENDERS, decide, excluded, free_blocks, left_out, matches
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
@@ -217,7 +217,7 @@ def test_of_what_is_near_the_best_that_is_taken_which_is_best_refitted():
     plan = decide(
         model.evidence(rows), Budget(0.5), Method("measured", "geometric-median", "reconstruction"), judge=judge
     )
-    near = sorted((tried.counts()["a"] for tried in judge.tried), key=lambda size: abs(size - 4))[:3]
+    near = sorted((tried.counts()["a"] for tried in judge.tried), key=lambda size: abs(size - 4))[:CONTENDERS]
     assert plan.counts()["a"] == min(near)
     assert min(near) < near[0]
 

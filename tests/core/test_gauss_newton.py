@@ -38,7 +38,7 @@ class Linear:
         self.weight, self.bias = tensors["w"], tensors["b"]
 
     def divergence(self):
-        return self.answers.divergence(self.run, range(len(self.features)), "judged")
+        return self.answers.divergence(self.run, self.answers.places, "judged")
 
     def gradients(self, names, rng):
         for batch, rows in enumerate(self.features):
@@ -60,7 +60,7 @@ def problem(outputs=3, batches=40, rows=60, seed=1):
 def test_on_a_linear_gaussian_problem_it_is_least_squares(axis):
     features, dense = problem()
     student = Linear(features, dense, "mse", axis)
-    refit(student, np.random.default_rng(0))
+    refit(student, student.answers, np.random.default_rng(0))
     rows, wanted = np.concatenate(features), np.concatenate(dense)
     rows = np.column_stack([rows, np.ones(len(rows))])
     best = np.linalg.lstsq(rows, wanted, rcond=None)[0]
@@ -74,7 +74,7 @@ def test_with_a_softmax_it_comes_to_the_optimum():
     features, dense = problem(outputs=4)
     student = Linear(features, dense, "kl")
     before = student.divergence()
-    refit(student, np.random.default_rng(0))
+    refit(student, student.answers, np.random.default_rng(0))
 
     def value(flat):
         student.write({"w": flat[:20].reshape(4, 5), "b": flat[20:]})
@@ -90,8 +90,8 @@ def test_what_rows_to_judge_by_do_not_confirm_is_not_done():
     features, dense = problem(batches=2)
     student = Linear(features, dense, "mse")
     start = student.read(["w", "b"])
-    student.divergence = iter([1.0, *[2.0] * 100]).__next__
-    assert refit(student, np.random.default_rng(0)) == (1.0, {})
+    student.answers.divergence = lambda *_, values=iter([1.0, *[2.0] * 100]): next(values)
+    assert refit(student, student.answers, np.random.default_rng(0)) == (1.0, {})
     np.testing.assert_array_equal(student.weight, start["w"])
 
 

@@ -161,3 +161,20 @@ def test_without_some_of_the_rows(gone, offset):
         np.testing.assert_allclose(rest.covariance, np.cov(rows[gone:].T, bias=True), rtol=1e-9, atol=1e-12)
     rest.merge(part)
     np.testing.assert_allclose(rest.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-12)
+
+
+def test_many_features_of_single_precision(monkeypatch):
+    """Products in single precision are good for what is known; where they overflow, double precision takes over."""
+    monkeypatch.setattr(statistics, "BLOCK", 300 * 100)
+    rows = (np.random.default_rng(0).normal(size=(1000, 300)) + 1e3).astype(np.float32)
+    rows[:, 1] = rows[:, 0]
+    exact = rows.astype(np.float64)
+    moments = moments_of(rows)
+    assert moments.covariance.dtype == np.float64
+    np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(exact, rowvar=False, ddof=0), rtol=1e-6, atol=1e-6)
+    huge = rows * np.float32(1e19)
+    expected = np.cov(huge.astype(np.float64), rowvar=False, ddof=0)
+    np.testing.assert_allclose(moments_of(huge).covariance, expected, rtol=1e-6)
+    half = moments_of(torch.from_numpy(rows).bfloat16())
+    assert half.mean.dtype == torch.float64

@@ -16,6 +16,7 @@ from reprune.core.budget.cost import CostModel, Measure
 from reprune.core.criteria import Ranking
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, did_you_mean
 from reprune.core.evidence.evidence import Evidence, LayerEvidence
+from reprune.core.folding.compensation import Ridges
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
@@ -23,7 +24,7 @@ from reprune.core.split import Times, search, times
 
 NEAR = 1.1
 """Splits whose divergence is within this factor of the least may still turn out best once consumers are refitted."""
-CONTENDERS = 3
+CONTENDERS = 2
 """Of these, as many are refitted at most."""
 
 
@@ -104,7 +105,7 @@ def decide(
     def sizes_of(blocks: Sequence[Block]) -> dict[str, int]:
         return allocate(budget, blocks, cost, before, fixed, allocation.level)
 
-    def plan(sizes: Mapping[str, int]) -> Plan:
+    def plan(sizes: Mapping[str, int], ridges: Ridges | None = None) -> Plan:
         kept = {name: list(range(units)) for name, units in before.items()}
         for group, ranking in rankings.items():
             stay = sorted(ranking.order[before[group[0]] - sizes[group[0]] :].tolist())
@@ -116,14 +117,16 @@ def decide(
             ratio=_asked(budget, cost(budget.of, before), cost(budget.of, sizes)),
             of=budget.of,
             diagnostics=Diagnostics(scores, spectra),
-            folds=resolved.compensate(structure, kept, evidence.readings),
+            folds=resolved.compensate(structure, kept, evidence.readings, ridges),
             latency=budget.latency,
         )
 
     if isinstance(allocation, Measured) and judge is not None and len(free) > 1:
-        plans = _measured(allocation, free, sizes_of, plan, judge)
+        ridges: Ridges = {}
+        found = _measured(allocation, free, sizes_of, lambda sizes: judge.divergence(plan(sizes, ridges)))
     else:
-        plans = [plan(sizes_of([block.thresholds(allocation) for block in free]))]
+        found = [sizes_of([block.thresholds(allocation) for block in free])]
+    plans = [plan(sizes) for sizes in found]
     if judge is None or not resolved.refits or not judge.refits:
         return plans[0]
     return min(map(judge.refitted, plans), key=itemgetter(0))[1]
@@ -147,18 +150,16 @@ def _measured(
     allocation: Measured,
     free: Sequence[_Free],
     sizes_of: Callable[[Sequence[Block]], dict[str, int]],
-    plan: Callable[[Mapping[str, int]], Plan],
-    judge: Judge,
-) -> list[Plan]:
-    """Of the splits that are tried, plans whose models answer most like the dense one: the best, and what is near."""
-    known: dict[tuple[int, ...], tuple[float, Plan]] = {}
+    divergence: Callable[[Mapping[str, int]], float],
+) -> list[dict[str, int]]:
+    """Of the splits that are tried, those whose models answer most like the dense one: the best, and what is near."""
+    known: dict[tuple[int, ...], tuple[float, dict[str, int]]] = {}
 
     def measure(found: Times) -> float:
         sizes = sizes_of([Block(block.names, share) for block, share in zip(free, found, strict=True)])
         key = tuple(sizes.values())
         if key not in known:
-            tried = plan(sizes)
-            known[key] = judge.divergence(tried), tried
+            known[key] = divergence(sizes), sizes
         return known[key][0]
 
     def line(of: Allocation) -> Times:

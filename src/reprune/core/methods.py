@@ -10,7 +10,7 @@ from reprune.core.allocation import ALLOCATIONS, Allocation, Energy
 from reprune.core.criteria import CRITERIA, Criterion
 from reprune.core.errors import RepruneError, did_you_mean
 from reprune.core.evidence.readings import Reading
-from reprune.core.folding.compensation import COMPENSATIONS
+from reprune.core.folding.compensation import COMPENSATIONS, Ridges
 from reprune.core.folding.fold import Fold
 from reprune.core.layers import Structure
 
@@ -74,12 +74,18 @@ class Method:
         return self.compensation == "reconstruction"
 
     def compensate(
-        self, structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
+        self,
+        structure: Structure,
+        kept: Mapping[str, Sequence[int]],
+        readings: Sequence[Reading],
+        ridges: Ridges | None = None,
     ) -> tuple[Fold, ...]:
-        """The corrections that make up for the units that are not kept."""
+        """The corrections that make up for the units that are not kept; `ridges` of a similar plan save time."""
         if self.compensation is None:
             return ()
-        return _look_up(self.compensation, COMPENSATIONS, "compensation")(structure, kept, readings)
+        return _look_up(self.compensation, COMPENSATIONS, "compensation")(
+            structure, kept, readings, {} if ridges is None else ridges
+        )
 
 
 METHODS: dict[str, Method] = {

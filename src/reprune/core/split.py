@@ -17,6 +17,8 @@ Times = list[NDArray[np.float64]]
 
 REFINED = 3
 """Splits that are tried in the valley, beyond the ends and the middles of the lines."""
+FLAT = 1.02
+"""A valley whose sides rise by less than this factor next to its best split is not searched any further."""
 
 
 def times(thresholds: Sequence[NDArray[np.float64]], layers: Sequence[int]) -> Times:
@@ -60,6 +62,8 @@ def search(origin: Times, ends: Sequence[Times], measure: Callable[[Times], floa
         lines.append(line)
     best = min(lines, key=lambda line: min(line.known[1.0], line.known[0.5]))
     for _ in range(REFINED):
+        if best.flat:
+            break
         best.look(best.next())
     return best.blend(min(best.known, key=best.known.__getitem__))
 
@@ -79,15 +83,20 @@ class _Line:
         """Measure a split."""
         self.known[place] = self._measure(self.blend(place))
 
+    @property
+    def flat(self) -> bool:
+        """Whether the splits beside the best one are about as good."""
+        best, beside = self._valley()
+        return all(self.known[place] <= FLAT * self.known[best] for place in beside)
+
     def next(self) -> float:
         """The middle of the wider of the gaps beside the best split, where its lower neighbour is nearer to it."""
+        best, beside = self._valley()
+        other = max(beside, key=lambda place: (abs(place - best), -self.known[place]))
+        return (best + other) / 2
+
+    def _valley(self) -> tuple[float, list[float]]:
+        """The best split and those beside it, by place."""
         places = sorted(self.known)
         at = places.index(min(self.known, key=self.known.__getitem__))
-        gaps = [(places[low], places[low + 1]) for low in (at - 1, at) if 0 <= low < len(places) - 1]
-
-        def promise(gap: tuple[float, float]) -> tuple[float, float]:
-            other = gap[0] if gap[1] == places[at] else gap[1]
-            return gap[1] - gap[0], -self.known[other]
-
-        low, high = max(gaps, key=promise)
-        return (low + high) / 2
+        return places[at], [places[near] for near in (at - 1, at + 1) if 0 <= near < len(places)]

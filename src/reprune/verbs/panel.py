@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
@@ -12,6 +13,7 @@ import numpy as np
 from reprune.core.answers.answers import Answers, Fidelity
 from reprune.core.answers.divergence import check_name
 from reprune.core.answers.gauss_newton import refit
+from reprune.core.decide import CONTENDERS
 from reprune.core.evidence.passes import Forward
 from reprune.core.folding.fold import Refit
 from reprune.core.plan import Plan
@@ -46,6 +48,7 @@ class Panel:
         self._adapter = adapter_of(model)
         self._model, self._found, self._forward = model, found, forward
         meaning = self._adapter.meaning(found, model, sample[0], forward)
+        self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS)
         self._answers = Answers(sample, self._adapter.answering(model, forward), divergence, meaning)
 
     def divergence(self, plan: Plan) -> float:
@@ -59,16 +62,19 @@ class Panel:
             return 0.0, plan
         small = self._adapter.apply(self._model, plan)
         pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._narrowed(plan))
-        value, found = refit(pupil, np.random.default_rng(0))
-        return value, replace(plan, refits=tuple(Refit.of(name, held) for name, held in found.items()))
+        value, found = refit(pupil, self._answers, np.random.default_rng(0))
+        refits = tuple(Refit.of(name, held) for name, held in found.items())
+        self._judged.append((refits, self._answers.fidelity(pupil.run, self._answers.places, "judged")))
+        return value, replace(plan, refits=refits)
 
     def fidelity(self, plan: Plan, small: Any = None) -> Fidelity | None:
         """How near the answers of a plan's model are, on rows that its consumers were not refitted to."""
+        for refits, found in self._judged:
+            if refits and refits is plan.refits:
+                return found
         small = self._adapter.apply(self._model, plan) if small is None else small
         run, answers = self._running(plan, small), self._answers
-        if plan.refits:
-            return answers.fidelity(run, range(len(answers.batches)), "judged")
-        return answers.fidelity(run, answers.some, "all")
+        return answers.fidelity(run, *((answers.places, "judged") if plan.refits else (answers.some, "all")))
 
     def within(self, tolerance: float) -> Callable[[Plan], bool]:
         """Whether the model of a plan diverges no further than this."""

@@ -21,10 +21,13 @@ MOST = 64
 """Batches that are held at most."""
 BYTES = 1 << 28
 """Size of the batches that are held, at most: 256 MB."""
-NUMBERS = 1 << 21
+NUMBERS = 1 << 23
 """Answers that are held of each batch, at most."""
+HELD = 1 << 24
+"""Answers that consumers are fitted to and judged by, about: as many batches as make them up."""
+ROWS = 1024
+"""Rows that tell one split from another; from so many batches as make them up, but from two to `FEW`."""
 FEW = 8
-"""Batches that tell one split from another."""
 ONCE = (
     "Consumers keep the least-squares fit, as the batches came only once: give a list or a data loader, and they are "
     "refitted to the dense model's answers."
@@ -185,10 +188,24 @@ class Answers:
         self._kinds: dict[int, Divergence] = {}
 
     @property
+    def places(self) -> list[int]:
+        """Places of the batches to fit to and to judge by."""
+        return self._spread(HELD / self._first(lambda output: output.rows * output.answers.shape[1]))
+
+    @property
     def some(self) -> list[int]:
-        """Places of a few batches, spread over all of them."""
-        step = -(-len(self.batches) // FEW)
-        return list(range(0, len(self.batches), step))
+        """Places of a few batches, which tell one split from another."""
+        return self._spread(min(max(ROWS / self._first(lambda output: output.rows), 2), FEW))
+
+    def _first(self, number: Callable[[Output], int]) -> int:
+        """The largest of the numbers of the first batch's outputs."""
+        return max(map(number, self._of(0)), default=1)
+
+    def _spread(self, count: float) -> list[int]:
+        """Places of so many batches, spread over all of them."""
+        total = len(self.batches)
+        count = min(math.ceil(count), total)
+        return [number * total // count for number in range(count)]
 
     def compared(self, batch: int, found: Sequence[Array], rows: Rows) -> Iterator[Compared]:
         """Every output of a batch that can be compared: those of the same shape, which carried states have not."""
@@ -247,7 +264,7 @@ class Answers:
         for pair in self.compared(batch, found, "fit"):
             # Batches are taken to be as large as the first one: what matters is that all rows of an output count alike.
             first = next((held for held in self._of(0) if held.place == pair.place), None)
-            rows = len(self.batches) * len(pair.rows if first is None else first.fit)
+            rows = len(self.places) * len(pair.rows if first is None else first.fit)
             gradient = pair.kind.gradient(pair.found, pair.wanted) / rows
             projection = pair.kind.projection(pair.found, pair.wanted, rng) / rows**0.5
             yield pair.place, *(_spread(part, pair.rows, found[pair.place]) for part in (gradient, projection))

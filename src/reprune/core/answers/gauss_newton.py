@@ -22,6 +22,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from reprune.core.answers.answers import Answers
 from reprune.core.evidence.moments import to_numpy
 from reprune.core.evidence.readings import Matrix
 from reprune.core.layers import WIDTHS, Consumer, Structure
@@ -32,7 +33,7 @@ SWEEPS = 6
 DAMPINGS = (0.01, 0.1, 1.0)
 """Added to each factor, as shares of its diagonal."""
 LENGTHS = (0.3, 1.0)
-"""Lengths of a step that are tried."""
+"""Lengths of a step that are tried: with every damping at first, then with the one that did best."""
 WIDE = 1024
 """Outputs beyond which of S only the diagonal is kept."""
 ROUNDING = 1e-6
@@ -144,6 +145,9 @@ class Pupil(Protocol):
     def weights(self) -> Sequence[Refitted]:
         """What can be refitted: consumers that nothing recurrent comes after."""
 
+    def run(self, place: int) -> Sequence[Array]:
+        """The output tensors of a batch of the dense answers."""
+
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
 
@@ -156,40 +160,42 @@ class Pupil(Protocol):
         Nothing where the model has no gradient.
         """
 
-    def divergence(self) -> float:
-        """Mean divergence of the rows to judge by."""
 
-
-def refit(pupil: Pupil, rng: np.random.Generator) -> tuple[float, Tensors]:
+def refit(pupil: Pupil, answers: Answers, rng: np.random.Generator) -> tuple[float, Tensors]:
     """Refit weights in place.
 
     Args:
         pupil: The pruned model.
+        answers: Those of the dense one.
         rng: Source of the random projections.
 
     Returns:
         The divergence of the rows to judge by, and the tensors that have changed.
     """
+
+    def judged() -> float:
+        return answers.divergence(pupil.run, answers.places, "judged")
+
     names = [name for weight in pupil.weights for name in (weight.tensor, weight.bias) if name is not None]
-    best = pupil.divergence()
+    best = judged()
     if not names:
         return best, {}
     start = pupil.read(names)
     held = first = {name: value.astype(np.float64) for name, value in start.items()}
-    factors = [_Factor(weight.moments) for weight in pupil.weights]
+    factors, dampings = [_Factor(weight.moments) for weight in pupil.weights], DAMPINGS
     for _ in range(SWEEPS):
         steps = _steps(pupil, factors, rng, names)
         if not steps:
             break
         taken, lowest = held, best
-        for damping, length in product(DAMPINGS, LENGTHS):
+        for damping, length in product(dampings, LENGTHS):
             trial = dict(held)
             for weight, step in zip(pupil.weights, steps, strict=True):
                 trial.update(weight.moved(trial, -length * step(damping)))
             pupil.write(trial)
-            value = pupil.divergence()
+            value = judged()
             if value < lowest:
-                taken, lowest = trial, value
+                taken, lowest, dampings = trial, value, (damping,)
         pupil.write(taken)
         done = best - lowest <= ENOUGH * best
         held, best = taken, lowest

@@ -11,6 +11,7 @@ reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from reprune.core.folding.fold import Fold
 from reprune.core.layers import Structure
 
 Prediction = tuple[Matrix, Matrix]
-Compensation = Callable[[Structure, Mapping[str, Sequence[int]], Sequence[Reading]], tuple[Fold, ...]]
+Ridges = dict[object, float]
+"""Ridges that were found for what is read."""
+Compensation = Callable[[Structure, Mapping[str, Sequence[int]], Sequence[Reading], Ridges], tuple[Fold, ...]]
+"""From the units that are kept to the folds. Ridges that are given hold for these units, too; new ones are added."""
 
 RIDGES = tuple(10.0**power for power in range(-8, 1))
 """Ridges that are tried, as shares of the mean variance of the kept features."""
@@ -28,13 +32,15 @@ RIDGE_UNSEEN = 1e-4
 
 
 def reconstruction(
-    structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]
+    structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading], ridges: Ridges
 ) -> tuple[Fold, ...]:
     """Folds that rebuild what the removed units carried, for every consumer that loses positions."""
-    return _folds(structure, kept, readings, predict)
+    return _folds(structure, kept, readings, partial(predict, ridges=ridges))
 
 
-def mean(structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading]) -> tuple[Fold, ...]:
+def mean(
+    structure: Structure, kept: Mapping[str, Sequence[int]], readings: Sequence[Reading], ridges: Ridges
+) -> tuple[Fold, ...]:
     """Folds that replace the removed units by their mean response, in the consumers that have a bias to take it."""
 
     def rule(reading: Reading, gone: Places, stay: Places) -> Prediction:
@@ -72,21 +78,22 @@ def _folds(
     return tuple(folds)
 
 
-def predict(reading: Reading, gone: Places, stay: Places) -> Prediction:
-    """Coefficients A (removed × kept) and offsets b (removed) of the best prediction.
-
-    The ridge is the one that predicts held-out rows best: fitted on either half of the rows, judged on the other.
-    """
-    if reading.halves is None:
-        return _fit(reading.exact, gone, stay, RIDGE_UNSEEN)
-    first, second = reading.halves
-    errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
-    return _fit(reading.exact, gone, stay, RIDGES[int(np.argmin(errors))])
-
-
-def _fit(moments: SecondMoments, gone: Places, stay: Places, ridge: float) -> Prediction:
+def predict(reading: Reading, gone: Places, stay: Places, ridges: Ridges) -> Prediction:
+    """Coefficients A (removed × kept) and offsets b (removed) of the best prediction."""
+    if reading.exact_source not in ridges:
+        ridges[reading.exact_source] = _best_ridge(reading, gone, stay)
+    moments, ridge = reading.exact, ridges[reading.exact_source]
     coefficients = _solve(moments.matrix[np.ix_(stay, stay)], moments.matrix[np.ix_(gone, stay)], ridge)
     return coefficients, moments.mean[gone] - coefficients @ moments.mean[stay]
+
+
+def _best_ridge(reading: Reading, gone: Places, stay: Places) -> float:
+    """The ridge that predicts held-out rows best: fitted on either half of the rows, judged on the other."""
+    if reading.halves is None:
+        return RIDGE_UNSEEN
+    first, second = reading.halves
+    errors = np.add(held_out(first, second, gone, stay), held_out(second, first, gone, stay))
+    return RIDGES[int(np.argmin(errors))]
 
 
 def held_out(fit: SecondMoments, judge: SecondMoments, gone: Places, stay: Places) -> list[float]:

@@ -81,11 +81,11 @@ class Pupil:
             body, self._head = keras.Model(graph.root.inputs, cuts), keras.Model(cuts, graph.root.outputs)
         except ValueError:  # The cuts are inside a nested model, whose tensors are not the outer one's.
             return
-        self._features: list[list[Any]] = []
-        for batch in answers.batches:
+        self._features: dict[int, list[Any]] = {}
+        for place in answers.places:
             with states_kept(graph):
-                found = body(flat_inputs(graph.root, captured(model, batch, forward)), training=False)
-            self._features.append([keras.ops.convert_to_tensor(array(part)) for part in keras.tree.flatten(found)])
+                found = body(flat_inputs(graph.root, captured(model, answers.batches[place], forward)), training=False)
+            self._features[place] = [keras.ops.convert_to_tensor(array(part)) for part in keras.tree.flatten(found)]
         whole, own = self._whole(answers.batches[0]), _arrays(self._answer(0))
         if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole, own, strict=True)):
             before = {id(weight) for weight in body.weights}
@@ -114,11 +114,17 @@ class Pupil:
         )
         if read:
             taps = keras.Model(self._head.inputs, [tensor for _, tensor in read.values()])
-            for features in self._features:
+            for features in self._features.values():
                 found = _arrays(taps(features, training=False))
                 for name, rows in zip(read, found, strict=True):
                     seen.add(name, rows.reshape(-1, rows.shape[-1]))
         return seen.weights()
+
+    def run(self, place: int) -> list[NDArray[Any]]:
+        """The output tensors of a batch."""
+        if self._head is None:
+            return self._whole(self._answers.batches[place])
+        return _arrays(self._answer(place))
 
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
@@ -129,19 +135,10 @@ class Pupil:
         for name, values in tensors.items():
             self._variables[name].assign(values.astype(self._variables[name].dtype))
 
-    def divergence(self) -> float:
-        """Mean divergence of the rows to judge by."""
-        batches = self._answers.batches
-
-        def run(place: int) -> list[NDArray[Any]]:
-            return self._whole(batches[place]) if self._head is None else _arrays(self._answer(place))
-
-        return self._answers.divergence(run, range(len(batches)), "judged")
-
     def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
         """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch."""
         variables = [self._variables[name] for name in names]
-        for place in range(len(self._features)):
+        for place in self._features:
             outputs, pull = pullback(partial(self._answer, place), variables)
             found = _arrays(outputs)
             given = {which: parts for which, *parts in self._answers.cotangents(place, found, rng)}

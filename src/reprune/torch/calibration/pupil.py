@@ -111,10 +111,14 @@ class Pupil:
         seen = Seen(consumers, shapes)
         axes = [(consumer.tensor, consumer.axis) for consumer in consumers]
         if consumers:
-            with torch.no_grad(), watch(self._parameters, axes, _Reads(seen, self._parameters)):
-                for place in range(len(self._answers.batches)):
+            with watch(self._parameters, axes, _Reads(seen, self._parameters)):
+                for place in self._answers.places:
                     self._run_numbered(place)
         return seen.weights()
+
+    def run(self, place: int) -> list[torch.Tensor]:
+        """The output tensors of a batch."""
+        return [_widened(output) for output in self._run_numbered(place)]
 
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
@@ -126,15 +130,6 @@ class Pupil:
             for name, values in tensors.items():
                 self._parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
-    def divergence(self) -> float:
-        """Mean divergence of the rows to judge by."""
-        with torch.no_grad():
-            return self._answers.divergence(
-                lambda place: [_widened(output) for output in self._run_numbered(place)],
-                range(len(self._answers.batches)),
-                "judged",
-            )
-
     def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
         """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch.
 
@@ -145,9 +140,8 @@ class Pupil:
         try:
             for weight in frozen:
                 weight.requires_grad_(True)
-            for place in range(len(self._answers.batches)):
-                with torch.inference_mode(False), torch.enable_grad():
-                    outputs = self._run_numbered(place)
+            for place in self._answers.places:
+                outputs = self._run_numbered(place, grad=True)
                 pairs = list(self._answers.cotangents(place, [_widened(output.detach()) for output in outputs], rng))
                 chosen = [outputs[which] for which, _, _ in pairs]
                 gradient = self._pulled(names, weights, chosen, [pair[1] for pair in pairs])
@@ -173,9 +167,10 @@ class Pupil:
             for name, weight, gradient in zip(names, weights, found, strict=True)
         }
 
-    def _run_numbered(self, place: int) -> list[torch.Tensor]:
+    def _run_numbered(self, place: int, *, grad: bool = False) -> list[torch.Tensor]:
         batch = self._answers.batches[place]
-        with torch.inference_mode(False), _replayed(self._model, self._recordings[place]):
+        # In this order: leaving inference mode turns gradients on.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad), _replayed(self._model, self._recordings[place]):
             return list(tensors_in(run_apart(self._model, batch, self._forward, seed=place)))
 
 

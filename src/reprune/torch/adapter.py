@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,7 +12,7 @@ from reprune.core.answers.answers import Meaning
 from reprune.core.errors import InternalError, RepruneError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure
 from reprune.core.plan import Plan
 from reprune.torch import weights
 from reprune.torch.calibration import labelled, responses
@@ -29,6 +29,7 @@ from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.shortening import SEQUENCES, shortened
 from reprune.torch.tracing.running.unwrap import unwrap as checked
 from reprune.torch.training.distill import student
 from reprune.torch.weights import digest, save_weights
@@ -91,11 +92,37 @@ def _guarded(function: Callable[P, R]) -> Callable[P, R]:
 
 
 private = _guarded(duplicate)
-accepted, record = _guarded(accepting.accepted), _guarded(recording.record)
-rehearse, verify = _guarded(verification.rehearse), _guarded(verification.verify)
+accepted = _guarded(accepting.accepted)
 apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
 load_pruned, pupil = _guarded(weights.load_pruned), _guarded(pupils.Pupil)
-observe, observe_classes = _guarded(responses.observe), _guarded(labelled.observe_classes)
+observe_classes = _guarded(labelled.observe_classes)
+SAMPLED = 8
+"""Sequences of a batch that show how much the output depends on the consumers."""
+
+
+@_guarded
+def record(
+    model: nn.Module, example: Any, forward: Forward | None = None, *, uniform: bool = False, scope: Scope = "recurrent"
+) -> Trace:
+    """Trace one pass of the model, on a few sequences of the example."""
+    few, cut = shortened(model, example, forward)
+    found = recording.record(model, few, forward, uniform=uniform, scope=scope, share=True)
+    found.cut = cut
+    return found
+
+
+@_guarded
+def rehearse(
+    found: Trace, model: nn.Module, example: Any, forward: Forward | None, exclude: Sequence[str]
+) -> Structure:
+    """The structure, with layers pinned that do not survive the removal of units, on what was traced."""
+    return verification.rehearse(found, model, found.example, forward, exclude)
+
+
+@_guarded
+def verify(plan: Plan, found: Trace, model: nn.Module, small: nn.Module, example: Any, forward: Forward | None) -> None:
+    """Raise unless the smaller model computes what the masked one does, on all steps of a few sequences."""
+    verification.verify(plan, found, model, small, found.cut(example, SEQUENCES), forward)
 
 
 def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
@@ -104,6 +131,14 @@ def arrays(found: Trace, model: nn.Module, structure: Structure) -> dict[str, Te
     return {
         name: tensors[name].float() if tensors[name].dtype.itemsize < 4 else tensors[name] for name in structure.shapes
     }
+
+
+@_guarded
+def observe(
+    model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None = None
+) -> Statistics:
+    """Statistics of the layers' responses."""
+    return responses.observe(model, structure, batches, forward, share=True)
 
 
 @_guarded
@@ -116,18 +151,24 @@ def observe_readings(
     def looked_at() -> Iterator[Any]:
         for stretch in stretches(batches):
             gradients = output_importance(
-                model, structure.consumers, stretch.first, forward, draws=importance.draws, seed=importance.batches
+                model,
+                structure.consumers,
+                found.cut(stretch.first, SAMPLED),
+                forward,
+                draws=importance.draws,
+                seed=importance.batches,
+                share=True,
             )
             yield from stretch
             importance.add(gradients, stretch.batches)
 
-    return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
+    return responses.observe(model, structure, looked_at(), forward, readings=True, share=True), importance.mean()
 
 
 @_guarded
 def meaning(found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> Meaning:
     """What is known of the output tensors."""
-    return Meaning(pupils.made_by_sigmoid(model, example, forward), found.state_outputs)
+    return Meaning(pupils.made_by_sigmoid(model, found.example, forward), found.state_outputs)
 
 
 def narrowed(found: Trace, model: nn.Module, plan: Plan, forward: Forward | None) -> Forward | None:

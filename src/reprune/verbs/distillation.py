@@ -60,7 +60,7 @@ def distill(
     adapter = adapter_of(dense)
     rounds = endless(batches, adapter.is_tensor, steps)
     example, _ = first_batch(batches, adapter.is_tensor)
-    forward = adapter.accepted(dense, example, forward)
+    forward = adapter.accepted(adapter.private(dense), example, forward)
     with adapter.student(small, dense, example, divergence, forward) as student:
         for step, batch in enumerate(rounds, start=1):
             far = student.learn(batch, step_size(step, steps, learning_rate))

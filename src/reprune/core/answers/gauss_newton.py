@@ -182,7 +182,8 @@ def refit(pupil: Pupil, answers: Answers, rng: np.random.Generator) -> tuple[flo
         return best, {}
     start = pupil.read(names)
     held = first = {name: value.astype(np.float64) for name, value in start.items()}
-    factors, dampings = [_Factor(weight.moments) for weight in pupil.weights], DAMPINGS
+    factors = [_Factor(weight.moments) for weight in pupil.weights]
+    dampings: tuple[float, ...] = DAMPINGS
     for _ in range(SWEEPS):
         steps = _steps(pupil, factors, rng, names)
         if not steps:

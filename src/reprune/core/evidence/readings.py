@@ -40,7 +40,7 @@ class Importance:
     @property
     def draws(self) -> int:
         """Random projections for the next batch: most of them come first, as a pass may be short."""
-        return 1 if self.batches else 4
+        return 1 if self.batches else 2
 
     def add(self, found: Mapping[Axis, Array], batches: int) -> None:
         """What one batch says, which stands for so many."""

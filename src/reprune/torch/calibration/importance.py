@@ -36,6 +36,7 @@ def output_importance(
     *,
     draws: int = 4,
     seed: int = 0,
+    share: bool = False,
 ) -> dict[Axis, torch.Tensor]:
     """Sensitivity of the model's output to each consumer's outputs, on one batch.
 
@@ -46,12 +47,13 @@ def output_importance(
         forward: Replaces `model(example)`.
         draws: Random projections of the output that are averaged.
         seed: Their seed.
+        share: Use the same memory for weights; only for a model that is private itself.
 
     Returns:
         For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
         Empty when the output has no gradient (a decoded string of indices, say).
     """
-    model = duplicate(model)
+    model = duplicate(model, share=share)
     tensors = named_tensors(model.requires_grad_(False))
     axes = {(c.tensor, c.axis): tensors[c.tensor] for c in consumers if isinstance(tensors[c.tensor], nn.Parameter)}
     for weight in axes.values():
@@ -65,7 +67,7 @@ def output_importance(
             gradients = _project(outputs, list(axes.values()), rng)
             for (key, _weight), gradient in zip(axes.items(), gradients, strict=True):
                 if gradient is not None:
-                    total[key] = total[key] + gradient.double().square().sum(key[1]) / draws
+                    total[key] = total[key] + _squares(gradient, key[1]) / draws
     except RuntimeError:
         # In-place writes and inference mode inside the user's forward: it computes, but has no gradient.
         return {}
@@ -90,6 +92,12 @@ class _TrainingKernels(TorchFunctionMode):
             dropout, train = args[at : at + 2]
             args = (*args[:at], dropout if train else 0.0, True, *args[at + 2 :])
         return func(*args, **(kwargs or {}))
+
+
+def _squares(gradient: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sums of squares over an axis, in double precision; scaled, as squares of small numbers vanish in others."""
+    scale = gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
+    return (gradient / scale).square().sum(axis, dtype=torch.float64) * scale.double().square()
 
 
 def _project(

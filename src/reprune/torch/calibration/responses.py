@@ -25,6 +25,7 @@ def observe(
     forward: Forward | None = None,
     *,
     readings: bool = False,
+    share: bool = False,
 ) -> Statistics:
     """Run the model over calibration batches in eval mode and gather response statistics.
 
@@ -34,11 +35,12 @@ def observe(
         batches: Inputs as the model takes them (see `trace.call`), one at a time; they are left as they were.
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
+        share: Use the same memory for weights; only for a model that is private itself.
 
     Returns:
         Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.
     """
-    statistics, model = Statistics(structure), duplicate(model)
+    statistics, model = Statistics(structure), duplicate(model, share=share)
     for number, batch in enumerate(batches):
         with torch.no_grad(), gathering(model, structure, statistics, readings=readings):
             run_apart(model, batch, forward, seed=number)

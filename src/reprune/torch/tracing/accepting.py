@@ -30,7 +30,7 @@ class _Way(NamedTuple):
 
 
 def accepted(model: nn.Module, example: Any, forward: Forward | None = None) -> Forward | None:
-    """How the model takes the batches of which `example` is one: None for as they are, or a `forward` that was found.
+    """How a private model takes the batches of which `example` is one: None for as they are, or a `forward`.
 
     Warns:
         BatchWarning: When only a part of a batch is taken; the message has the `forward` that says so.
@@ -58,7 +58,7 @@ def _failure(model: nn.Module, example: Any, forward: Forward | None) -> Excepti
     """What the model raises on the example."""
     with torch.no_grad():
         try:
-            run_apart(duplicate(model), example, forward)
+            run_apart(duplicate(model, share=True), example, forward)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -20,6 +20,7 @@ from reprune.torch.tracing.recording import Recording
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.shortening import Cut
 from reprune.torch.tracing.running.training_pass import trace_training, training_mode, trains_otherwise
 from reprune.torch.tracing.sizes.sizes import tagged_sizes
 from reprune.torch.tracing.states.feedback import Calls, NextCall
@@ -47,13 +48,21 @@ class Trace:
     """One traced pass: what it recorded, as a structure, and where to look when a rehearsal fails.
 
     Attributes:
+        example: The batch that was traced.
+        cut: How it, and others like it, are cut down.
         state_outputs: Positions, among the tensors that the model returns, of final states that the caller carries.
         next_call: The call after one on the example, on its states.
     """
 
     def __init__(
-        self, builder: Builder, state_outputs: frozenset[int], modules: Sequence[str], next_call: NextCall
+        self,
+        builder: Builder,
+        example: Any,
+        state_outputs: frozenset[int],
+        modules: Sequence[str],
+        next_call: NextCall,
     ) -> None:
+        self.example, self.cut = example, Cut()
         self._builder = builder
         self._modules = list(modules)
         self.state_outputs = state_outputs
@@ -96,6 +105,7 @@ def record(
     uniform: bool = False,
     scope: Scope = "recurrent",
     inputs: bool = False,
+    share: bool = False,
 ) -> Trace:
     """The trace itself; `trace` turns it into a structure.
 
@@ -107,9 +117,10 @@ def record(
         scope: `all` takes every width as units (see `widths.py`), but for those that are tied to units of a recurrent
             layer and go with them anyway.
         inputs: Take the columns of every `nn.Embedding` likewise.
+        share: Use the same memory for weights; only for a model that is private itself.
     """
     # The copy takes what a pass leaves behind in a model that keeps its state, and it is what surgery starts from, too.
-    original, model = model, duplicate(model)
+    original, model = model, duplicate(model, share=share)
     tracer = Tracer(model, ALL if scope == "all" else {"embedding"} if inputs else ())
     buffers = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
     equal = _uniform_modules(model, uniform)  # Before the pass, which may put a computed weight in a parameter's place.
@@ -143,7 +154,7 @@ def record(
             "for convolutions, linear maps and embeddings, too. A recurrence from element to element, without a matrix "
             f"(h = f * h + (1 - f) * x), feeds no units back: what makes h has a width, one of {_widths(model)}."
         )
-    return Trace(found, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(interface))
+    return Trace(found, example, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(interface))
 
 
 def _written(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> tuple[str, ...]:

@@ -1,0 +1,99 @@
+"""Batches cut down for tracing: the sequences are found wherever they are, and what forbids a cut is left whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pack_sequence
+
+import reprune
+from reprune.torch.tracing.running.shortening import SEQUENCES, STEPS, Cut, shortened
+
+
+class Tagger(nn.Module):
+    """A number for each step; lengths, a state or a name may be given."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 6, batch_first=batch_first, bidirectional=True), nn.Linear(12, 3)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Any, lengths: Any = None, states: Any = None) -> Any:
+        self.shapes.append(tuple(x.data.shape))
+        if lengths is not None:
+            x = pack_padded_sequence(x, lengths, batch_first=self.lstm.batch_first)
+        out, states = self.lstm(x, states)
+        if lengths is not None:
+            out = pad_packed_sequence(out, batch_first=self.lstm.batch_first)[0]
+        return out if isinstance(x, tuple) and lengths is None else (self.out(out), states)
+
+
+class Flat(Tagger):
+    """Answers for all steps of all sequences in one row."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x)[0].flatten(0, 1)
+
+
+class Mixing(Tagger):
+    """Sequences of a batch see each other."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x - x.mean(0))[0]
+
+
+X = torch.randn(20, 30, 4, generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.arange(30, 10, -1)
+LONG = torch.randn(70, 200, 4)
+CASES = {
+    "batch first": (Tagger(), X, 0, (SEQUENCES, 30, 4)),
+    "time first": (Tagger(False), X, 1, (20, SEQUENCES, 4)),
+    "one row": (Flat(), X, 0, (SEQUENCES, 30, 4)),
+    "one row, time first": (Flat(False), X, 1, (20, SEQUENCES, 4)),
+    "lengths": (Tagger(), (X, LENGTHS), 0, (SEQUENCES, 30, 4)),
+    "states": (Tagger(), {"x": X, "states": (torch.randn(2, 20, 6), torch.randn(2, 20, 6))}, 0, (SEQUENCES, 30, 4)),
+    "many steps": (Tagger(), LONG, 0, (SEQUENCES, STEPS, 4)),
+    "many steps, time first": (Tagger(False), LONG.transpose(0, 1), 1, (STEPS, SEQUENCES, 4)),
+    "lengths of many steps": (Tagger(), (LONG, torch.full((70,), 200)), 0, (SEQUENCES, 200, 4)),
+    "sequences that see each other": (Mixing(), X, None, (20, 30, 4)),
+    "few sequences": (Tagger(), X[:4], None, (4, 30, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_left_of_a_batch(name: str) -> None:
+    model, batch, axis, shape = CASES[name]
+    few, cut = shortened(model.eval(), batch)
+    assert cut == Cut(axis)
+    assert (
+        next(iter(few.values()) if isinstance(few, dict) else iter([few[0] if isinstance(few, tuple) else few])).shape
+        == shape
+    )
+
+
+def test_packs_are_left_whole() -> None:
+    pack = pack_sequence([torch.randn(9, 4) for _ in range(8)])
+    few, cut = shortened(Tagger().eval(), (pack,))
+    assert few[0] is pack
+    assert cut == Cut()
+
+
+def test_sequences_are_from_all_over_the_batch() -> None:
+    rows = torch.arange(20.0)[:, None].expand(20, 30)
+    assert Cut(0)(rows, 3)[:, 0].tolist() == [0, 9, 19]
+    assert Cut(1)((rows, torch.arange(30)), 4)[1].tolist() == [0, 9, 19, 29]
+    assert Cut()(rows, 3) is rows
+    assert Cut(0)(rows[:2], 3).shape == (2, 30)
+
+
+def test_nothing_but_the_calibration_runs_on_whole_batches() -> None:
+    """Of a long batch, the model sees few sequences before it is observed on all of them."""
+    model = Tagger().eval()
+    seen: list[tuple[int, ...]] = []
+    inspected = reprune.inspect(model, [LONG], forward=lambda net, x: seen.append(tuple(x.shape)) or net(x)[0])
+    assert len(inspected.structure.prunable) == 2
+    assert seen.count((70, 200, 4)) == 1
+    assert {shape for shape in seen if shape[0] > 2 * SEQUENCES} <= {(70, 200, 4), (70, STEPS, 4), (STEPS, STEPS, 4)}

@@ -1,25 +1,51 @@
-"""Time to plan the 2×1500-unit language model of the ISS paper from given statistics, and what observing costs.
+"""What pruning costs beside the forward passes over the same calibration batches: time and peak memory, in one run.
 
-python benchmarks/planning.py [--units 1500] [--methods reconstruct,iss-gm]
+    python benchmarks/planning.py [--models bilstm,words] [--methods reconstruct,iss-gm,magnitude] [--threads 2]
+
+Asked of the default method: at most three times the plain passes and a second for the BiLSTM, three times and five
+seconds for the language model, and there a peak of at most four times the memory of the weights, the model included.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import nn
 
-import reprune.torch as verbs
+import reprune
+import reprune.torch
 from reprune.core.errors import CalibrationWarning
+
+MEGABYTE = 1 << 20 if sys.platform == "darwin" else 1 << 10
+"""Peaks are told in kilobytes, on macOS in bytes: how many of them are a megabyte."""
+
+
+class Tagger(nn.Module):
+    """Two bidirectional layers; the last step is classified."""
+
+    def __init__(self, units: int = 512) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(units, units, 2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(2 * units, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lstm(x)[0][:, -1])
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, units: int, words: int = 10_000) -> None:
+    """Two layers between an embedding and words."""
+
+    def __init__(self, units: int = 2000, words: int = 10_000) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, units)
         self.lstm = nn.LSTM(units, units, 2)
@@ -29,45 +55,90 @@ class LanguageModel(nn.Module):
         return self.out(self.lstm(self.embedding(ids))[0])
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+@dataclass(frozen=True)
+class Case:
+    """A model, its batches, and what is asked.
+
+    Attributes:
+        title: What it is.
+        model: Builds the model.
+        batches: Draws the batches.
+        extra: Seconds on top of three times the plain passes.
+        memory: Peak over the memory of the weights; None if nothing is asked.
+    """
+
+    title: str
+    model: Callable[[], nn.Module]
+    batches: Callable[[], list[torch.Tensor]]
+    extra: float
+    memory: float | None = None
+
+
+CASES = {
+    "bilstm": Case("2 x BiLSTM 512, 12 x (16, 60)", Tagger, lambda: list(torch.randn(12, 16, 60, 512)), 1.0),
+    "words": Case(
+        "2 x LSTM 2000 on words, 10 x (35, 20)",
+        LanguageModel,
+        lambda: list(torch.randint(0, 10_000, (10, 35, 20))),
+        5.0,
+        4.0,
+    ),
+}
+
+
+def measure(name: str, method: str, threads: int, repeats: int) -> str:
+    """One line of the table; in a process of its own, whose peak is that of this model."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    case = CASES[name]
+    model, batches = case.model().eval(), case.batches()
+    weights = sum(weight.nbytes for weight in model.parameters()) / (1 << 20)
+
+    def passes() -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+        return time.perf_counter() - started
+
+    with torch.no_grad():
+        model(batches[0])
+    plain = [passes() for _ in range(repeats)]
+    with warnings.catch_warnings():
+        # Random inputs of a few batches do for the time; the plans are of no use.
+        warnings.simplefilter("ignore", CalibrationWarning)
+        started = time.perf_counter()
+        reprune.prune(model, batches, method=method)
+        took = time.perf_counter() - started
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MEGABYTE / weights
+    plain += [passes() for _ in range(repeats)]
+    cost = median(plain)
+    line = f"{method:12} {cost:8.2f} {took:9.2f} {took / cost:7.1f}x {peak:7.1f}x"
+    if method == "reconstruct":
+        limit = 3 * cost + case.extra
+        line += f"   {limit:.2f} s: {'met' if took <= limit else 'missed'}"
+        if case.memory is not None:
+            line += f", {case.memory:.0f}x: {'met' if peak <= case.memory else 'missed'}"
+    return line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=1500)
-    parser.add_argument("--methods", default="reconstruct,iss-gm")
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=35)
-    parser.add_argument("--repeats", type=int, default=5, help="of the passes, plain and observed in turn")
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--methods", default="reconstruct,iss-gm,magnitude")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="of the plain passes, before and after")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    model = LanguageModel(options.units).eval()
-    batches = [torch.randint(0, 10_000, (options.steps, 20)) for _ in range(options.batches)]
-    methods = options.methods.split(",")
-    with warnings.catch_warnings(), torch.no_grad():
-        # Random inputs of a few batches do for the time; the plans are of no use.
-        warnings.simplefilter("ignore", CalibrationWarning)
-        structure = verbs.trace(model, batches[0][:, :1])
-        model(batches[0])
-        pairs = [
-            (
-                seconds(lambda: [model(batch) for batch in batches]),
-                seconds(lambda: verbs.observe(model, structure, batches, readings=True)),
-            )
-            for _ in range(options.repeats)
-        ]
-        ratio = median(observed / forward for forward, observed in pairs)
-        calibration = verbs.calibrate(model, batches, methods=methods, verify=False)
-    forward, observed = (median(part) for part in zip(*pairs, strict=True))
-    print(f"forward passes {forward:.2f} s, observed {observed:.2f} s: {ratio:.2f} times, median of {options.repeats}")
-    for method in methods:
-        wall, processor = time.perf_counter(), time.process_time()
-        calibration.plan(0.5, method=method)
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        print(f"{method}: planned in {wall:.1f} s ({processor:.1f} s of processor time)", flush=True)
+    # NumPy's linear algebra reads these when it is loaded, in the processes to come.
+    os.environ.update({name: str(options.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    for name in options.models.split(","):
+        print(f"{CASES[name].title}, {options.threads} threads")
+        print("method        passes, s  prune, s   ratio  memory   asked", flush=True)
+        for method in options.methods.split(","):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print(pool.apply(measure, (name, method, options.threads, options.repeats)), flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -98,6 +98,36 @@ def test_a_sample_is_spread_evenly_and_bounded():
     assert len(heavy.batches) <= 3
 
 
+def test_answers_that_were_seen_are_not_asked_for_again():
+    sample = Sample(most=2)
+    for batch in sample.watch(range(3)):
+        sample.answered([DENSE[batch]])
+    assert sample.batches == [0, 2]
+    asked = []
+    held = Answers(sample.batches, lambda batch: asked.append(batch) or [DENSE[batch]], known=sample.answers)
+    assert [next(held.compared(place, [DENSE[2 * place]], "all")).rows.size for place in range(2)] == [30, 30]
+    assert held.divergence(lambda place: [DENSE[2 * place]], [0, 1], "all") == pytest.approx(0, abs=1e-12)
+    assert asked == []
+
+
+def test_too_many_answers_are_not_kept(monkeypatch):
+    monkeypatch.setattr("reprune.core.answers.answers.HELD", 2 * DENSE[0].size)
+    sample = Sample()
+    for batch in sample.watch(range(3)):
+        sample.answered([DENSE[batch]])
+    assert [known is not None for known in sample.answers] == [True, True, False]
+
+
+def test_consumers_are_fitted_on_as_many_batches_as_it_takes(monkeypatch):
+    many = Answers(list(range(20)), lambda batch: [DENSE[batch % 3]])
+    assert many.places == list(range(20))
+    assert many.some == [0, 5, 10, 15]
+    monkeypatch.setattr("reprune.core.answers.answers.HELD", 4 * DENSE[0].size)
+    monkeypatch.setattr("reprune.core.answers.answers.ROWS", 60)
+    assert many.places == [0, 5, 10, 15]
+    assert many.some == [0, 10]
+
+
 def test_as_rows():
     assert as_rows(np.zeros((2, 3, 4))).shape == (6, 4)
     assert as_rows(np.zeros(5)).shape == (5, 1)

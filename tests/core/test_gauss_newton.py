@@ -90,7 +90,8 @@ def test_what_rows_to_judge_by_do_not_confirm_is_not_done():
     features, dense = problem(batches=2)
     student = Linear(features, dense, "mse")
     start = student.read(["w", "b"])
-    student.answers.divergence = lambda *_, values=iter([1.0, *[2.0] * 100]): next(values)
+    values = iter([1.0, *[2.0] * 100])
+    student.answers.divergence = lambda *_: next(values)
     assert refit(student, student.answers, np.random.default_rng(0)) == (1.0, {})
     np.testing.assert_array_equal(student.weight, start["w"])
 

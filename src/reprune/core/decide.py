@@ -20,9 +20,10 @@ from reprune.core.folding.compensation import Ridges
 from reprune.core.layers import Pin, Site, Structure
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
-from reprune.core.split import Times, search, times
+from reprune.core.progress import tell
+from reprune.core.split import REFINED, Times, search, times
 
-NEAR = 1.1
+NEAR = 1.05
 """Splits whose divergence is within this factor of the least may still turn out best once consumers are refitted."""
 CONTENDERS = 2
 """Of these, as many are refitted at most."""
@@ -90,6 +91,7 @@ def decide(
     savings = [_saved(cost, budget.of, before, layers) if allocation.per_cost else 1.0 for layers in names]
     seen = [[[evidence.layers[name] for name in group] for group in together] for together in sets]
     # What overflows is no warning in passing: it makes a score that is not finite, and that is an error with a name.
+    tell("scoring units")
     with np.errstate(over="ignore", invalid="ignore"):
         ranked = criterion.rank_all(seen, savings, rng)
     rankings = {g: r for groups, found in zip(sets, ranked, strict=True) for g, r in zip(groups, found, strict=True)}
@@ -159,6 +161,7 @@ def _measured(
         sizes = sizes_of([Block(block.names, share) for block, share in zip(free, found, strict=True)])
         key = tuple(sizes.values())
         if key not in known:
+            tell("trying splits", len(known), 2 * len(allocation.ends) + 1 + REFINED)
             known[key] = divergence(sizes), sizes
         return known[key][0]
 

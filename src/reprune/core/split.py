@@ -17,7 +17,7 @@ Times = list[NDArray[np.float64]]
 
 REFINED = 3
 """Splits that are tried in the valley, beyond the ends and the middles of the lines."""
-FLAT = 1.02
+FLAT = 1.05
 """A valley whose sides rise by less than this factor next to its best split is not searched any further."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from reprune.core.answers.answers import Answers, Meaning
+from reprune.core.answers.answers import Answers, Meaning, Told
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
@@ -101,9 +101,12 @@ def arrays(found: Trace, model: Any, structure: Structure) -> dict[str, Any]:
 
 
 def observe_readings(
-    found: Trace, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None
+    found: Trace, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None, told: Told
 ) -> tuple[Statistics, Mapping[Axis, Any]]:
-    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
+    """Statistics with those of what consumers read, and how much the output depends on the consumers.
+
+    Nobody is told answers: of the graph, only what leads to readings is run.
+    """
     importance = Importance()
 
     def looked_at() -> Iterator[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from math import prod
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, inference_mode, is_tensor, nn
 
-from reprune.core.answers.answers import Meaning
+from reprune.core.answers.answers import Meaning, Told
 from reprune.core.errors import InternalError, RepruneError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
@@ -28,6 +29,7 @@ from reprune.torch.tracing import accepting
 from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
+from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.shortening import SEQUENCES, shortened
 from reprune.torch.tracing.running.unwrap import unwrap as checked
@@ -96,8 +98,8 @@ accepted = _guarded(accepting.accepted)
 apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
 load_pruned, pupil = _guarded(weights.load_pruned), _guarded(pupils.Pupil)
 observe_classes = _guarded(labelled.observe_classes)
-SAMPLED = 8
-"""Sequences of a batch that show how much the output depends on the consumers."""
+SAMPLED = 6
+"""Sequences of a batch that say how much the output depends on consumers with many outputs."""
 
 
 @_guarded
@@ -143,17 +145,19 @@ def observe(
 
 @_guarded
 def observe_readings(
-    found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None
+    found: Trace, model: nn.Module, structure: Structure, batches: Iterable[Any], forward: Forward | None, told: Told
 ) -> tuple[Statistics, Mapping[Axis, Tensor]]:
     """Statistics with those of what consumers read, and how much the output depends on the consumers."""
-    importance = Importance()
+    importance = Importance(
+        sum(prod(structure.shapes[c.tensor]) // structure.shapes[c.tensor][c.axis] for c in structure.consumers)
+    )
 
     def looked_at() -> Iterator[Any]:
         for stretch in stretches(batches):
             gradients = output_importance(
                 model,
                 structure.consumers,
-                found.cut(stretch.first, SAMPLED),
+                found.cut(stretch.first, SAMPLED) if importance.sure else stretch.first,
                 forward,
                 draws=importance.draws,
                 seed=importance.batches,
@@ -162,7 +166,16 @@ def observe_readings(
             yield from stretch
             importance.add(gradients, stretch.batches)
 
-    return responses.observe(model, structure, looked_at(), forward, readings=True, share=True), importance.mean()
+    statistics = responses.observe(
+        model,
+        structure,
+        looked_at(),
+        forward,
+        readings=True,
+        share=True,
+        told=lambda output: told([pupils.widened(tensor) for tensor in tensors_in(output)]),
+    )
+    return statistics, importance.mean()
 
 
 @_guarded

@@ -17,10 +17,12 @@ from reprune.core.evidence.passes import Forward, Labels, Loss, first_batch
 from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.progress import tell
 from reprune.report import Inspection
 from reprune.verbs.adapter import adapter_of, fitting
 from reprune.verbs.calibration import Calibration, calibrate
 from reprune.verbs.distillation import distill
+from reprune.verbs.progress import shown
 from reprune.verbs.result import Result, load
 
 Model = TypeVar("Model")
@@ -69,8 +71,11 @@ def inspect(
     model = adapter.private(adapter.checked(model))
     example, _ = first_batch(batches, adapter.is_tensor)
     forward = adapter.accepted(model, example, forward)
-    found = adapter.record(model, example, forward, scope=checked_scope(scope))
-    info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
+    with shown():
+        tell("tracing")
+        found = adapter.record(model, example, forward, scope=checked_scope(scope))
+        tell("rehearsing")
+        info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
     if strict and info.pinned:
         pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
         raise UnsupportedModelError(f"Some layers cannot be pruned (strict=True):{pins}")
@@ -142,32 +147,33 @@ def plan(
     """
     # A budget that is out of range is told before the model is run.
     Request(ratio, of, min_units, round_to, target_ms, tolerance)
-    calibration = calibrate(
-        model,
-        batches,
-        methods=[method],
-        labels=labels,
-        loss=loss,
-        include=include,
-        exclude=exclude,
-        uniform=uniform,
-        scope=scope,
-        divergence=divergence,
-        forward=forward,
-        verify=verify,
-    )
-    return calibration.plan(
-        ratio,
-        of,
-        method,
-        counts=counts,
-        min_units=min_units,
-        round_to=round_to,
-        target_ms=target_ms,
-        latency=latency,
-        tolerance=tolerance,
-        seed=seed,
-    )
+    with shown():
+        calibration = calibrate(
+            model,
+            batches,
+            methods=[method],
+            labels=labels,
+            loss=loss,
+            include=include,
+            exclude=exclude,
+            uniform=uniform,
+            scope=scope,
+            divergence=divergence,
+            forward=forward,
+            verify=verify,
+        )
+        return calibration.plan(
+            ratio,
+            of,
+            method,
+            counts=counts,
+            min_units=min_units,
+            round_to=round_to,
+            target_ms=target_ms,
+            latency=latency,
+            tolerance=tolerance,
+            seed=seed,
+        )
 
 
 def prune(
@@ -202,32 +208,33 @@ def prune(
         >>> print(result)                                          # doctest: +SKIP
     """
     Request(ratio, of, min_units, round_to, target_ms, tolerance)
-    calibration = calibrate(
-        model,
-        batches,
-        methods=[method],
-        labels=labels,
-        loss=loss,
-        include=include,
-        exclude=exclude,
-        uniform=uniform,
-        scope=scope,
-        divergence=divergence,
-        forward=forward,
-        verify=verify,
-    )
-    return calibration.prune(
-        ratio,
-        of=of,
-        method=method,
-        counts=counts,
-        min_units=min_units,
-        round_to=round_to,
-        target_ms=target_ms,
-        latency=latency,
-        tolerance=tolerance,
-        seed=seed,
-    )
+    with shown():
+        calibration = calibrate(
+            model,
+            batches,
+            methods=[method],
+            labels=labels,
+            loss=loss,
+            include=include,
+            exclude=exclude,
+            uniform=uniform,
+            scope=scope,
+            divergence=divergence,
+            forward=forward,
+            verify=verify,
+        )
+        return calibration.prune(
+            ratio,
+            of=of,
+            method=method,
+            counts=counts,
+            min_units=min_units,
+            round_to=round_to,
+            target_ms=target_ms,
+            latency=latency,
+            tolerance=tolerance,
+            seed=seed,
+        )
 
 
 def apply(model: Model, plan: Plan, *, compensate: bool = True) -> Model:

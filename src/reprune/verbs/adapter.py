@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from reprune.core.answers.answers import Answers, Meaning, Run
+from reprune.core.answers.answers import Answers, Meaning, Run, Told
 from reprune.core.answers.gauss_newton import Pupil
 from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import UnsupportedModelError, keras_2_error
@@ -76,9 +76,19 @@ class Adapter(Protocol):
         """Statistics of the layers' responses."""
 
     def observe_readings(
-        self, found: Any, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None, /
+        self,
+        found: Any,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[Any],
+        forward: Forward | None,
+        told: Told,
+        /,
     ) -> tuple[Statistics, Mapping[Axis, Any]]:
-        """Statistics with what consumers read, and how much the output depends on each consumer (`Importance`)."""
+        """Statistics with what consumers read, and how much the output depends on each consumer (`Importance`).
+
+        Answers to a batch that are seen on the way are told, after the batch was taken and before the next one is.
+        """
 
     def observe_classes(
         self, model: Any, structure: Structure, batches: Iterable[Any], labels: Labels, forward: Forward | None, /

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import length_hint
 from typing import Any, Generic, Literal, TypeVar
 
 from reprune.core.answers.answers import MOST, ONCE, Sample
@@ -18,9 +19,11 @@ from reprune.core.evidence.readings import Reading, Statistics, readings
 from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import DEFAULT, Method, get_method
 from reprune.core.plan import Plan
+from reprune.core.progress import tell, told
 from reprune.core.rehearsal import held_back
 from reprune.verbs.adapter import Recorded, adapter_of, fitting
 from reprune.verbs.panel import Panel
+from reprune.verbs.progress import shown
 from reprune.verbs.result import Result
 
 Model = TypeVar("Model")
@@ -44,7 +47,7 @@ class Calibration(Generic[Model]):
         found: Recorded,
         evidence: Evidence,
         gathered: Iterable[str],
-        sample: Sequence[Any],
+        sample: Sample,
         forward: Forward | None,
         check: bool,
         digest: str,
@@ -55,7 +58,7 @@ class Calibration(Generic[Model]):
         self.gathered = frozenset(gathered)
         self._adapter = adapter_of(model)
         self._model, self._found, self._evidence = model, found, evidence
-        self._example, self._forward, self._check, self._digest = sample[0], forward, check, digest
+        self._example, self._forward, self._check, self._digest = sample.batches[0], forward, check, digest
         self._table: LatencyTable | None = None
         self._panel = Panel(private, found, sample, divergence, forward, refits=again)
 
@@ -101,9 +104,10 @@ class Calibration(Generic[Model]):
             return replace(decided, fitted_to=self._digest)
 
         budget = request.budget(table)
-        if tolerance is None:
-            return planned(budget)
-        return most_within(lambda share: planned(replace(budget, ratio=share)), self._panel.within(tolerance))
+        with shown():
+            if tolerance is None:
+                return planned(budget)
+            return most_within(lambda share: planned(replace(budget, ratio=share)), self._panel.within(tolerance))
 
     def _measured(self) -> LatencyTable:
         if self._table is None:
@@ -119,11 +123,13 @@ class Calibration(Generic[Model]):
             VerificationError: When the smaller model does not compute what the masked one does.
             PlanError: When the model has other weights than at the time of calibration.
         """
-        decided = self.plan(ratio, **options)
-        small: Model = self._adapter.apply(self._model, fitting(self._adapter, self._model, decided))
-        if self._check:
-            self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
-        fidelity = self._panel.fidelity(decided, small)
+        with shown():
+            decided = self.plan(ratio, **options)
+            tell("cutting")
+            small: Model = self._adapter.apply(self._model, fitting(self._adapter, self._model, decided))
+            if self._check:
+                self._adapter.verify(decided, self._found, self._model, small, self._example, self._forward)
+            fidelity = self._panel.fidelity(decided, small)
         if fidelity is not None and not self._panel.refits and get_method(options.get("method", DEFAULT)).refits:
             fidelity = replace(fidelity, note=ONCE)
         return Result(small, decided, fidelity)
@@ -185,27 +191,39 @@ def calibrate(
     # Of batches that come only once, none is kept but the first.
     once = iter(batches) is batches
     sample = Sample(most=1 if once else MOST)
-    watched = (sample.watch(given) for given in passes)
-    found = adapter.record(model, example, forward, uniform=uniform, scope=checked_scope(scope))
-    digest = adapter.digest(model, found.structure())  # Before passes that a model may write its weights in.
-    exclude = left_out(found.structure(), include, exclude)
-    if verify:
-        structure = adapter.rehearse(found, model, example, forward, exclude)
-    else:
-        structure = found.structure(held_back(found.structure(), exclude))
-    arrays = adapter.arrays(found, model, structure)
-    statistics: Statistics | None = None
-    read: list[Reading] = []
-    classes = gradients = None
-    if "readings" in wanted:
-        statistics, importance = adapter.observe_readings(found, model, structure, next(watched), forward)
-        read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
-    elif "statistics" in wanted:
-        statistics = adapter.observe(model, structure, next(watched), forward)
-    if "labels" in wanted and labels is not None:
-        classes = adapter.observe_classes(model, structure, next(passes), labels, forward)
-    if "loss" in wanted and loss is not None:
-        gradients = adapter.loss_gradients(found, model, structure, next(passes), loss)
+    size = length_hint(batches) or None
+    watched = (told("observing batches", sample.watch(given), size) for given in passes)
+    with shown():
+        tell("tracing")
+        found = adapter.record(model, example, forward, uniform=uniform, scope=checked_scope(scope))
+        # The model itself, as passes over the private copy may write weights in it.
+        digest = adapter.digest(original, found.structure())
+        exclude = left_out(found.structure(), include, exclude)
+        if verify:
+            tell("rehearsing")
+            structure = adapter.rehearse(found, model, example, forward, exclude)
+        else:
+            structure = found.structure(held_back(found.structure(), exclude))
+        arrays = adapter.arrays(found, model, structure)
+        statistics: Statistics | None = None
+        read: list[Reading] = []
+        classes = gradients = None
+        if "readings" in wanted:
+            statistics, importance = adapter.observe_readings(
+                found, model, structure, next(watched), forward, sample.answered
+            )
+            read = readings(structure, arrays, statistics, statistics.readings, importance, statistics.fed)
+        elif "statistics" in wanted:
+            statistics = adapter.observe(model, structure, next(watched), forward)
+        if "labels" in wanted and labels is not None:
+            classes = adapter.observe_classes(
+                model, structure, told("observing classes", next(passes), size), labels, forward
+            )
+        if "loss" in wanted and loss is not None:
+            gradients = adapter.loss_gradients(
+                found, model, structure, told("gradients of the loss", next(passes), size), loss
+            )
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
-    held = sample.batches or [example]
-    return Calibration(original, model, found, evidence, wanted, held, forward, verify, digest, divergence, not once)
+    if not sample.batches:
+        sample.add(example)
+    return Calibration(original, model, found, evidence, wanted, sample, forward, verify, digest, divergence, not once)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reprune.core.answers.answers import Answers, Fidelity
+from reprune.core.answers.answers import Answers, Fidelity, Sample
 from reprune.core.answers.divergence import check_name
 from reprune.core.answers.gauss_newton import refit
 from reprune.core.decide import CONTENDERS
@@ -27,7 +27,7 @@ class Panel:
     Args:
         model: The dense model.
         found: Its trace.
-        sample: Batches, the first of which comes first.
+        sample: Batches, the first of which comes first, and answers to them that are known.
         divergence: A divergence's name, or None.
         forward: Replaces `model(batch)`.
         refits: Whether consumers are refitted.
@@ -37,7 +37,7 @@ class Panel:
         self,
         model: Any,
         found: Recorded,
-        sample: Sequence[Any],
+        sample: Sample,
         divergence: str | None,
         forward: Forward | None,
         *,
@@ -47,9 +47,11 @@ class Panel:
         check_name(divergence)
         self._adapter = adapter_of(model)
         self._model, self._found, self._forward = model, found, forward
-        meaning = self._adapter.meaning(found, model, sample[0], forward)
+        meaning = self._adapter.meaning(found, model, sample.batches[0], forward)
         self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS)
-        self._answers = Answers(sample, self._adapter.answering(model, forward), divergence, meaning)
+        self._answers = Answers(
+            sample.batches, self._adapter.answering(model, forward), divergence, meaning, known=sample.answers
+        )
 
     def divergence(self, plan: Plan) -> float:
         """How far the model of a plan is from the dense one, on a few batches."""

@@ -17,6 +17,9 @@ Array = Any
 Run = Callable[[Any], Sequence[Array]]
 """From a batch to the output tensors of a model; on probabilities that a sigmoid made see `Outputs`."""
 
+Told = Callable[[Sequence[Array]], None]
+"""Takes the output tensors of a batch."""
+
 MOST = 64
 """Batches that are held at most."""
 BYTES = 1 << 28
@@ -27,7 +30,7 @@ HELD = 1 << 24
 """Answers that consumers are fitted to and judged by, about: as many batches as make them up."""
 ROWS = 1024
 """Rows that tell one split from another; from so many batches as make them up, but from two to `FEW`."""
-FEW = 8
+FEW = 4
 ONCE = (
     "Consumers keep the least-squares fit, as the batches came only once: give a list or a data loader, and they are "
     "refitted to the dense model's answers."
@@ -55,6 +58,10 @@ class Meaning(NamedTuple):
 class Sample:
     """Batches spread evenly over a pass of unknown length: when there are too many, every second one goes.
 
+    Attributes:
+        batches: The batches.
+        answers: For each of them the dense model's output tensors, if these are known.
+
     Example:
         >>> sample = Sample(most=2)
         >>> for batch in range(7):
@@ -65,6 +72,7 @@ class Sample:
 
     def __init__(self, most: int = MOST, size: int = BYTES) -> None:
         self.batches: list[Any] = []
+        self.answers: list[Sequence[Array] | None] = []
         self._most, self._size = most, size
         self._held: list[int] = []
         self._every, self._seen = 1, 0
@@ -73,9 +81,10 @@ class Sample:
         """Take a batch, or leave it."""
         if self._seen % self._every == 0:
             self.batches.append(batch)
+            self.answers.append(None)
             self._held.append(_bytes(batch))
             while len(self.batches) > 1 and (len(self.batches) > self._most or sum(self._held) > self._size):
-                self.batches, self._held = self.batches[::2], self._held[::2]
+                self.batches, self.answers, self._held = self.batches[::2], self.answers[::2], self._held[::2]
                 self._every *= 2
         self._seen += 1
 
@@ -84,6 +93,17 @@ class Sample:
         for batch in batches:
             self.add(batch)
             yield batch
+
+    def answered(self, outputs: Sequence[Array]) -> None:
+        """Take the answers to the last batch that came, if it is held and they are not too many."""
+        last = self._seen - 1
+        known = [output for held in self.answers for output in held or ()]
+        if last == (len(self.batches) - 1) * self._every and sum(map(_count, [*known, *outputs])) <= HELD:
+            self.answers[-1] = [output + 0 for output in outputs]  # Copies: a model may write into what it returned.
+
+
+def _count(output: Array) -> int:
+    return math.prod(output.shape)
 
 
 def _bytes(batch: Any) -> int:
@@ -170,6 +190,7 @@ class Answers:
         run: Runs the dense model.
         divergence: What to compare by (see `divergence_of`).
         meaning: What is known of the output tensors.
+        known: For each of the batches what the model answers, if that is known already.
         seed: Of the choice of rows.
     """
 
@@ -179,9 +200,11 @@ class Answers:
         run: Run,
         divergence: str | None = None,
         meaning: Meaning | None = None,
+        known: Sequence[Sequence[Array] | None] = (),
         seed: int = 0,
     ) -> None:
         self.batches = batches
+        self._known = {place: outputs for place, outputs in enumerate(known) if outputs is not None}
         self._run, self._divergence, self._seed = run, divergence, seed
         self._meaning = meaning or Meaning()
         self._outputs: dict[int, list[Output]] = {}
@@ -274,7 +297,8 @@ class Answers:
         if batch not in self._outputs:
             rng = np.random.default_rng([self._seed, batch])
             self._outputs[batch] = []
-            for place, found in enumerate(self._run(self.batches[batch])):
+            known = self._known.pop(batch, None)
+            for place, found in enumerate(self._run(self.batches[batch]) if known is None else known):
                 rows = as_rows(found)
                 if rows is not None and place not in self._meaning.states:
                     held = _draw(rng, *rows.shape)

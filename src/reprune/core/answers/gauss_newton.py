@@ -26,6 +26,7 @@ from reprune.core.answers.answers import Answers
 from reprune.core.evidence.moments import to_numpy
 from reprune.core.evidence.readings import Matrix
 from reprune.core.layers import WIDTHS, Consumer, Structure
+from reprune.core.progress import told
 
 Array = Any
 
@@ -184,7 +185,7 @@ def refit(pupil: Pupil, answers: Answers, rng: np.random.Generator) -> tuple[flo
     held = first = {name: value.astype(np.float64) for name, value in start.items()}
     factors = [_Factor(weight.moments) for weight in pupil.weights]
     dampings: tuple[float, ...] = DAMPINGS
-    for _ in range(SWEEPS):
+    for _ in told("refitting", range(SWEEPS), SWEEPS):
         steps = _steps(pupil, factors, rng, names)
         if not steps:
             break

@@ -20,6 +20,9 @@ Matrix = NDArray[np.float64]
 Places = NDArray[np.int64]
 Axis = tuple[str, int]
 
+MANY = 4096
+"""Outputs of consumers from which on estimates of how much they matter average out."""
+
 
 def random_signs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Numbers that are 1 or −1 at random: alike in every framework, so that plans are."""
@@ -29,18 +32,24 @@ def random_signs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np
 class Importance:
     """How much the model's output depends on the outputs of its consumers, averaged over the batches of a pass.
 
+    Args:
+        outputs: How many outputs the consumers have. What a unit costs is a sum over them, so that the noise of random
+            projections is small where there are many.
+
     Attributes:
         batches: How many batches were accounted for.
+        sure: Whether a single projection of a few sequences says enough of a batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 0) -> None:
         self.batches = 0
+        self.sure = outputs >= MANY
         self._total: dict[Axis, Array] = {}
 
     @property
     def draws(self) -> int:
         """Random projections for the next batch: most of them come first, as a pass may be short."""
-        return 1 if self.batches else 2
+        return 1 if self.batches or self.sure else 4
 
     def add(self, found: Mapping[Axis, Array], batches: int) -> None:
         """What one batch says, which stands for so many."""

@@ -21,9 +21,13 @@ from reprune.torch.calibration.answers import rows, watch_responses
 from reprune.torch.calibration.importance import differentiable_kernels
 from reprune.torch.calibration.watch import watch
 from reprune.torch.ragged.base import RaggedBase
+from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.running.copies import duplicate
+from reprune.torch.tracing.running.calling import invoke
+from reprune.torch.tracing.running.copies import duplicate, fresh
 from reprune.torch.tracing.running.isolation import run_apart
+from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.training_pass import training_mode
 
 
 def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list[torch.Tensor]]:
@@ -32,12 +36,12 @@ def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list
     def run(batch: Any) -> list[torch.Tensor]:
         with torch.no_grad():
             output = run_apart(duplicate(model, share=True), batch, forward)
-        return [_widened(tensor.detach()) for tensor in tensors_in(output)]
+        return [widened(tensor.detach()) for tensor in tensors_in(output)]
 
     return run
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
+def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision in single, as exponentials overflow in it."""
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
@@ -82,6 +86,7 @@ class Pupil:
     def __init__(self, model: nn.Module, structure: Structure, answers: Answers, forward: Forward | None) -> None:
         self._model, self._answers, self._forward = model, answers, forward
         self._parameters = dict(model.named_parameters())
+        self._copies: dict[int, tuple[Any, list[int]]] = {}
         self._recordings: list[dict[int, list[Any]]] = [{} for _ in answers.batches]
         found = last_consumers(structure, self._parameters, partial(self._responses, structure))
         self.weights = self._observed(found)
@@ -118,11 +123,11 @@ class Pupil:
 
     def run(self, place: int) -> list[torch.Tensor]:
         """The output tensors of a batch."""
-        return [_widened(output) for output in self._run_numbered(place)]
+        return [widened(output) for output in self._run_numbered(place)]
 
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
-        return {name: _widened(self._parameters[name].detach()).cpu().numpy().copy() for name in names}
+        return {name: widened(self._parameters[name].detach()).cpu().numpy().copy() for name in names}
 
     def write(self, tensors: Tensors) -> None:
         """Set weights."""
@@ -142,7 +147,7 @@ class Pupil:
                 weight.requires_grad_(True)
             for place in self._answers.places:
                 outputs = self._run_numbered(place, grad=True)
-                pairs = list(self._answers.cotangents(place, [_widened(output.detach()) for output in outputs], rng))
+                pairs = list(self._answers.cotangents(place, [widened(output.detach()) for output in outputs], rng))
                 chosen = [outputs[which] for which, _, _ in pairs]
                 gradient = self._pulled(names, weights, chosen, [pair[1] for pair in pairs])
                 yield gradient, self._pulled(names, weights, chosen, [pair[2] for pair in pairs])
@@ -168,10 +173,23 @@ class Pupil:
         }
 
     def _run_numbered(self, place: int, *, grad: bool = False) -> list[torch.Tensor]:
-        batch = self._answers.batches[place]
         # In this order: leaving inference mode turns gradients on.
-        with torch.inference_mode(False), torch.set_grad_enabled(grad), _replayed(self._model, self._recordings[place]):
-            return list(tensors_in(run_apart(self._model, batch, self._forward, seed=place)))
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            _replayed(self._model, self._recordings[place]),
+            training_mode(self._model, False),
+            own_randomness(place),
+        ):
+            return list(tensors_in(invoke(self._model, self._copy(place), self._forward)))
+
+    def _copy(self, place: int) -> Any:
+        """A copy of a batch, of which a new one is made only when the model has written into it."""
+        copied, versions = self._copies.get(place, (None, None))
+        if versions is None or versions != [tensor._version for _, tensor in leaves(copied)]:
+            copied = fresh(self._answers.batches[place])
+            self._copies[place] = copied, [tensor._version for _, tensor in leaves(copied)]
+        return copied
 
 
 class _Reads:

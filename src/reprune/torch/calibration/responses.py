@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ from reprune.core.evidence.readings import Statistics
 from reprune.core.layers import Structure
 from reprune.torch.calibration.answers import See, rows, watch_responses
 from reprune.torch.calibration.readings import responses, watch_readings
+from reprune.torch.tracing.running.calling import call
 from reprune.torch.tracing.running.copies import duplicate
-from reprune.torch.tracing.running.isolation import run_apart
+from reprune.torch.tracing.running.randomness import own_randomness
+from reprune.torch.tracing.running.training_pass import training_mode
 
 
 def observe(
@@ -26,6 +28,7 @@ def observe(
     *,
     readings: bool = False,
     share: bool = False,
+    told: Callable[[Any], object] | None = None,
 ) -> Statistics:
     """Run the model over calibration batches in eval mode and gather response statistics.
 
@@ -36,14 +39,18 @@ def observe(
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
         share: Use the same memory for weights; only for a model that is private itself.
+        told: Told what the model returns for every batch, but for what it has drawn random numbers for.
 
     Returns:
         Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.
     """
     statistics, model = Statistics(structure), duplicate(model, share=share)
     for number, batch in enumerate(batches):
-        with torch.no_grad(), gathering(model, structure, statistics, readings=readings):
-            run_apart(model, batch, forward, seed=number)
+        with torch.no_grad(), gathering(model, structure, statistics, readings=readings), training_mode(model, False):
+            with own_randomness(number) as drawn:
+                output = call(model, batch, forward)
+            if told is not None and not drawn.used:
+                told(output)
     statistics.update(responses(structure, statistics.readings, statistics.answers))
     return statistics
 

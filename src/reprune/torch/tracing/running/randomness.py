@@ -11,25 +11,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
-def own_randomness(seed: int = 0) -> Iterator[None]:
+def own_randomness(seed: int = 0) -> Iterator[OwnRandomness]:
     """Within this context and thread, PyTorch's random numbers are drawn from generators that start from `seed`.
 
     Those of the process neither change nor matter: other threads may draw from them meanwhile. What a model draws
     elsewhere (`random`, NumPy) is not covered.
     """
-    with _OwnRandomness(seed):
-        yield
+    with OwnRandomness(seed) as drawn:
+        yield drawn
 
 
-class _OwnRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OwnRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """See `own_randomness`."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @property
+    def used(self) -> bool:
+        """Whether something was drawn."""
+        return bool(self._generators)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Draw from an own generator."""
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
             return func(*args, **kwargs)

@@ -7,16 +7,17 @@ from typing import Any
 
 import keras
 
-from reprune.core.answers.answers import Answers, Meaning, Told
+from reprune.core.answers.answers import Answers, Meaning, Run, Told
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Scope, Structure
 from reprune.core.plan import Plan
+from reprune.core.rehearsal import inexact
 from reprune.keras.calibration import labelled
-from reprune.keras.calibration.importance import output_importance
+from reprune.keras.calibration.importance import OutputImportance
 from reprune.keras.calibration.labelled import observe_classes
-from reprune.keras.calibration.pupil import Pupil, answering, made_by_sigmoid
+from reprune.keras.calibration.pupil import Pupil, answering, made_by_sigmoid, masked_answers
 from reprune.keras.calibration.responses import observe
 from reprune.keras.export import export
 from reprune.keras.latency import measure_latency
@@ -51,6 +52,7 @@ __all__ = [
     "observe",
     "observe_classes",
     "observe_readings",
+    "planned",
     "private",
     "pupil",
     "record",
@@ -107,15 +109,13 @@ def observe_readings(
 
     Nobody is told answers: of the graph, only what leads to readings is run.
     """
-    importance = Importance()
+    importance, of_output = Importance(), OutputImportance(found.graph, structure.consumers)
 
     def looked_at() -> Iterator[Any]:
         # One observation of all batches, as each builds functions of its own that the backend compiles.
         for stretch in stretches(batches):
             inputs = flat_inputs(found.graph.root, captured(model, stretch.first, forward))
-            gradients = output_importance(
-                found.graph, structure.consumers, inputs, draws=importance.draws, seed=importance.batches
-            )
+            gradients = of_output(inputs, draws=importance.draws, seed=importance.batches)
             yield from stretch
             importance.add(gradients, stretch.batches)
 
@@ -125,6 +125,13 @@ def observe_readings(
 def pupil(small: Any, structure: Structure, answers: Answers, forward: Forward | None) -> Pupil:
     """A pruned model whose consumers are refitted in place."""
     return Pupil(small, structure, answers, forward)
+
+
+def planned(found: Trace, model: Any, plan: Plan | None, forward: Forward | None) -> Run:
+    """What the model of a plan answers: the masked one does so, unless the plan is of layers that are approximate."""
+    if plan is not None and inexact(plan):
+        return answering(apply(model, plan), narrowed(found, model, plan, forward))
+    return masked_answers(found, model, plan, forward)
 
 
 def narrowed(found: Trace, model: Any, plan: Plan, forward: Forward | None) -> Forward:
@@ -140,7 +147,8 @@ def narrowed(found: Trace, model: Any, plan: Plan, forward: Forward | None) -> F
 
 def meaning(found: Trace, model: Any, example: Any, forward: Forward | None) -> Meaning:
     """What is known of the output tensors."""
-    return Meaning(made_by_sigmoid(found.graph))
+    _, returned = found.states
+    return Meaning(made_by_sigmoid(found.graph), [place for place, slot in enumerate(returned) if slot is not None])
 
 
 def loss_gradients(

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, inference_mode, is_tensor, nn
 
-from reprune.core.answers.answers import Meaning, Told
+from reprune.core.answers.answers import Meaning, Run, Told
 from reprune.core.errors import InternalError, RepruneError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
@@ -55,6 +55,7 @@ __all__ = [
     "observe",
     "observe_classes",
     "observe_readings",
+    "planned",
     "private",
     "pupil",
     "record",
@@ -182,6 +183,11 @@ def observe_readings(
 def meaning(found: Trace, model: nn.Module, example: Any, forward: Forward | None) -> Meaning:
     """What is known of the output tensors."""
     return Meaning(pupils.made_by_sigmoid(model, found.example, forward), found.state_outputs)
+
+
+def planned(found: Trace, model: nn.Module, plan: Plan | None, forward: Forward | None) -> Run:
+    """What the model of a plan answers."""
+    return answering(model if plan is None else apply(model, plan), forward)
 
 
 def narrowed(found: Trace, model: nn.Module, plan: Plan, forward: Forward | None) -> Forward | None:

@@ -118,6 +118,9 @@ class Adapter(Protocol):
     def answering(self, model: Any, forward: Forward | None, /) -> Run:
         """The model as a function from a batch to its output tensors, as arrays."""
 
+    def planned(self, found: Any, model: Any, plan: Plan | None, forward: Forward | None, /) -> Run:
+        """What the model of a plan answers, whether it is made for that or not; without a plan, the dense one."""
+
     def narrowed(self, found: Any, model: Any, plan: Plan, forward: Forward | None, /) -> Forward | None:
         """How the plan's model takes a batch for the dense one: states that it is handed may be narrower."""
 

@@ -49,14 +49,12 @@ class Panel:
         self._model, self._found, self._forward = model, found, forward
         meaning = self._adapter.meaning(found, model, sample.batches[0], forward)
         self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS)
-        self._answers = Answers(
-            sample.batches, self._adapter.answering(model, forward), divergence, meaning, known=sample.answers
-        )
+        dense = self._adapter.planned(found, model, None, forward)
+        self._answers = Answers(sample.batches, dense, divergence, meaning, known=sample.answers)
 
     def divergence(self, plan: Plan) -> float:
         """How far the model of a plan is from the dense one, on a few batches."""
-        run = self._running(plan, self._adapter.apply(self._model, plan))
-        return self._answers.divergence(run, self._answers.some, "all")
+        return self._answers.divergence(self._running(plan), self._answers.some, "all")
 
     def refitted(self, plan: Plan) -> tuple[float, Plan]:
         """The plan, with its consumers refitted to the dense model's answers, and how far its model is then."""
@@ -74,7 +72,6 @@ class Panel:
         for refits, found in self._judged:
             if refits and refits is plan.refits:
                 return found
-        small = self._adapter.apply(self._model, plan) if small is None else small
         run, answers = self._running(plan, small), self._answers
         return answers.fidelity(run, *((answers.places, "judged") if plan.refits else (answers.some, "all")))
 
@@ -87,8 +84,11 @@ class Panel:
 
         return tell
 
-    def _running(self, plan: Plan, small: Any) -> Callable[[int], Sequence[Any]]:
-        run = self._adapter.answering(small, self._narrowed(plan))
+    def _running(self, plan: Plan, small: Any = None) -> Callable[[int], Sequence[Any]]:
+        if small is None:
+            run = self._adapter.planned(self._found, self._model, plan, self._forward)
+        else:
+            run = self._adapter.answering(small, self._narrowed(plan))
         return lambda place: run(self._answers.batches[place])
 
     def _narrowed(self, plan: Plan) -> Forward | None:

@@ -14,6 +14,54 @@ Pull = Callable[[Sequence[Any]], list[Any]]
 """From one array per output, what these weigh, to the gradient of their sum with respect to each weight, or None."""
 
 
+def vjp(function: Callable[[list[Any]], list[Any]], values: Sequence[Any], weigh: Sequence[Any]) -> list[Any]:
+    """Gradients of a weighted sum of outputs, in operations of the backend, for functions that it compiles.
+
+    Args:
+        function: From tensors to tensors of floats.
+        values: What it is called with.
+        weigh: For each of its outputs, an array of what it weighs.
+
+    Returns:
+        One for each of the values; on TensorFlow and PyTorch None where no output depends on it.
+    """
+    return _VJP[keras.backend.backend()](function, list(values), weigh)
+
+
+def _tensorflow_vjp(function: Callable[[list[Any]], list[Any]], values: list[Any], weigh: Sequence[Any]) -> list[Any]:
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        outputs = function(values)
+    given = [tf.cast(weight, out.dtype) for weight, out in zip(weigh, outputs, strict=True)]
+    found = tape.gradient(outputs, values, output_gradients=given)
+    return [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+
+
+def _torch_vjp(function: Callable[[list[Any]], list[Any]], values: list[Any], weigh: Sequence[Any]) -> list[Any]:
+    import torch
+
+    with torch.enable_grad():
+        values = [value.detach().requires_grad_() for value in values]
+        outputs = function(values)
+    pairs = [(out, weight.to(out)) for out, weight in zip(outputs, weigh, strict=True) if out.requires_grad]
+    if not pairs:
+        return [None] * len(values)
+    outs, given = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outs, values, given, allow_unused=True))
+
+
+def _jax_vjp(function: Callable[[list[Any]], list[Any]], values: list[Any], weigh: Sequence[Any]) -> list[Any]:
+    import jax
+
+    outputs, back = jax.vjp(function, values)
+    return list(back([weight.astype(out.dtype) for weight, out in zip(weigh, outputs, strict=True)])[0])
+
+
+_VJP = {"tensorflow": _tensorflow_vjp, "torch": _torch_vjp, "jax": _jax_vjp}
+
+
 def pullback(function: Callable[[], list[Any]], variables: Sequence[Any]) -> tuple[list[Any], Pull]:
     """The outputs of a function, and what takes weights of them back to gradients.
 

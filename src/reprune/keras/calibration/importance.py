@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,46 +10,75 @@ import numpy as np
 
 from reprune.core.evidence.readings import Axis, random_signs
 from reprune.core.layers import Consumer
-from reprune.keras.calibration.gradients import pullback
-from reprune.keras.tracing.graph import ModelGraph
-from reprune.keras.tracing.record import states_kept
+from reprune.keras.calibration.gradients import vjp
+from reprune.keras.tracing.compiled import Compiled, Runner, loosely, shortened
+from reprune.keras.tracing.graph import ModelGraph, array
+
+SEQUENCES, STEPS = 64, 32
+"""Of a batch, as many sequences and their first time steps are looked at, if the model runs on so few."""
 
 
-def output_importance(
-    graph: ModelGraph, consumers: Iterable[Consumer], inputs: Any, *, draws: int = 4, seed: int = 0
-) -> dict[Axis, Any]:
-    """Sensitivity of the model's output to each consumer's outputs, on one batch.
+class OutputImportance:
+    """Sensitivity of the model's output to what its consumers compute.
 
     Args:
         graph: The model's graph.
         consumers: The weights that read units.
-        inputs: One batch, as the graph takes it.
-        draws: Random projections of the output that are averaged.
-        seed: Their seed.
-
-    Returns:
-        For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
-        Empty when the output has no gradient.
     """
-    weights = graph.weights()
-    axes = {(consumer.tensor, consumer.axis): weights[consumer.tensor] for consumer in consumers}
 
-    def outputs() -> list[Any]:
-        found = keras.tree.flatten(graph.root(keras.tree.pack_sequence_as(graph.root.input, inputs), training=False))
-        return [out for out in found if keras.backend.is_float_dtype(keras.backend.standardize_dtype(out.dtype))]
+    def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer]) -> None:
+        self._graph = graph
+        self._run = Runner(graph, loosely(graph))
+        places = {name: place for place, name in enumerate(graph.weights())}
+        self._axes: dict[Axis, int] = {(c.tensor, c.axis): places[c.tensor] for c in consumers}
+        self._reached: list[Axis] = []
+        self._squares = Compiled(self._traced)
 
-    rng = np.random.default_rng(seed)
-    total: dict[Axis, Any] = {}
-    with states_kept(graph):
+    def __call__(self, inputs: Sequence[Any], *, draws: int = 4, seed: int = 0) -> dict[Axis, Any]:
+        """For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
+
+        Args:
+            inputs: One batch, as the graph takes it.
+            draws: Random projections of the output that are averaged.
+            seed: Their seed.
+
+        Returns:
+            Sums, in double precision. Empty when the output has no gradient.
+        """
+        inputs = shortened(self._graph, inputs, SEQUENCES, STEPS)
+        rng = np.random.default_rng(seed)
+        total: dict[Axis, Any] = {}
+        if any(value is None for value in inputs):
+            return total
         try:
-            found, pull = pullback(outputs, list(axes.values()))
-            for _ in range(draws if found else 0):
-                gradients = pull([random_signs(rng, tuple(out.shape)) for out in found])
-                for key, gradient in zip(axes, gradients, strict=True):
-                    if gradient is not None:
-                        squares = np.square(gradient.astype("float64")).sum(key[1])
-                        total[key] = total.get(key, 0.0) + squares / draws
+            shapes = [tuple(out.shape) for out in _floats(self._run(inputs))]
+            for _ in range(draws if shapes else 0):
+                signs = [random_signs(rng, shape).astype("float32") for shape in shapes]
+                found = self._squares(self._run.values(), signs, inputs)
+                for key, squares in zip(self._reached, found, strict=True):
+                    total[key] = total.get(key, 0.0) + array(squares).astype("float64") / draws
         except Exception:
             # Each backend has its own errors for operations of the user's that have no gradient.
             return {}
-    return total
+        return total
+
+    def _traced(self, values: list[Any], signs: list[Any], inputs: list[Any]) -> list[Any]:
+        watched = sorted(set(self._axes.values()))
+
+        def outputs(given: list[Any]) -> list[Any]:
+            put = dict(zip(watched, given, strict=True))
+            return _floats(self._run.within([put.get(place, value) for place, value in enumerate(values)], inputs))
+
+        found = vjp(outputs, [values[place] for place in watched], signs)
+        gradients = dict(zip(watched, found, strict=True))
+        self._reached = [key for key, place in self._axes.items() if gradients[place] is not None]
+        return [_squares(gradients[self._axes[key]], key[1]) for key in self._reached]
+
+
+def _squares(gradient: Any, axis: int) -> Any:
+    wide = keras.backend.result_type(gradient.dtype, "float32")
+    return keras.ops.sum(keras.ops.square(keras.ops.cast(gradient, wide)), axis)
+
+
+def _floats(outputs: Iterable[Any]) -> list[Any]:
+    return [out for out in outputs if keras.backend.is_float_dtype(keras.backend.standardize_dtype(out.dtype))]

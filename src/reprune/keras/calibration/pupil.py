@@ -14,30 +14,39 @@ from numpy.typing import NDArray
 from reprune.core.answers.answers import Answers
 from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors
 from reprune.core.layers import Consumer, Structure
+from reprune.core.plan import Plan
 from reprune.keras.calibration.gradients import pullback
+from reprune.keras.surgery.apply import masked_weights
+from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.configuration import sublayers
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
-from reprune.keras.tracing.record import Forward, captured, states_kept
-
-EAGER = 8
-"""Calls from which on it pays to let the backend compile the model."""
+from reprune.keras.tracing.record import Forward, Trace, captured
 
 
 def answering(model: Any, forward: Forward | None) -> Callable[[Any], list[NDArray[Any]]]:
     """The model as a function from a batch to its output tensors."""
-    calls = 0
+    known: list[tuple[ModelGraph, Runner]] = []
 
     def run(batch: Any) -> list[NDArray[Any]]:
-        nonlocal calls
-        calls += 1
         example = captured(model, batch, forward)
-        graph = graph_of(model, example)
-        inputs = flat_inputs(graph.root, example)
-        with states_kept(graph):
-            given = keras.tree.pack_sequence_as(graph.root.input, inputs)
-            if calls <= EAGER or any(value is None for value in inputs):
-                return _arrays(graph.root(given, training=False))
-            return _arrays(graph.root.predict_on_batch(given))
+        if not known:
+            graph = graph_of(model, example)
+            known.append((graph, Runner(graph)))
+        graph, runner = known[0]
+        return _arrays(runner(flat_inputs(graph.root, example)))
+
+    return run
+
+
+def masked_answers(
+    found: Trace, model: Any, plan: Plan | None, forward: Forward | None
+) -> Callable[[Any], list[NDArray[Any]]]:
+    """What the masked model of a plan answers, or the dense one: one compiled function serves all plans of a trace."""
+    masked = {} if plan is None else masked_weights(found.graph, plan)
+    weights = {name: keras.ops.convert_to_tensor(value) for name, value in masked.items()}
+
+    def run(batch: Any) -> list[NDArray[Any]]:
+        return _arrays(found.run(flat_inputs(found.graph.root, captured(model, batch, forward)), weights))
 
     return run
 
@@ -79,15 +88,19 @@ class Pupil:
             return
         try:
             body, self._head = keras.Model(graph.root.inputs, cuts), keras.Model(cuts, graph.root.outputs)
+            both = keras.Model(graph.root.inputs, [*cuts, *graph.root.outputs])
         except ValueError:  # The cuts are inside a nested model, whose tensors are not the outer one's.
             return
+        passes = Runner(graph, lambda inputs: list(both(inputs, training=False)))
         self._features: dict[int, list[Any]] = {}
+        whole: dict[int, list[Any]] = {}
         for place in answers.places:
-            with states_kept(graph):
-                found = body(flat_inputs(graph.root, captured(model, answers.batches[place], forward)), training=False)
-            self._features[place] = [keras.ops.convert_to_tensor(array(part)) for part in keras.tree.flatten(found)]
-        whole, own = self._whole(answers.batches[0]), _arrays(self._answer(0))
-        if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole, own, strict=True)):
+            inputs = flat_inputs(graph.root, captured(model, answers.batches[place], forward))
+            found = [keras.ops.convert_to_tensor(value) for value in passes.arrays(inputs)]
+            self._features[place], whole[place] = found[: len(cuts)], _arrays(found[len(cuts) :])
+        first = answers.places[0]
+        own = _arrays(self._answer(first))
+        if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole[first], own, strict=True)):
             before = {id(weight) for weight in body.weights}
             self.weights = self._observed(
                 [c for c in structure.consumers if id(self._variables[c.tensor]) not in before]

@@ -13,8 +13,9 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.layers import Consumer, Structure
 from reprune.keras.surgery.cloning import named_cells
+from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
-from reprune.keras.tracing.record import Forward, captured, states_kept
+from reprune.keras.tracing.record import Forward, captured
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
 
 Array = Any
@@ -113,7 +114,7 @@ class Probe:
         self._own = _own_readers(graph, consumers, self._names)
         self._recurrent = {*self._names.values(), *_recurrent_kernels(graph)}
         self._siblings: dict[int, Any] = {}
-        self._runner = _Runner(self)
+        self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
         self._order: list[tuple[Key, bool, bool, bool | None]] = []
 
@@ -122,10 +123,7 @@ class Probe:
 
         Inputs of consumers come under their tensor and axis.
         """
-        inputs = [value for value in flat_inputs(self._graph.root, batch) if value is not None]
-        with states_kept(self._graph):
-            flat = keras.tree.flatten(self._runner.predict_on_batch(inputs))
-        parts = iter(flat)
+        parts = iter(self._run(flat_inputs(self._graph.root, batch)))
         for key, masked, started, backwards in self._order:
             sequence = np.asarray(next(parts))
             valid = np.asarray(next(parts)).astype(bool) if masked else None
@@ -260,19 +258,6 @@ class Probe:
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
                 start = start if start is None else keras.ops.moveaxis(start, 1, -1)
             self._seen.append(Seen(self._names[id(cell)], sequence, mask, start, backwards))
-
-
-class _Runner(keras.Model):  # type: ignore[misc]
-    """Gives a walk over a graph the compiled `predict_on_batch` of whichever backend runs."""
-
-    def __init__(self, probe: Probe) -> None:
-        # What the model is given in double precision must arrive so.
-        super().__init__(name="probe", autocast=False)
-        self._walk = probe.walk
-
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """All that the walk saw."""
-        return self._walk(list(inputs))
 
 
 def _rows(key: Key, sequence: Array, valid: Array | None, *, time_first: bool) -> Response:

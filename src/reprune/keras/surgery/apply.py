@@ -62,6 +62,11 @@ def mask(model: Any, plan: Plan) -> Any:
     """
     graph = graph_of(model)
     plan = fitted(plan, graph)
+    return rebuilt(model, graph, plan, plan.structure.counts(), masked_weights(graph, plan))
+
+
+def masked_weights(graph: ModelGraph, plan: Plan) -> dict[str, Array]:
+    """All weights as they are in the masked model."""
     tensors = folded(graph, plan)
     removed = plan.removed()
     # Units that are also read without a weight are silenced at their source.
@@ -69,7 +74,7 @@ def mask(model: Any, plan: Plan) -> Any:
     for slot in plan.structure.slots:
         gone = slot.positions(removed if slot.role == "reads" else direct)
         np.moveaxis(tensors[slot.tensor], slot.axis, 0)[gone] = 0
-    return rebuilt(model, graph, plan, plan.structure.counts(), tensors)
+    return tensors
 
 
 def folded(graph: ModelGraph, plan: Plan) -> dict[str, Array]:

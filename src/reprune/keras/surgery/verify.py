@@ -17,12 +17,15 @@ from reprune.core.errors import VerificationError
 from reprune.core.layers import Pin, Site, Slot, Structure
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import Blocks, blocks_of, held_back, inexact, random_plan
-from reprune.keras.surgery.apply import apply, mask
+from reprune.keras.surgery.apply import apply, masked_weights
+from reprune.keras.tracing.compiled import Compiled, Runner, loosely, shortened
 from reprune.keras.tracing.graph import array, graph_of
 from reprune.keras.tracing.positional import ManyArguments
-from reprune.keras.tracing.record import Trace, states_kept
+from reprune.keras.tracing.record import Trace
 
 Array = Any
+STEPS = 32
+"""Time steps of the example that are enough to see what a model computes, if it runs on so few."""
 _TOLERANCE = {"float64": 1e-8, "float32": 1e-3}
 
 
@@ -59,8 +62,7 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model)
-    masked = trial.cut(trial.outputs(mask(model, plan)), plan)
-    if not inexact(plan) and trial.differs(masked, trial.outputs(small, plan)):
+    if not inexact(plan) and trial.differs(trial.masked(plan), trial.outputs(small, plan)):
         raise VerificationError(
             f"The pruned model does not compute what the masked one does on the first batch: the layers are "
             f"{', '.join(name for name, gone in plan.removed().items() if gone)}. It is not returned. Exclude layers "
@@ -70,31 +72,53 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
 
 class _Trial:
     def __init__(self, found: Trace, model: Any) -> None:
-        self._inputs = found.inputs
+        # A model of Keras's own classes computes what its graph does; any other one is called, as its class allows.
+        self._is_graph = type(model).__module__.split(".")[0] == "keras"
+        open_time = self._is_graph or all(None in spec.shape[1:2] for spec in found.graph.root.inputs)
+        self._inputs = shortened(found.graph, found.inputs, len(found.inputs[0]), STEPS) if open_time else found.inputs
         self._taken, self._returned = found.states
         self._model = model
         # A model that is random even when it infers cannot be compared, only rebuilt.
-        self._comparable = not self.differs(self.outputs(model), self.outputs(model))
+        self._graph, self._run = found.graph, Runner(found.graph, loosely(found.graph))
+        self._outputs = self._run.arrays(self._inputs)
+        self._comparable = not self.differs(self._outputs, self._run.arrays(self._inputs, draw=1))
 
     def outputs(self, model: Any, plan: Plan | None = None) -> list[Array]:
         """Output tensors on the example, from the model's own present state.
 
         Args:
-            model: The model.
+            model: A copy of the model.
             plan: What it was pruned by: states that it is handed have fewer units.
         """
-        graph = graph_of(model)
         inputs = self._inputs if plan is None else cut(self._inputs, self._taken, plan)
-        with states_kept(graph):
-            return [array(value) for value in keras.tree.flatten(graph.root(self._packed(graph, inputs)))]
+        graph = graph_of(model)
+        return Runner(graph, loosely(graph)).arrays(inputs)
 
-    def cut(self, outputs: Sequence[Array], plan: Plan) -> list[Array]:
-        """Outputs of the masked model, without the removed units in states that it returns."""
-        return cut(outputs, self._returned, plan)
+    def masked(self, plan: Plan, noise: bool = False) -> list[Array]:
+        """Output tensors of the masked model, without the removed units in states that it returns.
 
-    def _packed(self, graph: Any, inputs: Sequence[Any]) -> Any:
-        given = [None if value is None else keras.ops.convert_to_tensor(value) for value in inputs]
-        return keras.tree.pack_sequence_as(graph.root.input, given)
+        Args:
+            plan: Which units are removed.
+            noise: Whether the removed units' own weights are noise.
+        """
+        weights = masked_weights(self._graph, plan)
+        if noise:
+            _add_noise(weights, plan)
+        return cut(self._run.arrays(self._inputs, weights), self._returned, plan)
+
+    def _called(self) -> list[Array]:
+        """What the model itself answers when it is called."""
+        if self._is_graph:
+            return self._outputs
+        root, given = self._graph.root, [value is not None for value in self._inputs]
+
+        def call(inputs: list[Any]) -> list[Any]:
+            parts = iter(inputs)
+            packed = keras.tree.pack_sequence_as(root.input, [next(parts) if there else None for there in given])
+            found = self._model(*packed) if isinstance(root, ManyArguments) else self._model(packed)
+            return list(keras.tree.flatten(found))
+
+        return [array(value) for value in Compiled(call)([value for value in self._inputs if value is not None])]
 
     def differs(self, first: Sequence[Array], second: Sequence[Array]) -> bool:
         """Whether two lists of outputs differ by more than rounding."""
@@ -108,12 +132,7 @@ class _Trial:
         except Exception:
             # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
             return
-        graph = graph_of(self._model)
-        given = self._packed(graph, self._inputs)
-        with states_kept(graph):
-            found = self._model(*given) if isinstance(graph.root, ManyArguments) else self._model(given)
-            values = [array(value) for value in keras.tree.flatten(found)]
-        if self._comparable and self.differs(values, rebuilt):
+        if self._comparable and self.differs(self._called(), rebuilt):
             raise VerificationError(
                 f"{self._model.name!r} computes something else when it is rebuilt from its layers, with all of its "
                 "units: a `call` looks at values, at the types of tensors or at something random, or the get_config() "
@@ -140,10 +159,7 @@ class _Trial:
         if not exact:
             return False
         plan = random_plan(structure, exact)
-        masked = mask(self._model, plan)
-        before = self.cut(self.outputs(masked), plan)
-        _add_noise(masked, plan)
-        return self.differs(before, self.cut(self.outputs(masked), plan))
+        return self.differs(self.masked(plan), self.masked(plan, noise=True))
 
     def problem(self, structure: Structure, blocks: Blocks) -> Pin | None:
         """Why these layers cannot lose units, or None."""
@@ -158,7 +174,7 @@ class _Trial:
             return Pin(Site(type(error).__name__, ""), f"the model cannot be rebuilt with fewer units: {text}")
         if not self._comparable or inexact(plan):
             return None
-        if not self.differs(self.cut(self.outputs(mask(self._model, plan)), plan), outputs):
+        if not self.differs(self.masked(plan), outputs):
             return None
         return Pin(Site("rebuild", ""), "with fewer units the model computes something else: a size is written into it")
 
@@ -172,18 +188,14 @@ def cut(values: Sequence[Any], axes: Sequence[Slot | None], plan: Plan) -> list[
     ]
 
 
-def _add_noise(model: Any, plan: Plan) -> None:
-    weights = list(graph_of(model).weights().values())
-    named = dict(zip(plan.structure.shapes, weights, strict=True))
+def _add_noise(weights: dict[str, Array], plan: Plan) -> None:
     removed = plan.removed()
     rng = np.random.default_rng(1)
     for slot in plan.structure.slots:
         gone = slot.positions(removed)
         if slot.role == "own" and len(gone):
-            value = array(named[slot.tensor])
-            part = np.moveaxis(value, slot.axis, 0)
-            part[gone] += rng.standard_normal(part[gone].shape).astype(value.dtype)
-            named[slot.tensor].assign(value)
+            part = np.moveaxis(weights[slot.tensor], slot.axis, 0)
+            part[gone] += rng.standard_normal(part[gone].shape).astype(part.dtype)
 
 
 def _differs(a: Array, b: Array) -> bool:

@@ -22,6 +22,7 @@ from reprune.core.layers import (
     Structure,
     spans_of,
 )
+from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
@@ -38,11 +39,13 @@ class Trace:
     Attributes:
         graph: The model's graph.
         inputs: The example, as the graph takes it.
+        run: The model as a function.
     """
 
     def __init__(self, graph: ModelGraph, inputs: list[Any], tracer: Tracer, uniform: bool) -> None:
         self.graph = graph
         self.inputs = inputs
+        self.run = Runner(graph)
         self._tracer = tracer
         self._uniform = uniform
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from reprune.core.layers import Pin, Role, Site
+from reprune.keras.tracing.compiled import compiled_call
 from reprune.keras.tracing.graph import ModelGraph, array, named_weights, run
 from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
 
@@ -250,7 +251,7 @@ class Call:
         args, kwargs = keras.tree.map_structure(
             lambda leaf: leaf.value if isinstance(leaf, Traced) else leaf, (self.args, self.kwargs)
         )
-        return self.operation(*args, **kwargs)
+        return compiled_call(self.operation, args, kwargs)
 
     def plain(self) -> Any:
         """Outputs without labels."""

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs wheel test test-slow fuzz spoken-digits war-and-peace mutants bench check format clean
+.PHONY: help demo docs wheel test test-slow fuzz backends spoken-digits war-and-peace mutants bench check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ fuzz: $(STAMP)  ## thousands of random models and plans against the oracle
 	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-5000} $(BIN)/pytest tests/torch/tracing/test_random_models.py tests/torch/tracing/test_random_streams.py --timeout 0
 	REPRUNE_FUZZ=$${REPRUNE_FUZZ:-2000} $(BIN)/pytest tests/keras/tracing/test_random_models.py --timeout 0
 
+backends: $(STAMP)  ## the contract of Keras models on each backend: TensorFlow, PyTorch, and JAX, which is installed for it
+	$(BIN)/pip install -q 'jax>=0.5'
+	for backend in tensorflow torch jax; do KERAS_BACKEND=$$backend $(BIN)/pytest tests/keras/test_contract.py || exit 1; done
+
 REPRUNE_DATA ?= ../shared/data
 DIGITS = $(REPRUNE_DATA)/spoken_digits_yt8m
 SPOKEN = $(BIN)/reprune train youtube8m --train '$(DIGITS)/train*.tfrecord' --validate '$(DIGITS)/test00.tfrecord' \
@@ -45,6 +49,7 @@ war-and-peace: $(STAMP)  ## the language-model recipe on War and Peace ($$REPRUN
 	$(NOVEL) --out out/novel-reconstruct --resume
 	$(NOVEL) --method iss-gm --dense out/novel-reconstruct --out out/novel-iss-gm --resume
 	$(NOVEL) --method neuron-selection --out out/novel-neuron-selection --resume
+	$(NOVEL) --framework keras --out out/novel-keras --resume
 
 mutants: $(STAMP)  ## change what differs from main in small ways, and list the changes that no test notices
 	$(BIN)/python benchmarks/mutants.py

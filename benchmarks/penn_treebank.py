@@ -34,7 +34,7 @@ import reprune
 import reprune.torch
 from reprune import Method
 from reprune.recipes.bench.bench import bench
-from reprune.recipes.language.data import Vocabulary
+from reprune.recipes.language.text import Vocabulary
 from reprune.recipes.language.word_model import WordModel
 
 WORDS, UNITS, UNROLL, STREAMS, KEPT = 10_000, 1500, 35, 20, 64
@@ -342,7 +342,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.of(options.text / "ptb.train.txt", WORDS)
     texts = [
-        Text(vocabulary.encode(options.text / f"ptb.{name}.txt")[: options.words])
+        Text(torch.from_numpy(vocabulary.encode(options.text / f"ptb.{name}.txt")[: options.words]))
         for name in ("train", "valid", "test")
     ]
     dense = dense_model(data / "ptb_lstm_2x1500")

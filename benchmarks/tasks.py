@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import reprune.torch
-from reprune.recipes.language.data import Vocabulary
+from reprune.recipes.language.text import Vocabulary
 from reprune.recipes.language.word_model import WordModel
 from reprune.youtube8m.metrics import gap
 from reprune.youtube8m.model import VideoClassifier
@@ -257,7 +257,9 @@ class Words(Task):
     def __init__(self, data: Path) -> None:
         super().__init__(data / "war_and_peace")
         vocabulary = Vocabulary.of(self.data / "wap.train.txt.gz", self.known)
-        self.trained, self.tested = (vocabulary.encode(self.data / f"wap.{name}.txt.gz") for name in ("train", "test"))
+        self.trained, self.tested = (
+            torch.from_numpy(vocabulary.encode(self.data / f"wap.{name}.txt.gz")) for name in ("train", "test")
+        )
 
     def build(self) -> nn.Module:
         model = WordModel(self.known, 200, 2, dropout=0.2)

@@ -41,9 +41,11 @@ def run(script: str, *arguments: str, **environment: str) -> str:
 PYTEST = "import pytest; sys.exit(pytest.main(['-p', 'no:cacheprovider', *sys.argv[1:]]))"
 
 
-def test_on_the_backend_of_pytorch() -> None:
-    pytest.importorskip("torch")
-    assert "passed" in run(f"import sys; {PYTEST}", *SUBSET, KERAS_BACKEND="torch")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_on_another_backend(backend: str) -> None:
+    """`make backends` runs the whole contract on each."""
+    pytest.importorskip(backend)
+    assert "passed" in run(f"import sys; {PYTEST}", *SUBSET, KERAS_BACKEND=backend)
 
 
 def test_without_pytorch() -> None:

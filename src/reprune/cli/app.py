@@ -213,6 +213,7 @@ def train_language_model(
     devices: Devices = "1",
     num_nodes: NumNodes = 1,
     strategy: Strategy = "auto",
+    framework: Annotated[str, typer.Option(metavar="torch|keras", help="What trains and runs the model.")] = "torch",
     checkpoint_steps: CheckpointSteps = 500,
     progress: Progress = True,
 ) -> None:

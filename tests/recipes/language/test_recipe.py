@@ -22,9 +22,10 @@ from reprune.core.plan import Plan
 from reprune.recipes.language import options as language_options
 from reprune.recipes.language import recipe as language_model
 from reprune.recipes.language import word_model
-from reprune.recipes.language.data import IGNORED, Text, Vocabulary, Windows
+from reprune.recipes.language.data import Text, Windows
 from reprune.recipes.language.options import LanguageOptions, with_preset
-from reprune.recipes.language.recipe import LanguageModel
+from reprune.recipes.language.text import IGNORED, Vocabulary
+from reprune.recipes.language.torch_recipe import LanguageModel
 from reprune.recipes.language.word_model import LanguageModule, WordModel
 from reprune.recipes.run.quiet import quiet
 

@@ -15,7 +15,7 @@ import reprune.torch as verbs
 from reprune.core.errors import RecipeError
 from reprune.recipes.language import recipe as language_model
 from reprune.recipes.language.options import LanguageOptions
-from reprune.recipes.language.recipe import LanguageModel
+from reprune.recipes.language.torch_recipe import LanguageModel
 from reprune.recipes.language.word_model import LanguageModule
 from tests.recipes.run.test_resume import CrashError, assert_same
 

@@ -25,6 +25,7 @@ keras = pytest.importorskip("keras")
 graph_of = pytest.importorskip("reprune.keras.tracing.graph").graph_of
 verbs = pytest.importorskip("reprune.keras")
 keras_youtube8m = pytest.importorskip("reprune.recipes.video.keras_recipe")
+Checkpoints = pytest.importorskip("reprune.recipes.run.keras_training").Checkpoints
 
 # Keras 3.15 on TensorFlow 2.21 with NumPy 2: its `predict` and `fit` convert tensors in a way that NumPy warns about.
 pytestmark = pytest.mark.filterwarnings(
@@ -101,7 +102,7 @@ def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, mo
     options = replace(options, checkpoint_steps=1000)
     recipe = keras_youtube8m.YouTube8M(options)
     after, steps = STEPS if options.schedule == "after" else STEPS + 1, 0
-    step = keras_youtube8m.Checkpoints.on_train_batch_end
+    step = Checkpoints.on_train_batch_end
 
     def interrupting(self: Any, batch: int, logs: Any = None) -> None:
         nonlocal steps
@@ -111,7 +112,7 @@ def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, mo
         step(self, batch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras_youtube8m.Checkpoints, "on_train_batch_end", interrupting)
+        patch.setattr(Checkpoints, "on_train_batch_end", interrupting)
         with pytest.raises(InterruptedRunError, match=f"after {after} steps"):
             recipe.train(recipe.build(), RunFolder(tmp_path, options))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -14,7 +14,7 @@ from reprune.keras.calibration.gradients import vjp
 from reprune.keras.tracing.compiled import Compiled, Runner, loosely, shortened
 from reprune.keras.tracing.graph import ModelGraph, array
 
-SEQUENCES, STEPS = 64, 32
+SEQUENCES, STEPS = 32, 64
 """Of a batch, as many sequences and their first time steps are looked at, if the model runs on so few."""
 
 

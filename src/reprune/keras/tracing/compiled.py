@@ -157,8 +157,9 @@ class Runner:
 
     def values(self, weights: Mapping[str, Any] | None = None, draw: int = 0) -> Tensors:
         """All variables, the weights in the order of the graph; see `__call__`."""
-        others = [other + draw if draw and "seed" in other.path else other for other in self._others]
-        return [*{**self._weights, **(weights or {})}.values(), *others]
+        held = {name: variable.value for name, variable in self._weights.items()}
+        others = [other.value + draw if draw and "seed" in other.path else other.value for other in self._others]
+        return [*{**held, **(weights or {})}.values(), *others]
 
     def within(self, values: Tensors, inputs: Tensors, given: Sequence[bool] | None = None) -> Tensors:
         """The pass itself, for functions that are compiled as a whole.

@@ -1,90 +1,23 @@
-"""Text as a language model reads it: words, their numbers, and windows over streams."""
+"""Text as a language model of PyTorch reads it: windows over streams."""
 
 from __future__ import annotations
 
-import gzip
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reprune.core.errors import RecipeError
 from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.language.text import Numbers, streams_to_measure, streams_to_train
 from reprune.recipes.run.processes import share_of
 from reprune.recipes.run.torch_recipe import Data
 from reprune.torch.training.distributed import processes, rank
 
-UNKNOWN = "<unk>"
-END = "<eos>"
-IGNORED = -100  # as cross_entropy's ignore_index
-
-
-def read_words(path: str | Path) -> Iterator[str]:
-    """The words of a text, with `<eos>` at the end of every line.
-
-    Args:
-        path: Plain or gzipped (told apart by content) UTF-8.
-
-    Raises:
-        RecipeError: When the file is missing, damaged or not text.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else Path(path).open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                yield from line.split()
-                yield END
-    except (OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RecipeError(f"The text {path} cannot be read: {reason}. Give a plain or gzipped text file.") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it, such as with iconv -t utf-8."
-        ) from None
-
-
-class Vocabulary:
-    """The words that a model knows, and their numbers.
-
-    Args:
-        words: All of them, `<unk>` and `<eos>` included.
-    """
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = tuple(words)
-        self._numbers = {word: number for number, word in enumerate(self.words)}
-
-    @staticmethod
-    def of(path: str | Path, size: int) -> Vocabulary:
-        """The most frequent words of a text, first met first among equals; all others are `<unk>`."""
-        counts = Counter(word for word in read_words(path) if word not in (UNKNOWN, END))
-        return Vocabulary([UNKNOWN, END, *(word for word, _ in counts.most_common(size - 2))])
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def encode(self, path: str | Path) -> Tensor:
-        """The numbers of a text's words, int64.
-
-        Raises:
-            RecipeError: When the text cannot be read, or is too short to predict anything.
-        """
-        unknown = self._numbers[UNKNOWN]
-        numbers = array("i", (self._numbers.get(word, unknown) for word in read_words(path)))
-        if len(numbers) < 2:
-            raise RecipeError(f"The text {path} has {len(numbers)} words: a language model needs at least two.")
-        return torch.from_numpy(np.frombuffer(numbers, dtype=np.intc).astype(np.int64))
-
 
 class Window(NamedTuple):
-    """A piece of some streams: words T × B, and the words that follow each of them (`IGNORED` past a stream's end).
+    """A piece of some streams: words T × B, and the words that follow each (`text.IGNORED` past a stream's end).
 
     `first` says that the streams begin here: the state before it is zero.
     """
@@ -133,7 +66,7 @@ class Text(Data):
         RecipeError: When a text cannot be read or is too short.
     """
 
-    def __init__(self, options: LanguageOptions, read: Callable[[str], Tensor]) -> None:
+    def __init__(self, options: LanguageOptions, read: Callable[[str], Numbers]) -> None:
         super().__init__()
         self.options = options
         self._read = read
@@ -187,25 +120,16 @@ class Text(Data):
 
     def sample(self) -> tuple[Tensor]:
         """The beginning of the measured text: one window of one stream."""
-        return (self._read(self.options.test)[: self.options.unroll, None],)
+        return (torch.from_numpy(self._read(self.options.test)[: self.options.unroll, None]),)
 
     def _streams_to_train(self) -> tuple[Tensor, Tensor]:
         """Words and those that follow, T × B, of all processes."""
-        numbers, streams = self._read(self.options.train), self.options.batch_size
-        length = (len(numbers) - 1) // streams
-        if not length:
-            raise RecipeError(
-                f"{self.options.train} has {len(numbers)} words, too few for {streams} streams: lower --batch-size."
-            )
-        words, following = (numbers[shift : shift + streams * length].view(streams, length).T for shift in (0, 1))
-        return words, following
+        train = self.options.train
+        words, following = streams_to_train(self._read(train), self.options.batch_size, train)
+        return torch.from_numpy(words), torch.from_numpy(following)
 
     def _windows_to_measure(self, path: str) -> Windows:
-        numbers, streams = self._read(path), self.options.batch_size
-        length = -(-(len(numbers) - 1) // streams)
-        padding = streams * length - (len(numbers) - 1)
-        words = torch.nn.functional.pad(numbers[:-1], (0, padding))
-        following = torch.nn.functional.pad(numbers[1:], (0, padding), value=IGNORED)
+        streams = streams_to_measure(self._read(path), self.options.batch_size)
         # Streams are dealt out to the processes.
-        words, following = (part.view(streams, length).T[:, rank() :: processes()] for part in (words, following))
+        words, following = (torch.from_numpy(part)[:, rank() :: processes()] for part in streams)
         return Windows(words, following, self.options.unroll)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from reprune.core.errors import RecipeError
-from reprune.recipes.run.options import RunOptions
+from reprune.recipes.run.options import RunOptions, check_framework
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -67,6 +67,7 @@ class LanguageOptions(RunOptions):
         decay: Factor on the step size after every epoch from `decay_after` on.
         decay_after: Epochs with the first step size.
         inputs: Whether `neuron-selection` removes numbers that stand for a word as well.
+        framework: What trains and runs the model: `torch` or `keras`.
 
     Raises:
         RecipeError: When a value makes no sense.
@@ -94,9 +95,11 @@ class LanguageOptions(RunOptions):
     clip_gradients: float = 10.0
     method: str = "reconstruct"
     inputs: bool = False
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_framework(self.framework)
         if self.vocabulary < 3:
             raise RecipeError(f"--vocabulary {self.vocabulary} must be at least 3: <unk>, <eos> and a word.")
         if self.dropout >= 1:
@@ -106,6 +109,19 @@ class LanguageOptions(RunOptions):
                 f"--inputs: --method {self.method} removes hidden units only. Give --method neuron-selection, or leave "
                 "--inputs out."
             )
+
+    def falling(self, epoch: int) -> float:
+        """Factor on the step size in an epoch, counted from 0."""
+        return float(self.decay ** max(epoch + 1 - self.decay_after, 0))
+
+    @property
+    def rewound(self) -> int:
+        """The epoch of training whose step size fine-tuning begins with, to end as training did.
+
+        Learning-rate rewinding: A. Renda, J. Frankle, M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network
+        Pruning", ICLR 2020.
+        """
+        return max(self.epochs - (self.finetune_epochs or 0), 0)
 
 
 def with_preset(preset: str, given: Mapping[str, Any]) -> LanguageOptions:

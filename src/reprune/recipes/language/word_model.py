@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric
 
-from reprune.recipes.language.data import IGNORED, Window
+from reprune.recipes.language.data import Window
 from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.language.text import IGNORED
 from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import everyone, rank
 
@@ -95,9 +96,7 @@ class LanguageModule(LightningModule):
     Args:
         model: Maps (words, state) to (logits, state).
         options: Step size, when it falls, and for how long.
-        finetune: Train for `finetune_epochs` with the step sizes of as many last epochs of training (learning-rate
-            rewinding: A. Renda, J. Frankle, M. Carbin, "Comparing Rewinding and Fine-tuning in Neural Network
-            Pruning", ICLR 2020).
+        finetune: Train for `finetune_epochs` with the step sizes of as many last epochs of training.
         teacher: A model whose answers are learned beside the text, `options.teach` of the loss; or None. It reads the
             same windows with a state of its own.
     """
@@ -115,7 +114,7 @@ class LanguageModule(LightningModule):
         self.teacher = None if teacher is None else Teacher(teacher)
         self.options = options
         self.metric = Perplexity()
-        self._first_epoch = max(options.epochs - (options.finetune_epochs or 0), 0) if finetune else 0
+        self._first_epoch = options.rewound if finetune else 0
         self._carried: State | None = None
         self._carried_by_teacher: State | None = None
         self._measured: State | None = None
@@ -157,7 +156,7 @@ class LanguageModule(LightningModule):
         optimizer = torch.optim.SGD(self.model.parameters(), lr=options.learning_rate)
 
         def factor(epoch: int) -> float:
-            return float(options.decay ** max(self._first_epoch + epoch + 1 - options.decay_after, 0))
+            return options.falling(self._first_epoch + epoch)
 
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 

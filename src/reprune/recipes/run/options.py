@@ -203,9 +203,9 @@ class Options(RunOptions):
                 raise RecipeError(f"--{name} names no record files: give a path or a quoted glob.")
         if self.hidden < 2 or self.hidden % 2:
             raise RecipeError(f"--hidden {self.hidden} must be even: each direction of the first layer has half of it.")
-        for name, choices in (("on_error", ("raise", "skip")), ("framework", ("torch", "keras"))):
-            if getattr(self, name) not in choices:
-                raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be {' or '.join(map(repr, choices))}.")
+        check_framework(self.framework)
+        if self.on_error not in ("raise", "skip"):
+            raise RecipeError(f"--on-error {self.on_error} must be 'raise' or 'skip'.")
         if self.scope == "all":
             raise RecipeError(
                 "--scope all: the video classifier reads frames with its recurrent layers and classes with its output "
@@ -225,6 +225,12 @@ class Options(RunOptions):
     def measured(self) -> tuple[str, ...]:
         """Globs of the records of the final measurement."""
         return self.test or self.validate
+
+
+def check_framework(name: str) -> None:
+    """Raise a `RecipeError` for what no recipe trains in."""
+    if name not in ("torch", "keras"):
+        raise RecipeError(f"--framework {name} must be 'torch' or 'keras'.")
 
 
 def parse_features(text: str) -> dict[str, int]:

@@ -1,0 +1,124 @@
+"""The word-level language model in Keras, its loss, and the windows that it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from reprune.keras.tracing.graph import graph_of
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.language.text import IGNORED, Numbers
+
+
+def word_model(
+    vocabulary: int, hidden: int, layers: int = 2, *, streams: int, dropout: float = 0.0, init: float = 0.1
+) -> Any:
+    """Embedding → LSTM layers → one logit per word, with dropout on everything but the recurrent connections.
+
+    The layers are stateful: each window goes on with the state that the last one left.
+
+    Args:
+        vocabulary: Number of words.
+        hidden: Units of each layer, and numbers that stand for a word.
+        layers: Number of layers.
+        streams: Streams that are read side by side, B.
+        dropout: Fraction dropped.
+        init: Weights start uniformly between minus this and this.
+
+    Returns:
+        A model of numbers of words (B × T), that answers with logits of each next word (B × T × vocabulary).
+
+    Example:
+        >>> word_model(vocabulary=100, hidden=8, streams=2)(np.zeros((2, 5))).shape     # doctest: +SKIP
+        (2, 5, 100)
+    """
+
+    def uniform() -> Any:
+        # One object draws the same numbers again and again.
+        return keras.initializers.RandomUniform(-init, init)
+
+    words = keras.Input(batch_shape=(streams, None), dtype="int32", name="words")
+    values = keras.layers.Embedding(vocabulary, hidden, embeddings_initializer=uniform(), name="embedding")(words)
+    for layer in range(layers):
+        values = keras.layers.Dropout(dropout, name=f"dropout_{layer}")(values)
+        values = keras.layers.LSTM(
+            hidden,
+            return_sequences=True,
+            stateful=True,
+            unit_forget_bias=False,
+            kernel_initializer=uniform(),
+            recurrent_initializer=uniform(),
+            bias_initializer=uniform(),
+            name=f"lstm_{layer}",
+        )(values)
+    values = keras.layers.Dropout(dropout, name=f"dropout_{layers}")(values)
+    output = keras.layers.Dense(
+        vocabulary, kernel_initializer=uniform(), bias_initializer=uniform(), dtype="float32", name="output"
+    )
+    return keras.Model(words, output(values), name="word_model")
+
+
+def reset(*models: Any) -> None:
+    """Let models begin with zero states."""
+    for model in models:
+        for state in graph_of(model).states():
+            state.assign(ops.zeros_like(state))
+
+
+def summed_over_words(following: Any, logits: Any) -> Any:
+    """Negative log-likelihood of each stream (B), summed over its words; Keras averages over the streams.
+
+    Args:
+        following: Numbers of the words that came (B × T), `IGNORED` for none; or how likely each word should be
+            (B × T × vocabulary).
+        logits: The model's (B × T × vocabulary).
+    """
+    if len(following.shape) == 3:
+        return -ops.sum(following * ops.log_softmax(logits), axis=(1, 2))
+    numbers = ops.cast(following, "int32")
+    valid = numbers != IGNORED
+    values = ops.sparse_categorical_crossentropy(ops.where(valid, numbers, 0), logits, from_logits=True)
+    return ops.sum(ops.where(valid, values, 0.0), axis=1)
+
+
+class Windows(Iterable[tuple[Any, Any]]):
+    """Passes over streams, window by window: words, and those that follow, B × T each.
+
+    Args:
+        streams: Words and those that follow, T × B.
+        length: Of a window; the last of a pass may be shorter.
+    """
+
+    def __init__(self, streams: tuple[Numbers, Numbers], length: int) -> None:
+        self._words, self._following = (part.T.astype("int32") for part in streams)
+        self._length = length
+
+    def __len__(self) -> int:
+        return math.ceil(self._words.shape[1] / self._length)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for start in range(0, self._words.shape[1], self._length):
+            piece = slice(start, start + self._length)
+            yield self._words[:, piece], self._following[:, piece]
+
+
+class FallingRate(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sets the step size of each epoch.
+
+    Args:
+        optimizer: Whose.
+        options: The step size, and how it falls.
+        first: Epochs of the schedule that are left out.
+    """
+
+    def __init__(self, optimizer: Any, options: LanguageOptions, first: int) -> None:
+        super().__init__()
+        self._optimizer, self._options, self._first = optimizer, options, first
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set it."""
+        self._optimizer.learning_rate = self._options.learning_rate * self._options.falling(self._first + epoch)

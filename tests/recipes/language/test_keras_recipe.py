@@ -1,0 +1,133 @@
+"""The recipe in Keras: the same texts, options and summary as in PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from reprune.core.errors import RecipeError
+from reprune.core.plan import Plan
+from reprune.recipes.language import recipe as language_model
+from reprune.recipes.language.options import LanguageOptions
+from reprune.recipes.language.text import IGNORED
+
+keras = pytest.importorskip("keras")
+keras_model = pytest.importorskip("reprune.recipes.language.keras_model")
+keras_recipe = pytest.importorskip("reprune.recipes.language.keras_recipe")
+verbs = pytest.importorskip("reprune.keras")
+
+# Keras 3.15 on TensorFlow 2.21 with NumPy 2: its `predict` and `fit` convert tensors in a way that NumPy warns about.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+CRASHES = (45, 80)
+"""Steps: in the second epoch of training, and in that of fine-tuning, each between two checkpoints."""
+
+
+class CrashError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def options(talk: LanguageOptions) -> LanguageOptions:
+    return replace(talk, framework="keras", epochs=2, finetune_epochs=1, teach=0.5, calibration_batches=9)
+
+
+@pytest.fixture(scope="module")
+def run(options: LanguageOptions, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, language_model.run(options, folder)
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_loss(weights: dict[str, Any], words: list[int]) -> float:
+    """Summed negative log-likelihood of each word but the first, from a zero state, by the LSTM's equations."""
+    w = {name: value.astype("float64") for name, value in weights.items()}
+    layers = [f"lstm_{k}/" for k in range(sum(name.endswith("recurrent_kernel") for name in w))]
+    h, c = ([np.zeros(len(w[name + "recurrent_kernel"])) for name in layers] for _ in range(2))
+    total = 0.0
+    for word, following in pairwise(words):
+        x = w["embedding/embeddings"][word]
+        for k, name in enumerate(layers):
+            gates = x @ w[name + "kernel"] + h[k] @ w[name + "recurrent_kernel"] + w[name + "bias"]
+            i, f, g, o = np.split(gates, 4)
+            c[k] = sigmoid(f) * c[k] + sigmoid(i) * np.tanh(g)
+            x = h[k] = sigmoid(o) * np.tanh(c[k])
+        logits = x @ w["output/kernel"] + w["output/bias"]
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[following]
+    return total
+
+
+def test_perplexity_is_that_of_an_lstm_in_numpy(run: Any, options: LanguageOptions) -> None:
+    folder, summary = run
+    words = keras_recipe.LanguageModel(options).read(options.test).tolist()
+    length = -(-(len(words) - 1) // options.batch_size)
+    streams = [words[s * length : (s + 1) * length + 1] for s in range(options.batch_size)]
+    for name, file in (("dense", "dense.safetensors"), ("pruned", "model.safetensors")):
+        weights = load_file(folder / file)
+        expected = np.exp(sum(numpy_loss(weights, stream) for stream in streams) / (len(words) - 1))
+        assert summary[name]["perplexity"] == pytest.approx(expected, rel=1e-5)
+        products = [value.size for key, value in weights.items() if "kernel" in key]
+        assert summary[name]["macs"] == sum(products)
+        assert summary[name]["parameters"] == sum(value.size for value in weights.values())
+    before, after = (sum(units[i] for units in summary["units"].values()) for i in (0, 1))
+    assert (before, after) == (2 * options.hidden, options.hidden)
+
+
+def test_pruned_computes_what_the_masked_does_with_its_state(run: Any, options: LanguageOptions) -> None:
+    folder, _ = run
+    recipe = keras_recipe.LanguageModel(options)
+    dense = recipe.load(recipe.build(), folder / "dense.safetensors")
+    plan = Plan.from_json((folder / "plan.json").read_bytes())
+    small, masked = (verb(dense, plan, compensate=False) for verb in (verbs.apply, verbs.mask))
+    for words, _ in list(recipe.training_batches())[:2]:
+        np.testing.assert_allclose(small.predict_on_batch(words), masked.predict_on_batch(words), rtol=1e-5, atol=1e-5)
+
+
+def test_crash_and_resume(run: Any, options: LanguageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, states, dropout and the teacher's state go on as if nothing had happened."""
+    steps, original = count(1), keras.Model.train_on_batch
+
+    def step(*given: Any, **named: Any) -> Any:
+        if next(steps) in CRASHES:
+            raise CrashError
+        return original(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "train_on_batch", step)
+        for resume in range(len(CRASHES)):
+            with pytest.raises(CrashError):
+                language_model.run(options, tmp_path / "run", resume=bool(resume))
+    language_model.run(options, tmp_path / "run", resume=True)
+    for file in ("dense.safetensors", "model.safetensors"):
+        wanted = load_file(run[0] / file)
+        for name, value in load_file(tmp_path / "run" / file).items():
+            np.testing.assert_array_equal(value, wanted[name], err_msg=f"{file} {name}")
+
+
+def test_the_loss_is_that_of_the_words(options: LanguageOptions) -> None:
+    rng = np.random.default_rng(0)
+    logits, following = rng.normal(size=(2, 3, 5)), np.array([[1, 4, IGNORED], [0, 2, 2]])
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = [-log[0, 0, 1] - log[0, 1, 4], -log[1, 0, 0] - log[1, 1, 2] - log[1, 2, 2]]
+    found = keras_model.summed_over_words(keras.ops.convert_to_tensor(following), keras.ops.convert_to_tensor(logits))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    shares = rng.dirichlet(np.ones(5), size=(2, 3))
+    found = keras_model.summed_over_words(keras.ops.convert_to_tensor(shares), keras.ops.convert_to_tensor(logits))
+    np.testing.assert_allclose(found, -(shares * log).sum((1, 2)), rtol=1e-6)
+
+
+def test_what_only_pytorch_does(options: LanguageOptions) -> None:
+    with pytest.raises(RecipeError, match=r"--devices 2.* --framework torch"):
+        keras_recipe.LanguageModel(replace(options, devices="2"))
+    with pytest.raises(RecipeError, match="--scope all"):
+        keras_recipe.LanguageModel(replace(options, scope="all"))

@@ -127,6 +127,27 @@ def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, mo
         assert plan.kept == Plan.from_json((folder / "plan.json").read_bytes()).kept
 
 
+def test_taught_by_the_dense_model_after_fading_units(keras_tiny: Options, tmp_path: Path) -> None:
+    options = replace(keras_tiny, schedule="fractional:2", method="fsdp", teach=0.25, epochs=1)
+    summary = youtube8m.run(options, tmp_path)
+    before, after = (sum(units[i] for units in summary["units"].values()) for i in (0, 1))
+    assert abs(after / before - 0.5) <= 0.1
+    recipe = keras_youtube8m.YouTube8M(options)
+    dense = recipe.load(recipe.build(), tmp_path / "dense.safetensors")
+    inputs, labels = next(iter(recipe.training_batches()))
+    answers = 1 / (1 + np.exp(-dense.predict_on_batch(inputs)))
+    shared = keras_youtube8m._shared(dense, 0.25, inputs, labels)
+    np.testing.assert_allclose(shared, 0.75 * labels + 0.25 * answers, rtol=1e-5, atol=1e-6)
+    taught = load_file(tmp_path / "model.safetensors")
+    plain = recipe.load(verbs.apply(recipe.build(), _cut(tmp_path)), tmp_path / "checkpoints" / "pruned.safetensors")
+    keras_youtube8m.YouTube8M(replace(options, teach=0.0)).finetune(plain, RunFolder(tmp_path / "plain", options))
+    assert any(not np.array_equal(weight.numpy(), taught[name]) for name, weight in graph_of(plain).weights().items())
+
+
+def _cut(folder: Path) -> Plan:
+    return Plan.from_json((folder / "plan.json").read_bytes()).cut_only()
+
+
 def test_damaged_checkpoint(keras_tiny: Options, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "options.json").write_text(json.dumps(keras_tiny.to_dict()))

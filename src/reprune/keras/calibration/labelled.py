@@ -17,7 +17,7 @@ from reprune.core.layers import Structure
 from reprune.keras.calibration.gradients import pullback
 from reprune.keras.calibration.responses import Probe
 from reprune.keras.tracing.graph import ModelGraph, array, graph_of
-from reprune.keras.tracing.record import Forward, captured, states_kept
+from reprune.keras.tracing.record import Forward, captured
 
 
 def observe_classes(
@@ -61,7 +61,7 @@ def loss_gradients(graph: ModelGraph, model: Any, batches: Iterable[Any], loss: 
     weights = {name: weight for name, weight in graph.weights().items() if _is_float(weight)}
     totals = {name: np.zeros(tuple(weight.shape)) for name, weight in weights.items()}
     count = 0
-    with states_kept(graph):
+    with keras.StatelessScope():
         for batch in batches:
             count += 1
             _, pull = pullback(partial(_losses, loss, model, batch), list(weights.values()))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError
@@ -85,7 +86,8 @@ def record(
     example = captured(model, example, forward)
     graph = graph_of(model, example)
     given = _few(graph, flat_inputs(graph.root, example))
-    with states_kept(graph):
+    # What layers would write to their variables, states and seeds, is dropped.
+    with keras.StatelessScope():
         tracer = Tracer(graph, rule_of, _carried(graph, given), columns=inputs)
         tracer.run(given)
     return Trace(graph, given, tracer, uniform)

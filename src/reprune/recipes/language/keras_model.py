@@ -98,7 +98,7 @@ class Windows(Iterable[tuple[Any, Any]]):
         self._length = length
 
     def __len__(self) -> int:
-        return int(math.ceil(self._words.shape[1] / self._length))
+        return math.ceil(len(self._words[0]) / self._length)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for start in range(0, self._words.shape[1], self._length):

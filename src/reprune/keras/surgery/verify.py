@@ -75,7 +75,7 @@ class _Trial:
         # A model of Keras's own classes computes what its graph does; any other one is called, as its class allows.
         self._is_graph = type(model).__module__.split(".")[0] == "keras"
         open_time = self._is_graph or all(None in spec.shape[1:2] for spec in found.graph.root.inputs)
-        self._inputs = shortened(found.graph, found.inputs, len(found.inputs[0]), STEPS) if open_time else found.inputs
+        self._inputs = shortened(found.graph, found.inputs, 2, STEPS) if open_time else found.inputs
         self._taken, self._returned = found.states
         self._model = model
         # A model that is random even when it infers cannot be compared, only rebuilt.

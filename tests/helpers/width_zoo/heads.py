@@ -119,14 +119,15 @@ class DeltaRule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = 3
-        self.query, self.key, self.value = (nn.Linear(5, 3 * 2) for _ in range(3))
+        self.heads, self.features = 3, 3 * 2
+        self.query, self.key, self.value = (nn.Linear(5, self.features) for _ in range(3))
         self.rate, self.out = nn.Linear(5, 3), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         size, steps, _ = x.shape
         q, k, v = (
-            part(x).reshape(size, steps, self.heads, -1).transpose(1, 2) for part in (self.query, self.key, self.value)
+            part(x).view(size, steps, self.heads, self.features // self.heads).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
         )
         k, rate = F.normalize(k, dim=-1), torch.sigmoid(self.rate(x)).transpose(1, 2)[..., None]
         overlap = torch.tril(rate * k @ k.transpose(-1, -2), -1) + torch.eye(steps, dtype=x.dtype)
@@ -145,8 +146,8 @@ class MatrixMemory(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = 2
-        self.query, self.key, self.value = (nn.Linear(5, 2 * 3) for _ in range(3))
+        self.heads, self.features = 2, 2 * 3
+        self.query, self.key, self.value = (nn.Linear(5, self.features) for _ in range(3))
         self.forget, self.out = nn.Linear(5, 2), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,4 +158,6 @@ class MatrixMemory(nn.Module):
         for t in range(steps):
             memory = kept[:, t, :, None, None] * memory + k[:, t, :, :, None] @ v[:, t, :, None, :]
             found.append((q[:, t, :, None, :] @ memory).squeeze(2))
+        if found[0].shape != (expected := (size, self.heads, self.features // self.heads)):
+            raise ValueError(f"{found[0].shape} is not {expected}")
         return self.out(torch.stack(found, 1).reshape(size, steps, -1))

@@ -14,7 +14,7 @@ from reprune.core.layers import Role, Site
 from reprune.torch.tracing.labels import Couplings, Ids
 from reprune.torch.tracing.leaves import Path
 from reprune.torch.tracing.provenance import Provenance
-from reprune.torch.tracing.sizes.sizes import SizeUse
+from reprune.torch.tracing.sizes.sizes import Expression, SizeUse
 
 Axis = tuple[str, int]
 
@@ -101,6 +101,7 @@ class Recording:
     count_coupled: list[list[str]] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
+    steady: list[tuple[Expression, Expression]] = field(default_factory=list)
     bonds: dict[frozenset[str], Site] = field(default_factory=dict)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
     couplers: list[tuple[Ids, Ids, Site]] = field(default_factory=list)

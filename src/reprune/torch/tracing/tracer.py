@@ -284,7 +284,10 @@ class Tracer:
 
     def compare_sizes(self, compared: Iterable[Comparison]) -> None:
         """Note what the model's code found equal: what an attribute is compared with is what it is the size of."""
-        for first, second in compared:
+        for first, second, steady in compared:
+            if steady:
+                self.recording.steady.append((first, second))
+                continue
             for one, other in ((first, second), (second, first)):
                 for term in other.terms:
                     if isinstance(term, AxisSize) and len(other.terms) == 1 and not other.constant:

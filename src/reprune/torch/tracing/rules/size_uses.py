@@ -102,8 +102,12 @@ def _slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
 def _along(tracer: Tracer, tensor: torch.Tensor, dim: int, size: Any) -> None:
     """A size is the length of an axis."""
     found = tracer.units(tensor) if isinstance(size, SizeInt) else None
-    if found is not None and varies(found, dim):
+    if found is None:
+        return
+    if varies(found, dim):
         _constrain(tracer, size, lines(found, dim))
+    elif size.quotient is not None:
+        tracer.compare_sizes([size.quotient])
 
 
 def _before(tracer: Tracer, tensor: torch.Tensor, dim: int, bound: Any) -> None:

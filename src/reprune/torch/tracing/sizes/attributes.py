@@ -42,13 +42,17 @@ class Sizes:
         self._bonds: list[tuple[str, ...]] = []
 
     def solve(
-        self, uses: Iterable[SizeUse], assumed: Iterable[SizeAttribute] = ()
+        self,
+        uses: Iterable[SizeUse],
+        assumed: Iterable[SizeAttribute] = (),
+        steady: Iterable[tuple[Expression, Expression]] = (),
     ) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
         """Attributes to change, and sets of layers that must keep equal numbers of units.
 
         Args:
             uses: What the trace saw.
             assumed: Attributes that are taken as sizes without having been seen.
+            steady: Sizes that stay equal to multiples of others.
         """
         uses = list(uses)
         for size in assumed:
@@ -60,6 +64,8 @@ class Sizes:
         for use in uses:
             if not use.firm:
                 self._loose(use)
+        for one, other in steady:
+            self._follow(one, other)
         attributes = tuple(self._attribute(term, claims) for term, claims in self._claims.items())
         return attributes, self._bonds
 
@@ -101,6 +107,15 @@ class Sizes:
         for read in self._known(term):
             if read.shares != claim.shares:
                 self._bond([read, claim])
+
+    def _follow(self, one: Expression, other: Expression) -> None:
+        """An attribute that is a multiple of another one changes with it."""
+        if len(one.terms) != 1 or len(other.terms) != 1 or one.constant or other.constant:
+            return
+        (term, factor), (leading, times) = *one.terms.items(), *other.terms.items()
+        if isinstance(term, Attribute) and term not in self._claims:
+            for length, per in self._known(leading)[:1]:
+                self._claim(term, _Claim(length, per * factor / times))
 
     def _loose(self, use: SizeUse) -> None:
         """Layers that take states of an attribute's width share its number only if something else needs it."""

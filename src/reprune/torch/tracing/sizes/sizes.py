@@ -111,7 +111,20 @@ class SizeUse(NamedTuple):
     firm: bool
 
 
-Comparison = tuple[Expression, Expression]
+class Comparison(NamedTuple):
+    """Two sizes that are equal.
+
+    Attributes:
+        first: One of them.
+        second: The other one.
+        steady: Whether they must stay so, because their quotient is the length of an axis that no units go from.
+    """
+
+    first: Expression
+    second: Expression
+    steady: bool = False
+
+
 _COMPARED: ContextVar[list[Comparison] | None] = ContextVar("compared", default=None)
 
 
@@ -119,6 +132,7 @@ class SizeInt(int):
     """An integer that remembers what it was computed from."""
 
     expression: Expression
+    quotient: Comparison | None = None
 
     def __new__(cls, value: int, expression: Expression) -> SizeInt:
         """An integer of this value, computed by this expression."""
@@ -160,9 +174,13 @@ class SizeInt(int):
         return _sized(-int(self), self.expression.scaled(Fraction(-1)))
 
     def __floordiv__(self, other: Any) -> Any:
-        if isinstance(other, int) and other > 0 and int(self) % int(other) == 0:
-            return _sized(int(self) // int(other), self.expression.scaled(Fraction(1, int(other))))
-        return int(self) // other
+        if not isinstance(other, int) or other <= 0 or int(self) % int(other):
+            return int(self) // other
+        found = _sized(int(self) // int(other), self.expression.scaled(Fraction(1, int(other))))
+        if isinstance(found, SizeInt) and isinstance(other, SizeInt):
+            # `dim // heads`: if whole heads go, it stays, and so `dim` goes with their number.
+            found.quotient = Comparison(self.expression, other.expression.scaled(Fraction(int(found))), steady=True)
+        return found
 
     # Comparing an attribute with the length of an axis says what the attribute is the size of.
 
@@ -188,8 +206,11 @@ class SizeInt(int):
 
     def _compared(self, other: Any) -> int:
         seen = _COMPARED.get()
-        if seen is not None and isinstance(other, SizeInt) and int(self) == int(other):
-            seen.append((self.expression, other.expression))
+        if seen is not None and isinstance(other, int) and int(self) == int(other):
+            if isinstance(other, SizeInt):
+                seen.append(Comparison(self.expression, other.expression))
+            elif self.quotient is not None:
+                seen.append(self.quotient)
         return int(self)
 
 

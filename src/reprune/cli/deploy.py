@@ -38,6 +38,9 @@ def export_command(
     dynamic: Annotated[str | None, typer.Option(help="Sizes to leave free, separated by commas: batch,time.")] = None,
     fixed: Annotated[str | None, typer.Option(help="Sizes to fix at the example's, separated by commas.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="States as optional inputs and outputs.")] = False,
+    required_states: Annotated[
+        bool, typer.Option("--required-states", help=".onnx: no state can be left out, as JavaScript and Java need it.")
+    ] = False,
     evaluate: Annotated[
         str | None,
         typer.Option(metavar="MODULE:NAME", help="A function of a runner, arrays in and out, that returns a number."),
@@ -64,6 +67,8 @@ def export_command(
         "streaming": streaming,
         "evaluate": measure,
     }
+    if required_states:
+        options["optional_states"] = False
     typer.echo(str(reprune.export(network, value(example), out, **options)))
 
 

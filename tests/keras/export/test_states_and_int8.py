@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import reprune
 from reprune.core.exporting import ExportError
 from reprune.runtimes import open_file
 
@@ -70,6 +71,29 @@ def test_streaming_makes_states_of_all_layers_inputs(tmp_path: Path) -> None:
     backward = sequential(layers.Input((None, 5)), layers.Bidirectional(layers.LSTM(4)))
     with pytest.raises(ExportError, match="read backwards"):
         export(backward, noise(1, 4, 5), tmp_path / "model.tflite", streaming=True)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "tflite"])
+def test_a_pruned_model_streams_in_chunks_of_any_length(suffix: str, tmp_path: Path) -> None:
+    if suffix == "onnx":
+        pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    keras.utils.set_random_seed(0)
+    dense = sequential(
+        layers.Input((None, 5)),
+        layers.LSTM(8, return_sequences=True),
+        layers.GRU(6, return_sequences=True),
+        layers.SimpleRNN(5, return_sequences=True),
+        layers.Dense(3),
+    )
+    small = reprune.prune(dense, [noise(4, 9, 5)], ratio=0.5, method="magnitude").model
+    report = reprune.export(small, noise(2, 3, 5), tmp_path / f"model.{suffix}", streaming=True)
+    x, run = np.random.default_rng(1).normal(size=(2, 11, 5)).astype("f"), open_file(report.path)
+    states, found = [np.zeros((2, report.inputs[pair.input][1]), "f") for pair in report.states], []
+    assert sum(state.shape[1] for state in states) < 8 + 8 + 6 + 5
+    for chunk in np.split(x, [1, 4, 6], axis=1):
+        output, *states = run(chunk, *states)
+        found.append(output)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), small(x), atol=1e-5)
 
 
 def test_plain_lstms_are_one_operator_and_every_call_begins_anew(tmp_path: Path) -> None:

@@ -104,34 +104,54 @@ def test_the_seal_itself_holds(write: str) -> None:
         WRITES[write](model)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_any_number_of_threads_plan_on_one_model_that_answers_meanwhile(noise: float) -> None:
+PLANS: dict[str, Any] = {
+    **{
+        f"{ratio}": lambda model, data, ratio=ratio: reprune.plan(model, data, ratio)
+        for ratio in (0.25, 0.5, 0.6, 0.75)
+    },
+    "iss-gm": VERBS["plan"],
+    "labels": VERBS["labels"],
+    "loss": VERBS["loss"],
+    "prune": lambda model, data: reprune.prune(model, data, 0.5).plan,
+    "calibrate": lambda model, data: reprune.calibrate(model, data).plan(0.4, "macs"),
+    "pruned": lambda model, data: reprune.plan(reprune.prune(model, data, 0.5).model, data, 0.2, method="magnitude"),
+}
+
+
+@pytest.mark.parametrize(
+    ("noise", "which", "each"),
+    [(0.0, list(PLANS)[:4], 5), (0.1, list(PLANS)[:4], 5), pytest.param(0.1, list(PLANS), 20, marks=pytest.mark.slow)],
+    ids=["quiet", "noisy", "every verb"],
+)
+def test_any_number_of_threads_plan_on_one_model_that_answers_meanwhile(
+    noise: float, which: list[str], each: int
+) -> None:
     model, data = stream().eval(), batches()
     model.settings["noise"] = noise
-    wanted = {ratio: reprune.plan(model, data, ratio).to_json() for ratio in (0.25, 0.5, 0.6, 0.75)}
+    wanted = {name: PLANS[name](model, data).to_json() for name in which}
     question = torch.randn(6, 5, 5)
     found: list[bool] = []
     answers: list[torch.Tensor] = []
     done = threading.Event()
 
-    def plan(ratio: float) -> None:
-        found.extend(reprune.plan(model, data, ratio).to_json() == wanted[ratio] for _ in range(5))
+    def plan(name: str) -> None:
+        found.extend(PLANS[name](model, data).to_json() == wanted[name] for _ in range(each))
 
     def serve() -> None:
         with torch.no_grad():
-            while not done.is_set():
+            while not done.wait(0.002):  # What it keeps of every call is copied with it.
                 torch.rand(3)
                 answers.append(model(question.clone()))
 
     server = threading.Thread(target=serve)
-    threads = [threading.Thread(target=plan, args=(ratio,)) for ratio in wanted]
+    threads = [threading.Thread(target=plan, args=(name,)) for name in wanted]
     for thread in (server, *threads):
         thread.start()
     for thread in threads:
         thread.join()
     done.set()
     server.join()
-    assert found == [True] * 20
+    assert found == [True] * each * len(which)
     assert len(answers) > 20
     assert noise or all(torch.equal(answer, answers[0]) for answer in answers)
 

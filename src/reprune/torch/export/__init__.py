@@ -35,6 +35,7 @@ def export(
     dynamic: Selection = None,
     fixed: Selection = None,
     streaming: bool = False,
+    optional_states: bool = True,
     evaluate: Callable[[Runner], float] | None = None,
 ) -> ExportReport:
     """Write a model to a file, run the file in its own runtime, and compare the outputs.
@@ -57,6 +58,8 @@ def export(
         fixed: Sizes to fix at the example's, in the same form.
         streaming: Make the states with which recurrent modules and cells start inputs and outputs as well, to run
             chunk by chunk.
+        optional_states: `.onnx`: let states that the caller need not know be left out of the first call. False makes
+            them inputs like any other, for JavaScript and Java: there ONNX Runtime takes no input that has a default.
         evaluate: Measures the file: gets a runner (arrays in, arrays out) and returns a number, such as an accuracy.
 
     Returns:
@@ -77,7 +80,7 @@ def export(
     form: Format = importlib.import_module(f"reprune.torch.export.formats.{FORMATS[path.suffix]}").FORMAT
     options = Options.checked(
         path, form, int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
-        evaluate=evaluate,
+        optional_states=optional_states, evaluate=evaluate,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     single = duplicate(unwrap(model)).cpu().eval().float()

@@ -46,6 +46,7 @@ class Options:
     dynamic: Selection
     fixed: Selection
     streaming: bool
+    optional_states: bool
     evaluate: Callable[[Runner], float] | None
 
     @classmethod
@@ -115,7 +116,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
                 [*sizes.notes, *job.captured.seen.fixed.values(), *notes, *([form.note] if form.note else [])]
             )
         ),
-        job.pairs(optional=form.optional),
+        job.pairs(),
         eight_bits,
     )
 
@@ -146,7 +147,8 @@ def _write(
 ) -> tuple[Job, list[Comparison]]:
     """Write the file with all sizes free that it computes rightly; what was written, and its comparisons."""
     while True:
-        job = Job(model, sizes.captured, states, _output_names(model, inputs, states), options.opset)
+        names, leave_out = _output_names(model, inputs, states), form.optional and options.optional_states
+        job = Job(model, sizes.captured, states, names, options.opset, leave_out)
         with converting(model, path):
             form.write(job, path)
         if not form.runs:

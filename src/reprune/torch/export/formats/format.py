@@ -28,6 +28,7 @@ class Job:
         states: The states that are carried from call to call.
         outputs: Names of its outputs.
         opset: The operator set of an ONNX file, or None for the usual one.
+        leave_out: Whether states may be left out of the first call.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Job:
     states: Sequence[StateTensor]
     outputs: Sequence[str]
     opset: int | None = None
+    leave_out: bool = False
 
     @property
     def size_sources(self) -> dict[str, tuple[str, int]]:
@@ -50,13 +52,13 @@ class Job:
     def optional(self, state: StateTensor) -> bool:
         """Whether a state's input may be left out: the inputs beside it tell its sizes."""
         free = [size for size in self.captured.inputs[state.input] if isinstance(size, str)]
-        return state.optional and all(size in self.size_sources for size in free)
+        return self.leave_out and state.optional and all(size in self.size_sources for size in free)
 
-    def pairs(self, *, optional: bool) -> tuple[StatePair, ...]:
-        """The states by name; `optional` where the format lets inputs be left out."""
+    def pairs(self) -> tuple[StatePair, ...]:
+        """The states by name."""
 
         def start(state: StateTensor) -> str:
-            if optional and self.optional(state):
+            if self.optional(state):
                 return "nothing"
             return "zeros" if state.start is None else f"the values {state.start.flatten().tolist()}"
 

@@ -62,7 +62,7 @@ def _finish(job: Job, path: Path, opset: int) -> None:
         if job.optional(state):
             _default(proto.graph, state, axes, job.size_sources)
     if job.states:
-        pairs = [vars(pair) for pair in job.pairs(optional=True)]
+        pairs = [vars(pair) for pair in job.pairs()]
         onnx.helper.set_model_props(proto, {"reprune.states": json.dumps(pairs)})
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))

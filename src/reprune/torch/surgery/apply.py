@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reprune.core.errors import PlanError
+from reprune.core.folding.fold import Fold
 from reprune.core.layers import Slot
 from reprune.core.plan import Plan
 from reprune.torch.ragged.base import RaggedBase
@@ -20,6 +21,8 @@ from reprune.torch.surgery.states import accept_states
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.sizes.sizes import set_size
 
+ROWS = 1024
+"""Rows of a weight that are corrected at a time."""
 RAGGED = (RaggedLSTM, RaggedGRU, RaggedRNN)
 
 
@@ -73,15 +76,15 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         >>> small = reprune.apply(model, plan)                  # doctest: +SKIP
     """
     check(model, plan)
-    return cut(duplicate(model), plan)
+    return cut(duplicate(model, _borrowed(model, plan)), plan)
 
 
 def cut(small: nn.Module, plan: Plan) -> nn.Module:
-    """Remove units from a model of the caller's own, in place; only the plan's corrections look at values."""
-    tensors = named_tensors(small)
-    if plan.corrects:
-        _fold(tensors, plan)
-    changed = _slice(small, tensors, plan)
+    """Remove units from a model of the caller's own, in place; only the plan's corrections look at values.
+
+    Tensors that lose positions are replaced, never written to.
+    """
+    changed = _slice(small, named_tensors(small), plan)
     _resize_modules(small, changed)
     counts = plan.counts()
     for size in plan.structure.sizes:
@@ -93,26 +96,33 @@ def cut(small: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _fold(tensors: dict[str, torch.Tensor], plan: Plan) -> None:
-    """Put the plan's corrections in: `W_K += W_P A`, `bias += W_P b`, and what was refitted."""
-    slots = {(slot.tensor, slot.axis): slot for slot in plan.structure.slots}
-    removed = plan.removed()
-    with torch.no_grad():
-        for fold in plan.folds:
-            gone = slots[fold.tensor, fold.axis].positions(removed)
-            stay = np.setdiff1d(np.arange(slots[fold.tensor, fold.axis].size), gone)
-            coefficients, offsets = (torch.tensor(part) for part in fold.arrays(len(gone), len(stay)))
-            weight = tensors[fold.tensor]
-            columns = weight.detach().movedim(fold.axis, -1)
-            lost = columns[..., torch.from_numpy(gone).to(weight.device)].double()
-            gain = (lost @ coefficients.to(weight.device)).to(weight.dtype)
-            columns[..., torch.from_numpy(stay).to(weight.device)] += gain
-            if fold.bias is not None:
-                taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
-                tensors[fold.bias].detach().add_((taps @ offsets.to(weight.device)).to(weight.dtype))
-        for refit in plan.refits:
-            weight = tensors[refit.tensor].detach()
-            axes = [torch.from_numpy(axis).to(weight.device) for axis in plan.stays(refit.tensor, weight.shape)]
-            weight[torch.meshgrid(*axes, indexing="ij")] = torch.tensor(refit.array()).to(weight)
+    """Put the plan's corrections into tensors of the dense sizes."""
+    for fold in plan.folds:
+        gain = _correct(tensors[fold.tensor].detach(), fold, plan)
+        if fold.bias is not None:
+            tensors[fold.bias].detach().add_(gain)
+    for refit in plan.refits:
+        weight = tensors[refit.tensor].detach()
+        axes = [torch.from_numpy(axis).to(weight.device) for axis in plan.stays(refit.tensor, weight.shape)]
+        weight[torch.meshgrid(*axes, indexing="ij")] = torch.tensor(refit.array()).to(weight)
+
+
+def _correct(weight: torch.Tensor, fold: Fold, plan: Plan) -> torch.Tensor:
+    """Add what a consumer's columns take over, in place: `W_K += W_P A`. Returns what its bias does, `W_P b`."""
+    slot = next(slot for slot in plan.structure.slots if (slot.tensor, slot.axis) == (fold.tensor, fold.axis))
+    gone = slot.positions(plan.removed())
+    stay = np.setdiff1d(np.arange(slot.size), gone)
+    coefficients, offsets = (torch.tensor(part).to(weight.device) for part in fold.arrays(len(gone), len(stay)))
+    lost_at, kept_at = (torch.from_numpy(places).to(weight.device) for places in (gone, stay))
+    columns, gains = weight.movedim(fold.axis, -1), []
+    # Some rows at a time: in double precision, all of them would take several times the memory of the weight.
+    for start in range(0, len(columns), ROWS):
+        rows = columns[start : start + ROWS]
+        lost = rows[..., lost_at].double()
+        rows[..., kept_at] += (lost @ coefficients).to(weight.dtype)
+        taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
+        gains.append((taps @ offsets).to(weight.dtype))
+    return torch.cat(gains)
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -148,14 +158,44 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> set[int]:
-    """Replace every tensor that loses positions; returns the ids of the modules that hold one."""
+    """Replace every tensor that loses positions, corrected; returns the ids of the modules that hold one."""
+    cuts = _cuts(plan)
+    folds: dict[str, list[Fold]] = {}
+    for fold in plan.folds:
+        folds.setdefault(fold.tensor, []).append(fold)
+    small, gains = {}, []
+    for name, axes in cuts.items():
+        weight = tensors[name].detach().clone() if name in folds else tensors[name].detach()
+        gains += [(fold.bias, _correct(weight, fold, plan)) for fold in folds.get(name, ())]
+        small[name] = _sliced(weight, axes, tensors[name])
+    for bias, gain in gains:
+        if bias is not None:
+            small.get(bias, tensors[bias]).detach().add_(_sliced(gain, cuts.get(bias, ()), gain))
+    for refit in plan.refits:
+        weight = small.get(refit.tensor, tensors[refit.tensor]).detach()
+        weight.copy_(torch.tensor(refit.array()))
+    return put(model, {id(tensors[name]): tensor for name, tensor in small.items()})
+
+
+def _cuts(plan: Plan) -> dict[str, list[tuple[int, NDArray[np.int64]]]]:
+    """For every tensor that loses positions: axes, and the positions that stay."""
     removed = plan.removed()
     cuts: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
     for slot in plan.structure.slots:
         gone = slot.positions(removed)
         if len(gone):
             cuts.setdefault(slot.tensor, []).append((slot.axis, np.delete(np.arange(slot.size), gone)))
-    return put(model, {id(tensors[name]): _sliced(tensors[name], stay) for name, stay in cuts.items()})
+    return cuts
+
+
+def _borrowed(model: nn.Module, plan: Plan) -> dict[int, torch.Tensor]:
+    """By their ids, tensors that `cut` replaces, in the same memory: a copy of them would be made for nothing."""
+    tensors = named_tensors(model)
+    found: dict[int, torch.Tensor] = {}
+    for tensor in (tensors[name] for name in _cuts(plan)):
+        if type(tensor) is nn.Parameter:
+            found[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
+    return found
 
 
 def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
@@ -174,15 +214,15 @@ def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
     return changed
 
 
-def _sliced(tensor: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]]) -> torch.Tensor:
-    """A tensor with these positions of these axes."""
-    small = tensor.detach()
+def _sliced(values: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]], like: torch.Tensor) -> torch.Tensor:
+    """These positions of these axes, as the kind of tensor that another one is."""
+    small = values
     for axis, stay in axes:
         # On "meta" there are sizes only, and choosing among values that are not there is slow.
         chosen = None if small.is_meta else torch.from_numpy(stay).to(small.device)
         small = small.narrow(axis, 0, len(stay)) if chosen is None else small.index_select(axis, chosen)
     small = small.contiguous()
-    return nn.Parameter(small, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+    return nn.Parameter(small, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else small
 
 
 # -- modules that know their sizes -----------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ class Tied(nn.Module):
         self.lstm = nn.LSTM(6, 8, 2, bidirectional=True, batch_first=True)
         self.norm = nn.BatchNorm1d(16)
         self.down = nn.Linear(16, 6)
-        self.output = nn.Linear(6, 11, bias=False)
-        self.output.weight = self.embedding.weight
+        self.decoder = nn.Linear(6, 11, bias=False)  # By its name before the embedding that it is tied to.
+        self.decoder.weight = self.embedding.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         sequence, _ = self.lstm(self.embedding(ids))
-        return self.output(self.down(self.norm(sequence.transpose(1, 2)).transpose(1, 2)))
+        return self.decoder(self.down(self.norm(sequence.transpose(1, 2)).transpose(1, 2)))
 
 
 IDS = torch.arange(14).reshape(2, 7) % 11
@@ -55,7 +55,7 @@ def test_round_trip_keeps_values_precision_and_ties(tmp_path: Path, dtype: torch
     result.save(tmp_path)
     loaded = reprune.load(Tied(), tmp_path).eval()
     assert {p.dtype for p in loaded.parameters()} == {dtype}
-    assert loaded.output.weight is loaded.embedding.weight
+    assert loaded.decoder.weight is loaded.embedding.weight
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     if dtype in (torch.float32, torch.float64):
@@ -125,10 +125,10 @@ def test_hub_round_trip_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def __init__(self, hidden: int = 8) -> None:
             super().__init__()
             self.lstm = nn.LSTM(4, hidden, batch_first=True, bidirectional=True)
-            self.output = nn.Linear(2 * hidden, 3)
+            self.decoder = nn.Linear(2 * hidden, 3)
 
         def forward(self, frames: Tensor) -> Tensor:
-            return self.output(self.lstm(frames)[0])
+            return self.decoder(self.lstm(frames)[0])
 
     frames = torch.randn(2, 5, 4)
     result = reprune.prune(Tagger(hidden=10).eval(), [frames], ratio=0.5, method="magnitude")

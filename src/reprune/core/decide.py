@@ -170,7 +170,7 @@ def _measured(
 
     search(line(allocation.origin), [line(end) for end in allocation.ends], measure)
     ranked = sorted(known.values(), key=itemgetter(0))
-    return [tried for value, tried in ranked[:CONTENDERS] if value <= NEAR * ranked[0][0]]
+    return [tried for value, tried in ranked[:CONTENDERS] if not value > NEAR * ranked[0][0]]
 
 
 def _asked(budget: Budget, before: float, after: float) -> float:

@@ -78,7 +78,7 @@ def load_pruned(dense: nn.Module, plan: Plan, path: Path, *, sealed: bool) -> nn
     # Sizes without values: those of the dense model would be copied and cut for nothing.
     hollow = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in dense.parameters()}
     small = cut(duplicate(dense, hollow), plan.cut_only() if plan.corrects else plan)
-    devices = {name: parameter.device for name, parameter in dense.named_parameters()}
+    devices = {name: parameter.device for name, parameter in dense.named_parameters(remove_duplicate=False)}
     load_weights(small, path, devices, sealed=sealed)
     return small
 

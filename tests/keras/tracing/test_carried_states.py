@@ -38,6 +38,12 @@ def stacked(x: Any, states: Any) -> Any:
     return [L.Dense(2)(y), K.stack([one, other], axis=1)]
 
 
+def joined(x: Any, both: Any) -> Any:
+    """Hidden and cell state side by side in one tensor."""
+    y, *states = L.LSTM(6, return_sequences=True, return_state=True, name="rnn")(x, initial_state=K.split(both, 2, -1))
+    return [L.Dense(2)(y), K.concatenate(states, axis=-1)]
+
+
 def step(x: Any, h: Any, c: Any) -> Any:
     """A single step of a cell."""
     y, states = L.LSTMCell(6, name="rnn")(x[:, 0], [h, c])
@@ -56,6 +62,7 @@ CARRIED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], list[int], list[in
     "lstm": (lstm, ((T, F), (6,), (6,)), [1, 2], [1, 2]),
     "masked": (masked, ((T, F), (6,), (1,)), [1], [1]),
     "stacked": (stacked, ((T, F), (2, 6)), [1], [1]),
+    "joined": (joined, ((T, F), (12,)), [1], [1]),
     "step": (step, ((T, F), (6,), (6,)), [1, 2], [1, 2]),
     "decoder": (decoder, ((1, F), (T, F), (F,), (F,)), [2, 3], [1, 2]),
 }
@@ -71,10 +78,18 @@ def test_pruned_equals_masked_over_two_calls(name: str, tmp_path: Path) -> None:
     plan = some_plan(info.structure, 1)
     (kept,) = {tuple(units) for units in plan.kept.values()}
     small, whole = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
-    assert [small.inputs[place].shape[-1] for place in taken] == [len(kept)] * len(taken)
+    (units,) = {layer.units for layer in info.structure.layers.values()}
+    times = [model.inputs[place].shape[-1] // units for place in taken]
+    assert [small.inputs[place].shape[-1] for place in taken] == [len(kept) * count for count in times]
+    assert [(state.given.size, state.given.stay(plan.removed())[0].size) for state in info.structure.states] == [
+        (units * count, len(kept) * count) for count in times
+    ]
 
     def cut(values: list[Any], places: list[int]) -> list[Any]:
-        return [np.asarray(v)[..., list(kept)] if i in places else v for i, v in enumerate(values)]
+        def left(value: Any) -> Any:
+            return value[..., [start + unit for start in range(0, value.shape[-1], units) for unit in kept]]
+
+        return [left(np.asarray(v)) if i in places else v for i, v in enumerate(values)]
 
     for _ in range(2):
         expected, found = outputs(whole, x), outputs(small, cut(x, taken))

@@ -34,13 +34,13 @@ class Scaled(keras.layers.Layer):
 
 
 class Gain(keras.layers.Layer):
-    """A layer without recurrent layers inside."""
+    """A layer without recurrent layers inside, whose code leaves Keras."""
 
     def build(self, shape: Any) -> None:
         self.gain = self.add_weight(shape=(shape[-1],), name="gain")
 
     def call(self, x: Any) -> Any:
-        return x * self.gain
+        return x * float(np.asarray(self.gain)[0])
 
 
 class OwnCell(L.SimpleRNNCell):
@@ -97,7 +97,7 @@ PINNED: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown": (_functional(lambda x: L.Dense(2)(K.glu(_named()(x)))), "what Glu does .* is not known"),
     "running-sum": (_functional(lambda x: L.Dense(2)(K.cumsum(_named()(x), axis=-1))), "runs over its units as over"),
     "weighted-mean": (_functional(lambda x: L.Dense(2)(K.average(_named()(x), axis=-1))), "reduced over its units"),
-    "halves": (_functional(lambda x: L.Dense(2)(K.add(*K.split(_named()(x), 2, -1)))), "written into the code"),
+    "halves": (_functional(lambda x: L.Dense(2)(K.add(*K.split(_named()(x), 2, -1)))), "other positions of its own"),
     "steps-by-units": (_functional(_chosen), "used as indices"),
     "masked-by-units": (_functional(lambda x: L.Dense(2)(L.LSTM(3)(L.Masking(-1.0)(_named()(x))))), "a mask is made"),
     "own-weights": (_functional(lambda x: L.Dense(2)(Gain()(_named()(x)))), r"weights of its own \(gain\).*Dense"),

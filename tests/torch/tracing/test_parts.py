@@ -10,7 +10,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from tests.helpers.torch_oracle import check_oracle, random_plans
+from tests.helpers.torch_oracle import check_all_lose, check_oracle, random_plans
 
 
 def frames(batch: int = 4) -> torch.Tensor:
@@ -145,3 +145,23 @@ def test_units_in_turn_are_pinned() -> None:
     assert pin is not None
     assert "its units are coupled with those of" in pin.reason
     assert __file__ in pin.site.location
+
+
+class LayersInTurn(nn.Module):
+    """Final states of all layers, flattened so that the layers alternate: as DeepAR reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(5, 8, 3), nn.Linear(3 * 8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, (h, _) = self.rnn(x.transpose(0, 1))
+        return self.out(h.permute(1, 2, 0).reshape(len(x), -1))
+
+
+def test_layers_that_alternate_on_an_axis_lose_the_same_units() -> None:
+    names = {f"rnn:l{k}": 8 for k in range(3)}
+    structure = check_all_lose(
+        LayersInTurn(), names, lambda steps=4: torch.randn(3, steps, 5, dtype=torch.float64), longer=6
+    )
+    assert structure.index_coupled == (tuple(names),)

@@ -284,3 +284,37 @@ def test_a_second_call_is_rehearsed() -> None:
     layer = found(seeded(FailsOnItsOwnState), inputs(3)).layers["cell:l0"]
     assert layer.pin is not None
     assert __file__ in layer.pin.site.location
+
+
+class ProjectedStep(nn.Module):
+    """One step of an LSTM whose state is a projection of what its gates make, states handed in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.project, self.out = nn.Linear(5 + 4, 4 * 8), nn.Linear(8, 4, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        i, f, g, o = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = self.project(torch.sigmoid(o) * torch.tanh(c))
+        return self.out(h), h, c
+
+
+def test_a_projected_state_is_carried_step_by_step() -> None:
+    model = seeded(ProjectedStep)
+    structure = found(model, inputs(3), *doubled((torch.zeros(3, 4), torch.zeros(3, 8))))
+    assert sorted(structure.layers[name].units for name in structure.prunable) == [4, 8]
+    for plan in random_plans(structure, 2):
+        check_stream(model, plan, doubled((torch.zeros(4, 4), torch.zeros(4, 8))), 4)
+
+
+def test_what_a_block_makes_of_its_input_is_no_projected_state() -> None:
+    """A correction of the input, made with a state: the caller gets an answer, not a state."""
+
+    class Corrects(ProjectedStep):
+        def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            answer, h, c = super().forward(x, h, c)
+            return answer, h + x[:, :4], c
+
+    structure = found(seeded(Corrects), inputs(3), *doubled((torch.zeros(3, 4), torch.zeros(3, 8))))
+    assert all(structure.layers[name].units != 4 for name in structure.prunable)

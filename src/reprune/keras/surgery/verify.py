@@ -196,6 +196,10 @@ def _add_noise(weights: dict[str, Array], plan: Plan) -> None:
         if slot.role == "own" and len(gone):
             part = np.moveaxis(weights[slot.tensor], slot.axis, 0)
             part[gone] += rng.standard_normal(part[gone].shape).astype(part.dtype)
+    # Units that read each other through noise would grow without bound, from step to step.
+    for slot in plan.structure.slots:
+        if slot.role == "reads":
+            np.moveaxis(weights[slot.tensor], slot.axis, 0)[slot.positions(removed)] = 0
 
 
 def _differs(a: Array, b: Array) -> bool:

@@ -7,7 +7,7 @@ symbolic inputs once, which gives them one.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -77,16 +77,8 @@ class ModelGraph:
         graph = own_graph(operation)
         if graph is not None or call is None or not _is_composite(operation):
             return graph
-        args, kwargs = call
-        tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
-        inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=f"input_{i}") for i, t in enumerate(tensors)]
-        fresh = iter(inputs)
-        args, kwargs = keras.tree.map_structure(
-            lambda leaf: next(fresh) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
-        )
         try:
-            with followed(inputs):
-                graph = keras.Model(inputs, operation.call(*args, **kwargs), name=operation.name)
+            graph = _graph_inside(operation, call)
         except Exception as error:
             # Whatever a stranger's code raises on symbolic inputs: the layer stays closed, and pins what it reads.
             said = str(error).strip() or type(error).__name__
@@ -184,6 +176,46 @@ def _is_composite(operation: Any) -> bool:
     if type(operation).__module__.split(".")[0] == "keras":
         return False
     return bool(sublayers(operation)) and not loose_weights(operation)
+
+
+def _graph_inside(operation: Any, call: tuple[Any, Any], weights: Sequence[Any] = ()) -> Graph:
+    """The graph of what the `call` of a layer does with the tensors that it was called on.
+
+    Args:
+        operation: The layer.
+        call: The symbolic arguments of a call.
+        weights: Further inputs, of which its code makes use.
+    """
+    args, kwargs = call
+    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
+    inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=f"input_{i}") for i, t in enumerate(tensors)]
+    fresh = iter(inputs)
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: next(fresh) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
+    )
+    with followed(inputs):
+        return keras.Model([*inputs, *weights], operation.call(*args, **kwargs), name=operation.name)
+
+
+def graph_with_weights(layer: Any) -> tuple[Graph, list[Any]] | None:
+    """The graph of a layer with weights of its own, which are its last inputs, and these weights.
+
+    None where its code cannot be followed, or where it holds other layers.
+    """
+    call = _call_of(layer)
+    if call is None or sublayers(layer):
+        return None
+    # A twin, in whose attributes symbols stand for weights: the layer itself is left as it is.
+    twin = object.__new__(type(layer))
+    twin.__dict__.update(vars(layer))
+    mine = {id(variable) for variable in layer.weights if len(variable.shape)}
+    held = {name: value for name, value in vars(layer).items() if id(value) in mine}
+    symbols = {name: keras.Input(batch_shape=tuple(value.shape), dtype=value.dtype) for name, value in held.items()}
+    twin.__dict__.update(symbols)
+    try:
+        return _graph_inside(twin, call, list(symbols.values())), list(held.values())
+    except Exception:
+        return None  # Whatever a stranger's code raises on symbols.
 
 
 def _call_of(operation: Any) -> tuple[Any, Any] | None:

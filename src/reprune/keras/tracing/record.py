@@ -12,11 +12,13 @@ import numpy as np
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import (
+    CarriedState,
     Consumer,
     Contraction,
     Extent,
     Layer,
     Pin,
+    Port,
     Site,
     SizeAttribute,
     Slot,
@@ -28,7 +30,7 @@ from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
-from reprune.keras.tracing.tracer import Traced, Tracer, carried_inputs, returned_states
+from reprune.keras.tracing.tracer import Traced, Tracer, carried_inputs, paired_states, returned_states
 
 Forward = Callable[[Any, Any], Any]
 Unit = tuple[str, int]
@@ -189,6 +191,7 @@ class _Resolver:
             ),
             buffers=tuple(name for name, weight in weights.items() if _is_buffer(weight)),
             steps=self._records.steps or 1.0,
+            states=self._states(),
             sizes=tuple(
                 SizeAttribute(owner, path, extent_of(units, self._sizes))
                 for (owner, path), labels in self._records.sizes.items()
@@ -270,6 +273,21 @@ class _Resolver:
             return None
         units = self._units(tensor.shadow.labels)
         return Slot("", tensor.shadow.axis, len(units), "follows", spans_of(units))
+
+    def _states(self) -> tuple[CarriedState, ...]:
+        """The states that the caller carries, by the names of the inputs and the places of the outputs."""
+        tracer, root = self._tracer, self._tracer.graph.root
+        found = []
+        for place, position in paired_states(tracer):
+            name = str(root.inputs[place]._keras_history.operation.name)
+            back = (position,) if len(tracer.outputs) > 1 else ()
+            pair = ((name,), tracer.inputs[place]), (back, tracer.outputs[position])
+            given, returned = (
+                Port(path, slot.axis, slot.size, (slot.spans,)) if slot is not None and slot.spans else None
+                for path, slot in ((path, self.axis(tensor)) for path, tensor in pair)
+            )
+            found.append(CarriedState(given, returned))
+        return tuple(state for state in found if state.given is not None)
 
     def _extent(self, axis: int | Ids) -> Extent:
         return Extent(axis) if isinstance(axis, int) else extent_of(self._units(axis), self._sizes)

@@ -17,10 +17,19 @@ from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
 
 @dataclass(eq=False)
 class Traced:
-    """A tensor of the traced example with the labels of its positions."""
+    """A tensor of the traced example with the labels of its positions.
+
+    Attributes:
+        value: The tensor.
+        shadow: Its labels.
+        weight: Where it is a weight of a layer whose code is followed: the variable.
+        axes: Of such a weight the axis of the variable that lies along each of its own, None where there is none.
+    """
 
     value: Any
     shadow: Shadow | None = None
+    weight: Any = None
+    axes: tuple[int | None, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,6 +122,8 @@ class Tracer:
         self.refused: dict[str, tuple[str, int, Pin]] = {}
         self._names: dict[int, str] = {}
         self._followers: dict[int, Ids] = {}
+        self.written: list[Any] = []
+        """Graphs of layers with weights of their own: operations are known by their identity."""
         for path, layer in graph.layers():
             for name, variable in named_weights(layer, path):
                 self._names.setdefault(id(variable), name)
@@ -277,6 +288,8 @@ def shadow(axis: int, labels: Ids, silent: bool = True) -> Shadow | None:
 def moved(call: Call) -> Any:
     """An operation that only moves values about: run on the labels themselves."""
     outputs = call.values()
+    if len(call.tensors) == 1 and call.x.weight is not None and hasattr(outputs, "shape"):
+        return _turned(call, outputs)
     if all(tensor.shadow is None for tensor in call.tensors):
         return keras.tree.map_structure(Traced, outputs)
     args, kwargs = keras.tree.map_structure(
@@ -288,6 +301,25 @@ def moved(call: Call) -> Any:
         for value, grid in zip(keras.tree.flatten(outputs), labels, strict=True)
     ]
     return keras.tree.pack_sequence_as(outputs, flat)
+
+
+def _turned(call: Call, value: Any) -> Traced:
+    """A weight whose axes were moved about: where each of them comes from, by the steps between elements."""
+    weight = call.x
+    places = np.arange(int(np.prod(weight.shape))).reshape(weight.shape)
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: keras.ops.convert_to_tensor(places) if leaf is weight else leaf, (call.args, call.kwargs)
+    )
+    made = array(call.operation(*args, **kwargs))
+    steps = {step // places.itemsize: axis for step, axis in zip(places.strides, weight.axes, strict=True)}
+    axes = []
+    for axis, length in enumerate(made.shape):
+        step = int(np.diff(made, axis=axis).flat[0]) if length > 1 else -1
+        source = steps.get(step)
+        same = source is not None and length == weight.weight.shape[source]
+        axes.append(source if same else None)
+    whole = made.size == places.size
+    return Traced(value, weight=weight.weight if whole else None, axes=tuple(axes))
 
 
 def _spread(tensor: Traced) -> Any:
@@ -320,16 +352,20 @@ def _gathered(call: Call, grid: Ids) -> Shadow | None:
     return shadow(axis, np.where(first == PADDING, NONE, first), silent)
 
 
-def returned_states(tracer: Tracer) -> list[Traced]:
-    """Outputs that are states of the caller's: each has the units of a labelled input of the same rank."""
-    given = [tensor for place, tensor in enumerate(tracer.inputs) if place in tracer.carried]
-    found = []
-    for output in tracer.outputs:
-        mate = next((tensor for tensor in given if _same_units(tracer, tensor, output)), None)
+def paired_states(tracer: Tracer) -> list[tuple[int, int]]:
+    """States of the caller's: the place of each among the inputs, and that of the output of its units and rank."""
+    given, found = list(tracer.carried), []
+    for position, output in enumerate(tracer.outputs):
+        mate = next((place for place in given if _same_units(tracer, tracer.inputs[place], output)), None)
         if mate is not None:
-            given = [tensor for tensor in given if tensor is not mate]
-            found.append(output)
+            given.remove(mate)
+            found.append((mate, position))
     return found
+
+
+def returned_states(tracer: Tracer) -> list[Traced]:
+    """Outputs that are states of the caller's."""
+    return [tracer.outputs[position] for _, position in paired_states(tracer)]
 
 
 def carried_inputs(tracer: Tracer) -> list[int]:

@@ -208,6 +208,24 @@ class Tracer:
         """Whether units of a recurrent layer are among the labels."""
         return bool(self.units_by_layer(labels).keys() & self.recording.layers.keys())
 
+    def rows_of_buffers(self, labels: Ids) -> bool:
+        """Whether there are labels and all of them are of buffers' axes, none of parameters'."""
+        couplings = self.recording.couplings
+        held = set(couplings.space(labels[labels > NONE]).tolist())
+        trained: dict[bool, set[int]] = {True: set(), False: set()}
+        for (name, _), line in self.recording.axes.items():
+            trained[isinstance(self.tensors[name], nn.Parameter)].update(couplings.space(line).tolist())
+        return bool(held) and held <= trained[False] - trained[True]
+
+    def goes_round(self, labels: Ids) -> bool:
+        """Whether these are made by weights that have been applied to what they helped to produce."""
+        recording = self.recording
+        names = recording.provenance.recurrent & recording.provenance.driven
+        own = [line for axis, line in recording.axes.items() if axis[0] in names and "own" in recording.roles[axis]]
+        return any(
+            bool(np.isin(recording.couplings.roots(labels), recording.couplings.roots(line)).any()) for line in own
+        )
+
     @property
     def layers(self) -> Mapping[str, RecurrentLayer]:
         """Recurrent layers and widths so far, by address."""

@@ -9,7 +9,7 @@ import keras
 
 from reprune.core.layers import Pin, Site
 from reprune.keras.tracing.configuration import loose_weights, sublayers
-from reprune.keras.tracing.rules import attention, elementwise, movement, recurrent, weights
+from reprune.keras.tracing.rules import attention, elementwise, movement, recurrent, weights, written
 from reprune.keras.tracing.tracer import Call, moved
 
 Rule = Callable[[Call], Any]
@@ -34,6 +34,7 @@ _RULES: dict[Rule, str] = {
     attention.multi_head: "MultiHeadAttention",
     attention.matmul: "Matmul",
     attention.dot: "Dot",
+    attention.tensordot: "Tensordot",
     attention.einsum: "Einsum",
     elementwise.same: (
         "Dropout AlphaDropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D SpatialDropout3D "
@@ -94,6 +95,9 @@ def rule_of(operation: Any) -> Rule:
 def unknown(call: Call) -> Any:
     """What nobody has described: it may do anything with what it reads."""
     operation = call.operation
+    made = written.followed(call) if isinstance(operation, keras.layers.Layer) else None
+    if made is not None:
+        return made
     why, line = call.tracer.graph.closed.get(id(operation), ("", ""))
     followed = f"whose code cannot be followed{': ' * bool(why)}{why}"
     for layer in _inside(operation):
@@ -108,7 +112,7 @@ def unknown(call: Call) -> Any:
     if own and not type(operation).__module__.startswith("keras."):
         return call.pinned(
             f"{type(operation).__name__} holds weights of its own ({', '.join(own)}), whose use cannot be followed: "
-            "make it of layers such as keras.layers.Dense"
+            "use keras.ops in it, or make it of layers such as keras.layers.Dense"
         )
     if why:
         return call.pinned(f"it is read by a {type(operation).__name__}, {followed}", line)

@@ -83,6 +83,9 @@ def matmul(call: Call) -> Any:
     if len(tensors) != 2 or len(call.args) > 2:
         return call.pinned("it is multiplied with a constant or a weight outside any layer")
     ranks = [len(tensor.shape) for tensor in tensors]
+    if ranks[1] == 1 and tensors[1].weight is not None:
+        rows = [f"row {index}" for index in range(ranks[0] - 1)]
+        return contracted(call, [*rows, "inner"], ["inner"], rows)
     if min(ranks) < 2:
         return call.pinned("it is multiplied with a vector")
     common = [f"batch {index}" for index in range(max(ranks) - 2)]
@@ -99,7 +102,10 @@ def dot(call: Call) -> Any:
     layer = isinstance(call.operation, keras.layers.Layer)
     axes = call.operation.axes if layer else (-1, -2)
     one, other = (axes, axes) if isinstance(axes, int) else axes
-    if min(ranks) < 2:
+    vector = ranks[1] == 1 and call.tensors[1].weight is not None
+    if vector:
+        other = -1
+    if min(ranks) < 2 and not vector:
         return call.pinned("it is multiplied with a vector")
     loud = any(tensor.shadow is not None and not tensor.shadow.silent for tensor in call.tensors)
     if layer and call.operation.normalize and loud:
@@ -113,6 +119,23 @@ def dot(call: Call) -> Any:
         letters.append(own)
     first, second = letters
     return contracted(call, first, second, [x for x in dict.fromkeys([*first, *second]) if x != "inner"])
+
+
+def tensordot(call: Call) -> Any:
+    """A product over given axes."""
+    if len(call.tensors) != 2:
+        return call.pinned("it is multiplied with a constant")
+    ranks = [len(tensor.shape) for tensor in call.tensors]
+    axes = call.operation.axes
+    if isinstance(axes, int):
+        pairs = [(ranks[0] - axes + index, index) for index in range(axes)]
+    else:
+        one, other = ([axis] if isinstance(axis, int) else list(axis) for axis in axes)
+        pairs = [(a % ranks[0], b % ranks[1]) for a, b in zip(one, other, strict=True)]
+    first, second = ([f"{name} {index}" for index in range(rank)] for name, rank in zip("ab", ranks, strict=True))
+    for number, (a, b) in enumerate(pairs):
+        first[a] = second[b] = f"inner {number}"
+    return contracted(call, first, second, [x for x in [*first, *second] if not x.startswith("inner")])
 
 
 def einsum(call: Call) -> Any:
@@ -144,7 +167,15 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
         length = max(len(labels) for _, labels in factors)
         factors = [(tensor, labels) for tensor, labels in factors if len(labels) == length]
         labels = np.maximum(factors[0][1], factors[-1][1])
-        call.tracer.tie(factors[0][1], factors[-1][1], call.site, UNLIKE)
+        weights = [tensor for tensor, _ in factors if tensor.weight is not None]
+        if weights:
+            names = axes[tensors.index(weights[0])]
+            if not _read_by(call, weights[0], names.index(letter), labels, reads=letter not in out):
+                return call.pinned("it is multiplied with a weight whose axes were mixed before")
+            if letter not in out:
+                continue
+        else:
+            call.tracer.tie(factors[0][1], factors[-1][1], call.site, UNLIKE)
         silent = any(t.shadow is not None and t.shadow.silent for t, own in factors if (own > NONE).any())
         if letter in out:
             passed.append((out.index(letter), labels, silent))
@@ -157,6 +188,15 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
         passed.sort(key=lambda place: not call.tracer.names_units(place[1]))
         call.tracer.pin_labels(passed.pop()[1], call.site, "its units meet others on two axes of a product")
     return Traced(value, shadow(*passed[0]) if passed else None)
+
+
+def _read_by(call: Call, weight: Traced, axis: int, labels: Ids, *, reads: bool) -> bool:
+    """Note which axis of a written layer's weight knows these units; False where it cannot be told."""
+    source = weight.axes[axis]
+    if source is None:
+        return False
+    call.tracer.slot(weight.weight, source, labels, "reads" if reads else "follows", call.site)
+    return True
 
 
 def contract(call: Call, first: Traced, one: Ids, second: Traced, other: Ids, both: bool = False) -> bool:

@@ -65,6 +65,10 @@ def combined(call: Call) -> Any:
         own = axis - (rank - len(leaf.shape))
         if own < 0 or (leaf.shape[own] == 1 and width > 1):
             continue
+        if _is(leaf) and leaf.weight is not None and leaf.axes[own] is not None:
+            for tensor in [one for one in labelled if one.shape[axis - rank] == width]:
+                call.tracer.slot(leaf.weight, leaf.axes[own], tensor.along(axis - rank), "follows", call.site)
+            continue
         named = leaf.along(own) if _is(leaf) else np.zeros(width, dtype=np.int64)
         labels = named if not (labels > NONE).any() else labels
         for tensor in labelled:

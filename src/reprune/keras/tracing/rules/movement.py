@@ -47,8 +47,13 @@ def reshape(call: Call) -> Any:
 
 
 def sliced(call: Call) -> Any:
-    """Indexing, splitting: over time and batch as one likes; units must be taken all or not at all."""
+    """Indexing, splitting: over time and batch as one likes; units must be taken whole, or in equal parts."""
     out = moved(call)
+    if _in_equal_parts(call):
+        first, *others = [part.along(call.operation.axis) for part in out]
+        for labels in others:
+            call.tracer.tie(first, labels, call.site, "it is split into parts of one size, of which others stay")
+        return out
     for tensor in call.tensors:
         if tensor.shadow is None:
             continue
@@ -56,6 +61,13 @@ def sliced(call: Call) -> Any:
         if not taken or any(set(_named(labels)) != set(_named(tensor.shadow.labels)) for labels in taken):
             return call.pinned("units are taken by a position that is written into the code")
     return out
+
+
+def _in_equal_parts(call: Call) -> bool:
+    """Whether an axis of units is split into so many parts, such as `[h, c]` in one tensor."""
+    operation, x = call.operation, call.x
+    parts = getattr(operation, "indices_or_sections", None)
+    return isinstance(parts, int) and x.shadow is not None and operation.axis % len(x.shape) == x.shadow.axis
 
 
 def taken_along(call: Call) -> Any:

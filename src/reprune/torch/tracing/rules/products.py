@@ -33,6 +33,8 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read
         tagged = bool((compact(units) >= TAG).any())
         if tagged and not read:
             units = units.where(units < TAG, NONE)
+        if varies(units, contracted):
+            units = tracer.representatives(units)  # Gates that meet one unit are one: they do not vary.
         # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.
         alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
         over_units = varies(units, contracted) or alone
@@ -72,6 +74,8 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     if left.free is not None and right.free is not None:
         left, right = _one_free(op, left, right)
     _follow_batch(op, left, right)
+    if own is not None and not tracer.widths.everywhere and not tracer.rows_of_buffers(own):
+        left, right = (_without_positions(op, side, right.weight) for side in (left, right))
     if own is not None and (left.free is not None or right.free is not None) and tracer.widths.everywhere:
         tracer.pin(torch.from_numpy(own), op.name, "what it computes has units along another axis, too")
     if right.free is not None:
@@ -129,6 +133,22 @@ def _one_free(op: Op, left: _Side, right: _Side) -> tuple[_Side, _Side]:
         op.tracer.pin(right.free, op.name, reason)
     op.tracer.pin(left.free, op.name, reason)
     return replace(left, free=None), right
+
+
+def _without_positions(op: Op, side: _Side, features: bool) -> _Side:
+    """A side without free labels that name positions, such as the nodes of a graph: what a weight makes goes before.
+
+    Rows of a constant matrix are positions; so are rows of a weight beside which another one makes `features` (it is
+    multiplied from the right), unless they have been seen to go round.
+    """
+    if side.free is None:
+        return side
+    found = unit_ids(side.free)
+    units = op.tracer.is_recurrent(side.free) or op.tracer.goes_round(found)
+    if not op.tracer.rows_of_buffers(found) and (units or not features):
+        return side
+    op.tracer.pin(side.free, op.name, "a weight is applied along another axis of what holds its units")
+    return replace(side, free=None)
 
 
 def _record_reading(op: Op, side: _Side, other: _Side) -> None:

@@ -122,18 +122,23 @@ def recognised(interface: Interface, builder: Builder, output: Any) -> dict[tupl
     kept = {labelled.path: labelled.labels for labelled in kept_units(interface)}
     judge = _Judge(tracer, builder)
     found: dict[tuple[bool, Path], torch.Tensor] = {}
-    for source in interface.sources:
-        if source.held:
-            back = [kept[source.path]] if source.path in kept else []
-        else:
-            back = [labels for _, labels in returned]
-        labels = judge.state(source, [one for one in back if one.shape == source.shape] or back)
-        if labels is None:
-            continue
-        found[source.held, source.path] = torch.from_numpy(labels).view(source.shape)
-        taken = [k for k, one in enumerate(returned) if judge.same(one.labels, labels, source.shape)]
-        if taken and not source.held:
-            returned.pop(taken[0])
+    # What is made of other states is known once these are.
+    for way in (judge.state, judge.projection):
+        for source in interface.sources:
+            if (source.held, source.path) in found:
+                continue
+            if source.held:
+                back = [kept[source.path]] if source.path in kept else []
+            else:
+                back = [labels for _, labels in returned]
+            labels = way(source, [one for one in back if one.shape == source.shape] or back)
+            if labels is None:
+                continue
+            found[source.held, source.path] = torch.from_numpy(labels).view(source.shape)
+            judge.know(labels)
+            taken = [k for k, one in enumerate(returned) if judge.same(one.labels, labels, source.shape)]
+            if taken and not source.held:
+                returned.pop(taken[0])
     return found
 
 
@@ -144,6 +149,7 @@ class _Judge:
         self._tracer, self._builder = tracer, builder
         self._recording = tracer.recording
         self._roots = tracer.recording.couplings.roots
+        self._states: set[int] = set()
         self._own: dict[str, set[int]] = {}
         self._reads: dict[str, set[int]] = {}
         for (name, axis), roles in self._recording.roles.items():
@@ -166,6 +172,25 @@ class _Judge:
         met = np.where(beside > NONE, beside, read)
         if (taken == NONE).all() and self._builder.recurrent_layers_of(met):
             return met if self._only_own_readers(source, self._classes(met)) else None
+        return None
+
+    def know(self, labels: Ids) -> None:
+        """These are units of a state."""
+        self._states |= self._classes(labels)
+
+    def projection(self, source: Source, back: Sequence[torch.Tensor]) -> Ids | None:
+        """Labels of a source that is a projection of states that are known: they are made with it, and it of them."""
+        if not source.read_by or any(found.any() for kind, found in source.met.items() if kind != "read"):
+            return None
+        if not (source.labels("read") > NONE).all():
+            return None
+        if not all(self._own.get(name, set()) & self._states for name in source.read_by):
+            return None
+        for one in back:
+            made = self._classes(flat(one))
+            makers = [name for name, own in self._own.items() if own & made and name in self._reads]
+            if one.shape == source.shape and makers and all(self._reads[name] & self._states for name in makers):
+                return flat(one)
         return None
 
     def same(self, one: torch.Tensor, labels: Ids, shape: torch.Size) -> bool:

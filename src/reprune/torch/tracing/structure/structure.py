@@ -30,6 +30,7 @@ from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.recording import Labelled, Recording
 from reprune.torch.tracing.sizes.attributes import Sizes, extent
+from reprune.torch.tracing.structure.interleaved import couple_interleaved
 from reprune.torch.tracing.structure.parts import in_parts, parts_of
 from reprune.torch.tracing.structure.ports import port
 from reprune.torch.tracing.structure.widths import Widths
@@ -52,6 +53,7 @@ class Builder:
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
         self._layers = dict(recording.layers)
         self._layers.update(written_cells(recording, self._known(), self._is_recurrent))
+        couple_interleaved(recording, self._layers)
         self._layers = in_parts(self._layers, self._couplings, recording.count_coupled)
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))
@@ -157,14 +159,17 @@ class Builder:
         if before is None:
             return False
         now = self._couplings.roots(self._couplings.all())
-        roles, axes = self.recording.roles, self.recording.axes
-        own = [axes[axis] for axis in axes if axis[0] == name and "own" in roles[axis]]
+        lines = {axis: line for axis, line in self.recording.axes.items() if axis[0] in self._tensors}
+        maps = [pair for pair in dict.fromkeys(self.recording.maps) if pair[0] in lines and pair[1] in lines]
 
         def meet(roots: Ids) -> bool:
-            read = labels[labels < len(roots)]
-            return any(
-                bool((np.isin(roots[read], roots[line[line < len(roots)]]) & (read > NONE)).any()) for line in own
-            )
+            """Whether the weight reads what is made of its outputs, by itself or through others."""
+            classes = {axis: set(roots[line[line < len(roots)]].tolist()) - {NONE} for axis, line in lines.items()}
+            made = [held for axis, held in classes.items() if axis[0] == name and "own" in self.recording.roles[axis]]
+            reached = set[int]().union(*made)
+            while more := {root for one, two in maps if classes[one] & reached for root in classes[two] - reached}:
+                reached |= more
+            return bool((set(roots[labels[labels < len(roots)]].tolist()) - {NONE}) & reached)
 
         return meet(now) and not meet(before)
 

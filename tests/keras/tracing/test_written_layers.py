@@ -1,0 +1,101 @@
+"""Layers with weights of their own, such as attention written by hand: their code is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import reprune.keras
+from tests.helpers import keras_zoo as zoo
+from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
+
+L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
+
+
+class Weights(L.Layer):
+    """A score for every step, and the mean of the steps by it."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 1), name="kernel")
+        self.shift = self.add_weight(shape=(shape[1], 1), name="shift")
+
+    def call(self, x: Any) -> Any:
+        return K.sum(x * K.softmax(K.tanh(x @ self.kernel + self.shift), axis=1), axis=1)
+
+
+class Context(L.Layer):
+    """Steps are compared with a vector, in a space of a width of its own."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+        self.bias = self.add_weight(shape=(4,), name="bias")
+        self.vector = self.add_weight(shape=(4,), name="vector")
+
+    def call(self, x: Any) -> Any:
+        inner = K.tanh(K.tensordot(x, self.kernel, axes=1) + self.bias)
+        scores = K.exp(K.squeeze(K.dot(inner, K.expand_dims(self.vector, -1)), -1))
+        return K.einsum("bt,bth->bh", scores / K.sum(scores, axis=1, keepdims=True), x)
+
+
+class Scaled(L.Layer):
+    """A gain and a shift for every unit; the transposed product of the last step."""
+
+    def build(self, shape: Any) -> None:
+        self.gain = self.add_weight(shape=(shape[-1],), name="gain")
+        self.kernel = self.add_weight(shape=(3, shape[-1]), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return K.matmul((x * self.gain)[:, -1], K.transpose(self.kernel))
+
+
+class Square(L.Layer):
+    """A space as wide as what is read: it cannot be made narrower without its weights' columns."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return K.max(K.tanh(K.matmul(x, self.kernel)), axis=1)
+
+
+def model_of(layer: Callable[[], Any]) -> Any:
+    def build(x: Any) -> Any:
+        return L.Dense(2)(layer()(L.Bidirectional(L.LSTM(5, return_sequences=True), name="rnn")(x)))
+
+    return zoo.functional(build, (T, F))
+
+
+@pytest.mark.parametrize("layer", [Weights, Context, Scaled])
+def test_a_layer_with_weights_of_its_own_is_followed(layer: type[Any]) -> None:
+    model = model_of(layer)
+    x = zoo.inputs_for(model)
+    structure = reprune.keras.inspect(model, [x]).structure
+    assert len(structure.prunable) == 2, {name: str(layer.pin) for name, layer in structure.layers.items()}
+    plan = some_plan(structure, 1)
+    small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    more = zoo.inputs_for(model, 5, 3)
+    assert error(outputs(masked, more), outputs(small, more)) < RELATIVE
+    assert small.count_params() < model.count_params()
+
+
+def test_weights_as_wide_as_what_they_read_pin_it() -> None:
+    model = model_of(Square)
+    info = reprune.keras.inspect(model, [zoo.inputs_for(model)])
+    assert {pin.reason.split(":")[0] for pin in info.pinned.values()} == {
+        "the model cannot be rebuilt with fewer units"
+    }
+
+
+def test_relu_over_many_steps_is_no_leak() -> None:
+    """Removed units that read each other through the rehearsal's noise would overflow."""
+
+    def build(x: Any) -> Any:
+        return L.Dense(2)(L.SimpleRNN(6, activation="relu", name="rnn")(x))
+
+    model = zoo.functional(build, (300, F))
+    kernel = model.get_layer("rnn").cell.recurrent_kernel
+    kernel.assign(kernel / 2)
+    info = reprune.keras.inspect(model, [zoo.inputs_for(model)])
+    assert info.prunable == ("rnn",)

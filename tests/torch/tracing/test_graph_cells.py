@@ -1,0 +1,77 @@
+"""Recurrent cells on graphs: a matrix over nodes mixes rows of the state, weights beside it make the features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.torch_oracle import check_all_lose
+
+NODES, UNITS = 5, 8
+
+
+class GraphGRU(nn.Module):
+    """A GRU whose gates read the neighbours' states through an adjacency matrix, which may be learned."""
+
+    def __init__(self, form: str, learned: bool) -> None:
+        super().__init__()
+        self.form, self.units = form, UNITS
+        adjacency = torch.rand(NODES, NODES)
+        if learned:
+            self.adjacency = nn.Parameter(adjacency)
+        else:
+            self.register_buffer("adjacency", adjacency)
+        self.gates = nn.Parameter(torch.randn(UNITS + 2, 2 * UNITS) / 3)
+        self.candidate = nn.Parameter(torch.randn(UNITS + 2, UNITS) / 3)
+        self.bias = nn.Parameter(torch.randn(2 * UNITS))
+        self.out = nn.Linear(UNITS, 3)
+
+    def neighbours(self, x: Tensor, h: Tensor) -> Tensor:
+        both = torch.cat([x, h], -1)
+        if self.form == "matmul":
+            return self.adjacency @ both
+        if self.form == "einsum":
+            return torch.einsum("nm,bmc->bnc", self.adjacency, both)
+        batch, nodes, features = both.shape
+        mixed = self.adjacency @ both.permute(1, 2, 0).reshape(nodes, features * batch)
+        return mixed.reshape(nodes, features, batch).permute(2, 0, 1)
+
+    def forward(self, xs: Tensor) -> Tensor:
+        h = xs.new_zeros(len(xs), NODES, self.units)
+        for x in xs.unbind(1):
+            rows = self.neighbours(x, h).reshape(len(xs) * NODES, -1)
+            r, z = torch.sigmoid(rows @ self.gates + self.bias).view(len(xs), NODES, -1).chunk(2, -1)
+            h = z * h + (1 - z) * torch.tanh(self.neighbours(x, r * h) @ self.candidate)
+        return self.out(h)
+
+
+def frames(steps: int = 4) -> Tensor:
+    return torch.randn(3, steps, NODES, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("form", "learned"), [("matmul", False), ("einsum", False), ("flat", False), ("einsum", True), ("flat", True)]
+)
+def test_features_are_units_and_nodes_are_not(form: str, learned: bool) -> None:
+    check_all_lose(GraphGRU(form, learned), {":l0": UNITS}, frames, longer=6)
+
+
+class Mixed(nn.Module):
+    """A weight over time behind a cell written by hand: the units are beside it, and stay units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(2, UNITS), nn.Linear(UNITS, UNITS, bias=False)
+        self.time, self.out = nn.Linear(4, 6), nn.Linear(UNITS, 3)
+
+    def forward(self, xs: Tensor) -> Tensor:
+        h, states = xs.new_zeros(len(xs), self.h.in_features), []
+        for x in xs[:, :, 0].unbind(1):
+            h = torch.tanh(self.x(x) + self.h(h))
+            states.append(h)
+        return self.out(self.time(torch.stack(states, -1)[..., :4]).transpose(1, 2))
+
+
+def test_a_weight_over_time_leaves_units_alone() -> None:
+    check_all_lose(Mixed(), {":l0": UNITS}, frames, longer=6)

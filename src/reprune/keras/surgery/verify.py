@@ -62,7 +62,7 @@ def verify(plan: Plan, found: Trace, model: Any, small: Any) -> None:
         VerificationError: When they differ by more than rounding.
     """
     trial = _Trial(found, model)
-    if not inexact(plan) and trial.differs(trial.masked(plan), trial.outputs(small, plan)):
+    if trial.comparable and not inexact(plan) and trial.differs(trial.masked(plan), trial.outputs(small, plan)):
         raise VerificationError(
             f"The pruned model does not compute what the masked one does on the first batch: the layers are "
             f"{', '.join(name for name, gone in plan.removed().items() if gone)}. It is not returned. Exclude layers "
@@ -81,7 +81,7 @@ class _Trial:
         # A model that is random even when it infers cannot be compared, only rebuilt.
         self._graph, self._run = found.graph, Runner(found.graph, loosely(found.graph))
         self._outputs = self._run.arrays(self._inputs)
-        self._comparable = not self.differs(self._outputs, self._run.arrays(self._inputs, draw=1))
+        self.comparable = not self.differs(self._outputs, self._run.arrays(self._inputs, draw=1))
 
     def outputs(self, model: Any, plan: Plan | None = None) -> list[Array]:
         """Output tensors on the example, from the model's own present state.
@@ -132,7 +132,7 @@ class _Trial:
         except Exception:
             # What cannot be rebuilt pins its layers, with the reason, when it is tried with fewer units.
             return
-        if self._comparable and self.differs(self._called(), rebuilt):
+        if self.comparable and self.differs(self._called(), rebuilt):
             raise VerificationError(
                 f"{self._model.name!r} computes something else when it is rebuilt from its layers, with all of its "
                 "units: a `call` looks at values, at the types of tensors or at something random, or the get_config() "
@@ -141,7 +141,7 @@ class _Trial:
 
     def check_leaks(self, structure: Structure, blocks: Blocks) -> None:
         """Raise if units are read by something that the trace did not find."""
-        if not blocks or not self._comparable or not self._leaks(structure, blocks):
+        if not blocks or not self.comparable or not self._leaks(structure, blocks):
             return
         guilty = [name for block in blocks if self._leaks(structure, [block]) for name in block]
         raise VerificationError(
@@ -172,7 +172,7 @@ class _Trial:
             # Rebuilding calls the user's layers, which may raise anything when a size does not fit.
             text = str(error).strip().split("\n")[0]
             return Pin(Site(type(error).__name__, ""), f"the model cannot be rebuilt with fewer units: {text}")
-        if not self._comparable or inexact(plan):
+        if not self.comparable or inexact(plan):
             return None
         if not self.differs(self.masked(plan), outputs):
             return None

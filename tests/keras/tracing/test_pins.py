@@ -34,13 +34,13 @@ class Scaled(keras.layers.Layer):
 
 
 class Gain(keras.layers.Layer):
-    """A layer without recurrent layers inside, whose code leaves Keras."""
+    """A layer without recurrent layers inside, whose code asks for more than what an operation takes."""
 
     def build(self, shape: Any) -> None:
         self.gain = self.add_weight(shape=(shape[-1],), name="gain")
 
     def call(self, x: Any) -> Any:
-        return x * float(np.asarray(self.gain)[0])
+        return x * self.gain.value
 
 
 class OwnCell(L.SimpleRNNCell):

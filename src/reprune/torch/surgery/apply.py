@@ -193,7 +193,7 @@ def _borrowed(model: nn.Module, plan: Plan) -> dict[int, torch.Tensor]:
     tensors = named_tensors(model)
     found: dict[int, torch.Tensor] = {}
     for tensor in (tensors[name] for name in _cuts(plan)):
-        if type(tensor) is nn.Parameter:
+        if type(tensor) is nn.Parameter and not tensor.is_inference():
             found[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
     return found
 

@@ -55,7 +55,10 @@ def shortened(model: nn.Module, batch: Any, forward: Forward | None = None) -> t
         forward: Replaces `model(batch)`.
     """
 
+    tried: list[Any] = []
+
     def answers(part: Any) -> list[torch.Tensor] | None:
+        tried.append(part)
         try:
             with torch.no_grad():
                 return list(tensors_in(run_apart(duplicate(model, share=True), part, forward)))
@@ -63,8 +66,10 @@ def shortened(model: nn.Module, batch: Any, forward: Forward | None = None) -> t
             return None
 
     cut = Cut() if _holds_packs(batch) else _found(batch, answers)
-    few = cut(batch, SEQUENCES)
-    return (batch if cut.axis is None else _fewer_steps(few, 1 - cut.axis, answers)), cut
+    few = batch if cut.axis is None else _fewer_steps(cut(batch, SEQUENCES), 1 - cut.axis, answers)
+    if tried:
+        answers(few)  # What a model keeps outside of itself, in a global variable, is of the shape to be traced.
+    return few, cut
 
 
 def _found(batch: Any, answers: Answers) -> Cut:

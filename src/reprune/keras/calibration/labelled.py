@@ -34,7 +34,7 @@ def observe_classes(
     probe = Probe(graph_of(model, captured(model, first, forward)))
     for batch in chain([first], batches):
         members = _members(labels(batch))
-        for key, rows, sequences, size, _ in probe.responses(captured(model, batch, forward)):
+        for key, rows, sequences, size, *_ in probe.responses(captured(model, batch, forward)):
             if isinstance(key, str) and key in moments:
                 if size != len(members):
                     raise StatisticsError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Response(NamedTuple):
         batch: Number of sequences.
         ends: For the weight through which a layer reads its own units, the states before the first steps, which it
             reads, and those after the last, which it does not (sequences × units each).
+        like: Whose rows these are, too: statistics of the one serve both.
     """
 
     key: Key
@@ -39,6 +41,7 @@ class Response(NamedTuple):
     sequences: Array
     batch: int
     ends: tuple[Array, Array] | None = None
+    like: Axis | None = None
 
 
 class Seen(NamedTuple):
@@ -86,15 +89,23 @@ def observe(
 
 def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Statistics:
     """Mean and covariance of what a probe yields on examples, as the graph takes them."""
-    statistics = Statistics(structure)
+    statistics, likes = Statistics(structure), dict[Key, Axis]()
     for example in examples:
-        for key, rows, _, _, ends in probe.responses(example):
-            if isinstance(key, tuple):
+        for key, rows, _, _, ends, like in probe.responses(example):
+            if like is not None:
+                likes[key] = like
+            elif isinstance(key, tuple):
                 statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
                 if ends is not None:
                     statistics.fed.setdefault(key, FeedBack(key[0], rows.shape[1])).update(*ends)
             elif key in structure.layers:
                 statistics[key].update(rows)
+    for key, like in likes.items():
+        if isinstance(key, tuple):
+            statistics.readings[key] = statistics.readings[like]
+        elif key in structure.layers:
+            for half in statistics.readings[like].halves:
+                statistics[key].merge(half)
     return statistics
 
 
@@ -117,6 +128,7 @@ class Probe:
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
         self._order: list[tuple[Key, bool, bool, bool | None]] = []
+        self._likes: dict[Key, Axis] = {}
 
     def responses(self, batch: Any) -> Iterator[Response]:
         """Responses of every layer to one batch; a layer that runs twice comes twice.
@@ -129,7 +141,7 @@ class Probe:
             valid = np.asarray(next(parts)).astype(bool) if masked else None
             start = np.asarray(next(parts)) if started else None
             found = _rows(key, sequence, valid, time_first=key in self._recurrent)
-            yield found
+            yield found._replace(like=self._likes.get(key))
             if key in self._own:
                 ends = None if backwards is None else _ends(sequence, valid, start, backwards=backwards)
                 yield found._replace(key=self._own[key], ends=ends)
@@ -140,7 +152,17 @@ class Probe:
         run(self._graph.root, inputs, self._call)
         seen, self._seen = self._seen, []
         self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards) for s in seen]
+        self._likes = self._alike(seen)
         return [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
+
+    def _alike(self, seen: Sequence[Seen]) -> dict[Key, Axis]:
+        """Keys whose rows are, one by one, those that a layer's recurrent weight reads."""
+        times = Counter(s.key for s in seen)
+        once = [s for s in seen if times[s.key] == 1 and s.key in self._recurrent]
+        own = {(id(s.sequence), id(s.mask)): self._own[s.key] for s in once if s.key in self._own}
+        alike = {s.key: own[id(s.sequence), id(s.mask)] for s in once if (id(s.sequence), id(s.mask)) in own}
+        # A layer that runs several times responds what its recurrent weight reads, all in all.
+        return {**{key: self._own[key] for key in times if key in self._own}, **alike}
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in self._graph.inner:

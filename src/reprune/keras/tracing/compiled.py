@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -68,7 +69,9 @@ def _apart(function: Function) -> Function:
 def _tensorflow(function: Function) -> list[Function]:
     import tensorflow as tf
 
-    return [tf.function(function, jit_compile=xla, reduce_retracing=True, autograph=False) for xla in (None, True)]
+    # TensorFlow counts how often the same lines are compiled, and warns; a `partial` has none.
+    own = partial(function)
+    return [tf.function(own, jit_compile=xla, reduce_retracing=True, autograph=False) for xla in (None, True)]
 
 
 def _jax(function: Function) -> list[Function]:

@@ -14,7 +14,7 @@ from reprune.keras.tracing.graph import ModelGraph, array, run
 Tensors = list[Any]
 Function = Callable[..., Tensors]
 
-LONG = 64
+LONG = 16
 """Time steps from which on compiling takes less time than running a recurrent layer step by step."""
 OFTEN = 8
 """Calls from which on it pays whatever is run, and to have XLA compile it for tensors of one shape."""

@@ -1,7 +1,5 @@
 """Python, ONNX Runtime: a sequence chunk by chunk, through a file with its states as inputs and outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -10,6 +10,7 @@ from reprune.torch.export.plain import plain
 from reprune.torch.ragged.modules import RaggedGRU, RaggedLSTM, RaggedRNN
 from reprune.torch.tracing.cells import register_cell
 from reprune.torch.tracing.record import trace
+from reprune.torch.training.fake_quantise import fake_quantise
 from reprune.torch.training.pruner import Pruner
 from reprune.verbs import (
     Calibration,
@@ -42,6 +43,7 @@ __all__ = [
     "apply",
     "calibrate",
     "distill",
+    "fake_quantise",
     "gather",
     "inspect",
     "load",

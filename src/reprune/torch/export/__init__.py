@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from reprune.core.exporting import ExportError, ExportReport, Selection
@@ -83,11 +84,25 @@ def export(
         optional_states=optional_states, evaluate=evaluate,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    single = duplicate(unwrap(model)).cpu().eval().float()
+    single = _settled(duplicate(unwrap(model, computed=True)).cpu().eval().float())
     inputs = Example.of(single, pytree.tree_map(_as_single, example))
     if submodule is not None:
         single, inputs = submodule_example(single, inputs, submodule)
     return publish(single, inputs, path, form, options)
+
+
+def _settled(model: nn.Module) -> nn.Module:
+    """A copy in which weights that are computed in every pass (fake quantisers, weight norm) are the plain results."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            computed: Any = module.parametrizations
+            values = {name: getattr(module, name) for name in computed}
+            # Not remove_parametrizations: it takes the attributes from a class that the user's model has, too.
+            module.__class__ = type(module).__bases__[0]
+            del module._modules["parametrizations"]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value.detach()))
+    return model
 
 
 def _as_single(leaf: Any) -> Any:

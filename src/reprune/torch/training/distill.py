@@ -33,7 +33,7 @@ def student(
     Raises:
         StatisticsError: When no parameter requires a gradient.
     """
-    small, dense = unwrap(small), duplicate(unwrap(dense)).eval()
+    small, dense = unwrap(small, computed=True), duplicate(unwrap(dense, computed=True)).eval()
     if divergence is None or isinstance(divergence, str):
         divergence = Comparison(divergence, made_by_sigmoid(dense, example, forward))
     learner = _Student(small, dense, divergence, forward)

@@ -12,8 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 from reprune.core.errors import UnsupportedModelError
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module, *, computed: bool = False) -> nn.Module:
     """The plain model inside `DataParallel`, `DistributedDataParallel`, `torch.compile`, averages and Fabric's wrapper.
+
+    Args:
+        model: The model.
+        computed: Whether parametrised weights, which are computed in every pass, will do as well.
 
     Raises:
         UnsupportedModelError: For what has to be undone first, such as TorchScript, parametrised weights, or such a
@@ -50,7 +54,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             raise UnsupportedModelError(
                 f"{where} is quantised. Prune the float model first, then quantise the pruned one."
             )
-        if parametrize.is_parametrized(module):
+        if not computed and parametrize.is_parametrized(module):
             raise UnsupportedModelError(
                 f"{where} is parametrised. Make its weights plain first: "
                 "torch.nn.utils.parametrize.remove_parametrizations(module, name); parametrise the pruned model again."

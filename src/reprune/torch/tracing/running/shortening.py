@@ -21,7 +21,7 @@ from reprune.torch.tracing.running.isolation import run_apart
 
 SEQUENCES = 3
 """As many are traced: sizes of one and two mean something else in many models."""
-STEPS = 64
+STEPS = 256
 """As many are traced of more than twice as many."""
 Answers = Callable[[Any], list[torch.Tensor] | None]
 

@@ -20,8 +20,13 @@ SUBSET = [
 ]
 WITHOUT_TORCH = """
 import sys
-# What an import of a package that is not installed meets.
-sys.modules.update(dict.fromkeys(("torch", "lightning", "torchmetrics")))
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "torchmetrics"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
 """
 
 

@@ -16,7 +16,7 @@ import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
-from reprune.keras.tracing.graph import array
+from reprune.keras.tracing.graph import array, graph_of
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
 
@@ -195,6 +195,7 @@ def test_a_leak_is_caught() -> None:
 
     class Blind:
         def __init__(self) -> None:
+            self.graph = graph_of(model)
             self.inputs = [x]
             self.states = [None], [None]
 

@@ -135,11 +135,11 @@ class Probe:
 
         Inputs of consumers come under their tensor and axis.
         """
-        parts = iter(self._run(flat_inputs(self._graph.root, batch)))
+        parts = iter(self._run.arrays(flat_inputs(self._graph.root, batch)))
         for key, masked, started, backwards in self._order:
-            sequence = np.asarray(next(parts))
-            valid = np.asarray(next(parts)).astype(bool) if masked else None
-            start = np.asarray(next(parts)) if started else None
+            sequence = next(parts)
+            valid = next(parts).astype(bool) if masked else None
+            start = next(parts) if started else None
             found = _rows(key, sequence, valid, time_first=key in self._recurrent)
             yield found._replace(like=self._likes.get(key))
             if key in self._own:

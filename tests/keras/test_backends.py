@@ -16,7 +16,7 @@ SUBSET = [
     "tests/keras/test_contract.py",
     "tests/keras/calibration/test_labels.py",
     "-k",
-    "reconstruct or verified or pinned or gradient or scatter",
+    "verified or gradient",
 ]
 WITHOUT_TORCH = """
 import sys

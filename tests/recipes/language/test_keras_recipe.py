@@ -93,6 +93,7 @@ def test_pruned_computes_what_the_masked_does_with_its_state(run: Any, options: 
         np.testing.assert_allclose(small.predict_on_batch(words), masked.predict_on_batch(words), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_crash_and_resume(run: Any, options: LanguageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, states, dropout and the teacher's state go on as if nothing had happened."""
     steps, original = count(1), keras.Model.train_on_batch

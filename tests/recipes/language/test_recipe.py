@@ -324,6 +324,7 @@ def test_examples(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WAR_AND_PEACE.is_dir(), reason=f"no War and Peace in {WAR_AND_PEACE}; set REPRUNE_DATA")
 def test_war_and_peace(tmp_path: Path) -> None:
     texts = {}

@@ -128,7 +128,8 @@ def test_videos(odd: Options, tmp_path: Path) -> None:
     assert_equal_results(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_one_fails(odd: Options, tmp_path: Path, rank: int) -> None:
     """The other one stops too, instead of waiting for a gradient that never comes, and nothing is lost.
 
@@ -151,6 +152,7 @@ def test_one_fails(odd: Options, tmp_path: Path, rank: int) -> None:
     assert_equal_results(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_fewer_videos_than_processes(tiny: Options, tmp_path: Path) -> None:
     """A file with nothing in it and one with a single video: the second process has none, to train on or to measure."""
     write_shards(tmp_path / "few", train=1, validate=1, shards=1)

@@ -39,7 +39,7 @@ def keras_tiny(tiny: Options) -> Options:
     return replace(tiny, framework="keras")
 
 
-@pytest.fixture(scope="module", params=["after", "soft:3", "gradual:3"])
+@pytest.fixture(scope="module", params=["after", pytest.param("soft:3", marks=pytest.mark.slow), "gradual:3"])
 def run(request: pytest.FixtureRequest, keras_tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
     options = replace(keras_tiny, schedule=request.param)
     folder = tmp_path_factory.mktemp("run")

@@ -256,14 +256,11 @@ class Contract(ABC):
         assert 0 < half.fidelity.divergence < few.fidelity.divergence
         assert f"divergence {half.fidelity.divergence:.3g}" in str(half)
 
-    searched = "reconstruct"
-    """The method whose ratio is searched for; one without refits where compiling is most of the time."""
-
     def test_the_ratio_is_found_for_a_tolerance(self) -> None:
-        calibration = reprune.calibrate(self.chain(), self.batches(), methods=[self.searched])
-        middle = calibration.prune(0.5, method=self.searched)
+        calibration = reprune.calibrate(self.chain(), self.batches(), methods=["reconstruct"])
+        middle = calibration.prune(0.5)
         assert middle.fidelity is not None
-        found = calibration.prune(tolerance=middle.fidelity.divergence, method=self.searched)
+        found = calibration.prune(tolerance=middle.fidelity.divergence)
         assert found.fidelity is not None
         assert found.fidelity.divergence <= middle.fidelity.divergence
         assert sum(found.plan.counts().values()) <= sum(middle.plan.counts().values())

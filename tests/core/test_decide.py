@@ -222,6 +222,14 @@ def test_of_what_is_near_the_best_that_is_taken_which_is_best_refitted():
     assert min(near) < near[0]
 
 
+def test_rounding_may_make_the_least_divergence_negative():
+    model, rows = model_and_responses()
+    judge = Judging(best=4, refitted=1)
+    judge.divergence = lambda plan: -1e-9 * (plan.counts()["a"] == 4)
+    method = Method("measured", "geometric-median", "reconstruction")
+    assert decide(model.evidence(rows), Budget(0.5), method, judge=judge).counts()["a"] == 4
+
+
 def test_nothing_is_tried_where_there_is_no_choice():
     model, rows = model_and_responses()
     judge = Judging(best=4)

@@ -14,8 +14,6 @@ from tests.helpers.keras_models import outputs
 
 
 class TestKeras(TrustContract):
-    searched = "magnitude"
-
     def chain(self) -> Any:
         return zoo.sequential(zoo.both(6), zoo.L.LSTM(8), zoo.L.Dense(2))
 

@@ -170,7 +170,9 @@ def _measured(
 
     search(line(allocation.origin), [line(end) for end in allocation.ends], measure)
     ranked = sorted(known.values(), key=itemgetter(0))
-    return [tried for value, tried in ranked[:CONTENDERS] if not value > NEAR * ranked[0][0]]
+    least, best = ranked[0]
+    # Rounding may make the least a little negative, where nothing is within a factor of it.
+    return [best, *(tried for value, tried in ranked[1:CONTENDERS] if value <= NEAR * least)]
 
 
 def _asked(budget: Budget, before: float, after: float) -> float:

@@ -45,7 +45,13 @@ class Unequal(Pair):
 
 @pytest.mark.parametrize(
     ("kind", "layer", "line"),
-    [(Reversed, "a:l0", "both = a + b.flip(-1)"), (Itself, "a:l0", "both = a * a.roll(1, -1)")],
+    [
+        (Reversed, "a:l0", "both = a + b.flip(-1)"),
+        pytest.param(
+            *(Itself, "a:l0", "both = a * a.roll(1, -1)"),
+            marks=pytest.mark.xfail(reason="pinned, but for how the product looks to the rule for graphs", strict=True),
+        ),
+    ],
 )
 def test_the_line_that_couples(kind: type[Pair], layer: str, line: str) -> None:
     torch.manual_seed(0)

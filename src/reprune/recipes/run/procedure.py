@@ -6,6 +6,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -234,7 +235,9 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
         if not options.prunes_while_training:
             # On all of the data, as in a run of one process.
             _save_plan(folder, recipe, recipe.once(lambda: recipe.plan(dense)))
-        small = recipe.apply(dense, _read_plan(folder))
+        # What `gradual` plans is fitted to the smaller model's weights; the dense one here computes the same.
+        plan = _read_plan(folder)
+        small = recipe.apply(dense, replace(plan, fitted_to=None) if options.prunes_while_training else plan)
         recipe.save(small, folder.path / "checkpoints" / "pruned.safetensors")
 
 

@@ -134,7 +134,7 @@ def spectra(plan: Plan) -> list[Spectrum]:
             figures.append(Spectrum(name, units, kept, None))
             continue
         energy = np.cumsum(share(values))
-        left_out = 1.0 - _energy(share(values))
+        left_out = _left_out(share(values))
         left = _decades(np.append(left_out, 1.0), _LEFT)
         decades = _decades(values)
         heights = np.clip(1 + np.log10(np.maximum(values / values[0], 1e-300)) / decades, 0.0, 1.0)
@@ -212,9 +212,14 @@ def _partners(plan: Plan, name: str) -> list[str]:
     return [other for other in plan.structure.layers if other in together and other != name]
 
 
+def _left_out(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the components after each one hold."""
+    return np.append(np.cumsum(shares[::-1])[::-1][1:], 0.0)
+
+
 def _energy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     # What is not lost: a mean over a group in which some layers never respond sums to less than one.
-    return 1.0 - np.append(np.cumsum(shares[::-1])[::-1][1:], 0.0)
+    return 1.0 - _left_out(shares)
 
 
 def _components(energy: NDArray[np.float64], threshold: float) -> int:

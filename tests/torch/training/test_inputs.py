@@ -452,7 +452,7 @@ def test_goes_on_from_a_checkpoint(schedule: str) -> None:
     for name, tensor in plans[0][1].items():
         assert torch.equal(tensor, plans[1][1][name]), name
     other = Pruner(made(Tagger), WORDS, method="neuron-selection", schedule=schedule)
-    with pytest.raises(RecipeError, match="another exclude= or inputs="):
+    with pytest.raises(RecipeError, match="another scope=, exclude= or inputs="):
         other.load_state_dict(state)
 
 

@@ -78,9 +78,9 @@ class _Trial:
         self._inputs = shortened(found.graph, found.inputs, 2, STEPS) if open_time else found.inputs
         self._taken, self._returned = found.states
         self._model = model
-        # A model that is random even when it infers cannot be compared, only rebuilt.
         self._graph, self._run = found.graph, Runner(found.graph, loosely(found.graph))
         self._outputs = self._run.arrays(self._inputs)
+        # A model that is random even when it infers cannot be compared, only rebuilt.
         self.comparable = not self.differs(self._outputs, self._run.arrays(self._inputs, draw=1))
 
     def outputs(self, model: Any, plan: Plan | None = None) -> list[Array]:

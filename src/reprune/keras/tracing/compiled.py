@@ -182,6 +182,13 @@ class Runner:
         return list(keras.tree.flatten(self._graph.root(packed, training=False)))
 
 
+def few_sequences(graph: ModelGraph, inputs: Sequence[Any], count: int) -> list[Any]:
+    """The first sequences of a batch, as the graph takes it; all of them where their number is fixed."""
+    if any(spec.shape[0] is not None for spec in graph.root.inputs):
+        return list(inputs)
+    return [value[:count] if value is not None and len(value.shape) else value for value in inputs]
+
+
 def shortened(graph: ModelGraph, inputs: Sequence[Any], sequences: int, steps: int) -> list[Any]:
     """The first steps of the first sequences of a batch, where the model can be run on them; else as much as it needs.
 
@@ -191,9 +198,9 @@ def shortened(graph: ModelGraph, inputs: Sequence[Any], sequences: int, steps: i
         sequences: Sequences that are enough.
         steps: Time steps that are enough.
     """
+    few = few_sequences(graph, inputs, sequences)
     if any(spec.shape[0] is not None for spec in graph.root.inputs):
-        return list(inputs)
-    few = [value[:sequences] if value is not None and len(value.shape) else value for value in inputs]
+        return few
     whole = max((value.shape[1] for value in few if value is not None and len(value.shape) > 1), default=0)
     if whole <= steps:
         return few

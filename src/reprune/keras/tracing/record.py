@@ -25,7 +25,7 @@ from reprune.core.layers import (
     Structure,
     spans_of,
 )
-from reprune.keras.tracing.compiled import Runner
+from reprune.keras.tracing.compiled import Runner, few_sequences
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
@@ -87,7 +87,7 @@ def record(
     """
     example = captured(model, example, forward)
     graph = graph_of(model, example)
-    given = _few(graph, flat_inputs(graph.root, example))
+    given = few_sequences(graph, flat_inputs(graph.root, example), 2)
     # What layers would write to their variables, states and seeds, is dropped.
     with keras.StatelessScope():
         tracer = Tracer(graph, rule_of, _carried(graph, given), columns=inputs)
@@ -136,13 +136,6 @@ class _Called(BaseException):
     def __init__(self, arguments: Any) -> None:
         super().__init__()
         self.arguments = arguments
-
-
-def _few(graph: ModelGraph, inputs: list[Any]) -> list[Any]:
-    """Two sequences of an example are enough, unless the batch size is fixed."""
-    if any(spec.shape[0] is not None for spec in graph.root.inputs):
-        return inputs
-    return [value[:2] if value is not None and len(value.shape) else value for value in inputs]
 
 
 @contextmanager

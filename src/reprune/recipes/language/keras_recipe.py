@@ -83,13 +83,11 @@ class LanguageModel(Reader, KerasRecipe):
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
-        options = self.options
-        if options.teach:
-            # A smaller model that learns from answers learns less by heart: it takes less dropout.
+        if self.options.teach:
             units = sum(layer.units for layer in model.layers if isinstance(layer, keras.layers.LSTM))
             for layer in model.layers:
                 if isinstance(layer, keras.layers.Dropout):
-                    layer.rate = options.dropout * (units / (options.layers * options.hidden)) ** 0.5
+                    layer.rate = self.options.dropout_of(units)
         super().finetune(model, folder)
 
     def loop(

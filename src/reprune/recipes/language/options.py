@@ -110,6 +110,10 @@ class LanguageOptions(RunOptions):
                 "--inputs out."
             )
 
+    def dropout_of(self, units: int) -> float:
+        """The dropout of a smaller model that learns from answers: it learns less by heart, and takes less."""
+        return float(self.dropout * (units / (self.layers * self.hidden)) ** 0.5)
+
     def falling(self, epoch: int) -> float:
         """Factor on the step size in an epoch, counted from 0."""
         return float(self.decay ** max(epoch + 1 - self.decay_after, 0))

@@ -42,8 +42,7 @@ class LanguageModel(Reader, TorchRecipe):
     def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> LanguageModule:
         """The model with its loss, optimiser, carried state and perplexity."""
         if teacher is not None and isinstance(model, WordModel):
-            # A smaller model that learns from answers learns less by heart: it takes less dropout.
             named = model.recurrent.named_parameters()
             units = sum(weight.shape[1] for name, weight in named if name.endswith("weight_hh_l0"))
-            model.dropout.p = self.options.dropout * (units / (self.options.layers * self.options.hidden)) ** 0.5
+            model.dropout.p = self.options.dropout_of(units)
         return LanguageModule(model, self.options, finetune=finetune, teacher=teacher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from reprune.core.plan import Plan
 from reprune.core.saving.files import replacing
 from reprune.keras.surgery.expand import expand
 from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.weights import digest
 from reprune.recipes.run.folder import RunFolder
 from reprune.recipes.run.keras_training import Checkpoints, Measurement, Pruning
 from reprune.recipes.run.options import RunOptions
@@ -99,19 +101,17 @@ class KerasRecipe(Recipe):
 
     def train(self, model: Any, folder: RunFolder) -> tuple[Any, Plan | None]:
         """Train the dense model; see `Recipe.train`."""
-        pruner = self._fit(folder, "train", model, self.options.epochs, 0)
-        if pruner is None:
-            return model, None
-        small = pruner.finish()
-        assert pruner.plan is not None
-        if pruner.schedule.shrinks:
-            model = expand(self.build(), small, pruner.plan)
-        return model, pruner.plan
+        return self.trained(model, self._fit(folder, "train", model, self.options.epochs, 0))
+
+    def expand(self, small: Any, plan: Plan) -> tuple[Any, Plan]:
+        """A full-size model that computes what a smaller one does, and the plan for it."""
+        model = expand(self.build(), small, plan)
+        return model, replace(plan, fitted_to=digest(model, plan.structure))
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
-        teacher = self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs, teacher)
+        epochs = self.options.finetune_epochs or 0
+        self._fit(folder, "finetune", model, epochs, self.options.epochs, self.teacher(folder))
 
     def plan(self, model: Any) -> Plan:
         """Decide which units go."""

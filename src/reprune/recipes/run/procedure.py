@@ -6,7 +6,6 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +51,21 @@ class Recipe(ABC):
         Returns:
             The trained model at full size, and the plan, if pruning had a part in the training.
         """
+
+    @abstractmethod
+    def expand(self, small: Model, plan: Plan) -> tuple[Model, Plan]:
+        """A full-size model that computes what a smaller one does, and the plan for it."""
+
+    def trained(self, model: Model, pruner: Any) -> tuple[Model, Plan | None]:
+        """What `train` returns, given the model and the pruner, if there was one, after its last step."""
+        if pruner is None:
+            return model, None
+        small = pruner.finish()
+        return self.expand(small, pruner.plan) if pruner.schedule.shrinks else (model, pruner.plan)
+
+    def teacher(self, folder: RunFolder) -> Model | None:
+        """The dense model, if its answers are learned in fine-tuning."""
+        return self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
 
     @abstractmethod
     def finetune(self, model: Model, folder: RunFolder) -> None:
@@ -235,9 +249,7 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
         if not options.prunes_while_training:
             # On all of the data, as in a run of one process.
             _save_plan(folder, recipe, recipe.once(lambda: recipe.plan(dense)))
-        # What `gradual` plans is fitted to the smaller model's weights; the dense one here computes the same.
-        plan = _read_plan(folder)
-        small = recipe.apply(dense, replace(plan, fitted_to=None) if options.prunes_while_training else plan)
+        small = recipe.apply(dense, _read_plan(folder))
         recipe.save(small, folder.path / "checkpoints" / "pruned.safetensors")
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from reprune.torch.lightning import PruningCallback
 from reprune.torch.surgery.expand import expand
 from reprune.torch.training.distributed import rank
 from reprune.torch.training.pruner import Pruner
+from reprune.torch.weights import digest
 
 
 class Data(LightningDataModule, ABC):
@@ -111,19 +113,17 @@ class TorchRecipe(Recipe):
             folder, "train", model, options.epochs, data, [PruningCallback(pruner, self.labels)] if pruner else []
         )
         model.cpu()
-        if pruner is None:
-            return model, None
-        small = pruner.finish()
-        assert pruner.plan is not None
-        if pruner.schedule.shrinks:
-            model = expand(self.build(), small, pruner.plan)
-        return model, pruner.plan
+        return self.trained(model, pruner)
+
+    def expand(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
+        """A full-size model that computes what a smaller one does, and the plan for it."""
+        model = expand(self.build(), small, plan)
+        return model, replace(plan, fitted_to=digest(model, plan.structure))
 
     def finetune(self, model: nn.Module, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
         data = self.data(offset=self.options.epochs)
-        teacher = self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [], teacher)
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [], self.teacher(folder))
         model.cpu()
 
     def plan(self, model: nn.Module) -> Plan:

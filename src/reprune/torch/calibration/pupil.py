@@ -25,9 +25,7 @@ from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.running.calling import invoke
 from reprune.torch.tracing.running.copies import duplicate, fresh
-from reprune.torch.tracing.running.isolation import run_apart
-from reprune.torch.tracing.running.randomness import own_randomness
-from reprune.torch.tracing.running.training_pass import training_mode
+from reprune.torch.tracing.running.isolation import apart, run_apart
 
 
 def answering(model: nn.Module, forward: Forward | None) -> Callable[[Any], list[torch.Tensor]]:
@@ -178,8 +176,7 @@ class Pupil:
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
             _replayed(self._model, self._recordings[place]),
-            training_mode(self._model, False),
-            own_randomness(place),
+            apart(self._model, place),
         ):
             return list(tensors_in(invoke(self._model, self._copy(place), self._forward)))
 

@@ -16,8 +16,7 @@ from reprune.torch.calibration.answers import See, rows, watch_responses
 from reprune.torch.calibration.readings import responses, watch_readings
 from reprune.torch.tracing.running.calling import call
 from reprune.torch.tracing.running.copies import duplicate
-from reprune.torch.tracing.running.randomness import own_randomness
-from reprune.torch.tracing.running.training_pass import training_mode
+from reprune.torch.tracing.running.isolation import apart
 
 
 def observe(
@@ -46,8 +45,8 @@ def observe(
     """
     statistics, model = Statistics(structure), duplicate(model, share=share)
     for number, batch in enumerate(batches):
-        with torch.no_grad(), gathering(model, structure, statistics, readings=readings), training_mode(model, False):
-            with own_randomness(number) as drawn:
+        with torch.no_grad(), gathering(model, structure, statistics, readings=readings):
+            with apart(model, number) as drawn:
                 output = call(model, batch, forward)
             if told is not None and not drawn.used:
                 told(output)

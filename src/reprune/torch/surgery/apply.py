@@ -114,6 +114,7 @@ def _correct(weight: torch.Tensor, fold: Fold, plan: Plan) -> torch.Tensor:
     stay = np.setdiff1d(np.arange(slot.size), gone)
     coefficients, offsets = (torch.tensor(part).to(weight.device) for part in fold.arrays(len(gone), len(stay)))
     lost_at, kept_at = (torch.from_numpy(places).to(weight.device) for places in (gone, stay))
+    # A vector is one row.
     columns, gains = (weight[None] if weight.ndim == 1 else weight.movedim(fold.axis, -1)), []
     # Some rows at a time: in double precision, all of them would take several times the memory of the weight.
     for start in range(0, len(columns), ROWS):
@@ -122,7 +123,8 @@ def _correct(weight: torch.Tensor, fold: Fold, plan: Plan) -> torch.Tensor:
         rows[..., kept_at] += (lost @ coefficients).to(weight.dtype)
         taps = lost.flatten(1, -2).sum(1) if lost.ndim > 2 else lost
         gains.append((taps @ offsets).to(weight.dtype))
-    return torch.cat(gains).reshape(weight.movedim(fold.axis, -1).shape[:1] if weight.ndim > 1 else ())
+    gain = torch.cat(gains)
+    return gain[0] if weight.ndim == 1 else gain
 
 
 def check(model: nn.Module, plan: Plan) -> None:

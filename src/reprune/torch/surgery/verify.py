@@ -26,8 +26,8 @@ from reprune.torch.tracing.location import of_error, of_failure, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.running.calling import call
 from reprune.torch.tracing.running.copies import duplicate
-from reprune.torch.tracing.running.randomness import own_randomness
-from reprune.torch.tracing.running.training_pass import training_mode, trains_otherwise
+from reprune.torch.tracing.running.isolation import apart
+from reprune.torch.tracing.running.training_pass import trains_otherwise
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -95,7 +95,7 @@ class _Trial:
         def example() -> Any:
             return call(model, self._example, self._forward)
 
-        with torch.no_grad(), training_mode(model, train), own_randomness():
+        with torch.no_grad(), apart(model, train=train):
             first = example()
             calls = [first, self._found.next_call(model, first, example)]
         return [

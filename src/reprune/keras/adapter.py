@@ -45,6 +45,7 @@ __all__ = [
     "is_tensor",
     "load_pruned",
     "loss_gradients",
+    "made_plain",
     "mask",
     "meaning",
     "measure_latency",
@@ -75,6 +76,11 @@ def record(
     if scope == "all":
         raise UnsupportedModelError("scope='all' prunes PyTorch models; of a Keras model, recurrent layers alone.")
     return tracing.record(model, example, forward, uniform=uniform)
+
+
+def made_plain(model: Any) -> tuple[str, ...]:
+    """Keras layers hold the weights that they use."""
+    return ()
 
 
 def private(model: Any) -> Any:

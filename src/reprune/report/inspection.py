@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from reprune.core.layers import Layer, Pin, Structure
@@ -14,10 +15,13 @@ class Inspection:
 
     Attributes:
         structure: Layers, groups, consumers and pins.
+        made_plain: Weights that the model computes and that its pruned one will hold as plain values, each with what
+            computes it.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, made_plain: Sequence[str] = ()) -> None:
         self.structure = structure
+        self.made_plain = tuple(made_plain)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -39,7 +43,7 @@ class Inspection:
         return f"Inspection({len(self.prunable)} of {len(self.layers)} layers can be pruned: {units} units)"
 
     def __str__(self) -> str:
-        return render_structure(self.structure)
+        return render_structure(self.structure, made_plain=self.made_plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The layers as plain data: kind of cell, units, what reads them, and why a layer must stay (or None)."""

@@ -76,12 +76,13 @@ def render_table(plan: Plan, width: int | None = None, fidelity: Fidelity | None
     return _render(Text(title), table, notes, width)
 
 
-def render_structure(structure: Structure, width: int | None = None) -> str:
+def render_structure(structure: Structure, width: int | None = None, made_plain: Sequence[str] = ()) -> str:
     """What a trace found: every layer, what reads it, what it is tied to, and why a layer is left alone.
 
     Args:
         structure: The structure.
         width: Width in characters; the terminal's when None.
+        made_plain: Weights that the model computes and that its pruned one will hold as plain values.
     """
     groups = coupled_groups(structure)
     headers = ["Layer", "Cell", "Units", "Can be pruned", *(["Group"] if groups else []), "Read by"]
@@ -102,6 +103,7 @@ def render_structure(structure: Structure, width: int | None = None) -> str:
         ("takes states", f"{name} is given initial states of its original size; it keeps accepting them.")
         for name in structure.outside_states
     ]
+    notes += [("computed weight", f"{name} will be plain in the pruned model.") for name in made_plain]
     notes += _state_notes(structure, lambda port: f"{port.size} wide, less what goes of {', '.join(port.layers)}")
     return _render(Text(title), table, notes, width)
 

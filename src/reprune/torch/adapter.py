@@ -30,9 +30,10 @@ from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.running.computed import computed, plain
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.shortening import SEQUENCES, shortened
-from reprune.torch.tracing.running.unwrap import unwrap as checked
+from reprune.torch.tracing.running.unwrap import unwrap
 from reprune.torch.training.distill import student
 from reprune.torch.weights import digest, save_weights
 
@@ -48,6 +49,7 @@ __all__ = [
     "is_tensor",
     "load_pruned",
     "loss_gradients",
+    "made_plain",
     "mask",
     "meaning",
     "measure_latency",
@@ -92,6 +94,16 @@ def _guarded(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return run
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The model without wrappers, and with plain weights where they are computed otherwise than unit by unit."""
+    return plain(unwrap(model, computed=True))
+
+
+def made_plain(model: nn.Module) -> list[str]:
+    """Computed weights that `checked` makes plain."""
+    return [str(found) for found in computed(unwrap(model, computed=True))]
 
 
 private = _guarded(duplicate)

@@ -68,6 +68,7 @@ def inspect(
         VerificationError: When something reads units that the trace did not see.
     """
     adapter = adapter_of(model)
+    made_plain = adapter.made_plain(model)
     model = adapter.private(adapter.checked(model))
     example, _ = first_batch(batches, adapter.is_tensor)
     forward = adapter.accepted(model, example, forward)
@@ -75,7 +76,8 @@ def inspect(
         tell("tracing")
         found = adapter.record(model, example, forward, scope=checked_scope(scope))
         tell("rehearsing")
-        info = Inspection(adapter.rehearse(found, model, example, forward, ()) if verify else found.structure())
+        structure = adapter.rehearse(found, model, example, forward, ()) if verify else found.structure()
+    info = Inspection(structure, made_plain)
     if strict and info.pinned:
         pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
         raise UnsupportedModelError(f"Some layers cannot be pruned (strict=True):{pins}")

@@ -48,6 +48,9 @@ class Adapter(Protocol):
     def checked(self, model: Any, /) -> Any:
         """The model without wrappers; an `UnsupportedModelError` for what no verb can take."""
 
+    def made_plain(self, model: Any, /) -> Sequence[str]:
+        """Weights that the model computes in every call and that `checked` makes plain, each with what computes it."""
+
     def private(self, model: Any, /) -> Any:
         """What may be run in place of the model, so that nothing is written to it, whoever runs it meanwhile."""
 

@@ -146,9 +146,9 @@ class StackedWeightDrop(nn.Module):
         return self.out(self.rnn(self.embedding(words.t()))[0])
 
 
-@case(approximate=True)
+@case()
 class WeightNorm(nn.Module):
-    """The old `weight_norm` on a consumer: fewer columns make the others longer."""
+    """The old `weight_norm` on a consumer: fewer columns would make the others longer, so it becomes a plain weight."""
 
     def __init__(self) -> None:
         super().__init__()

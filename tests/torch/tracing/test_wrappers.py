@@ -115,13 +115,6 @@ def test_quantised_is_refused_with_the_way_out() -> None:
         reprune.torch.inspect(quantised, [X])
 
 
-def test_parametrised_is_refused_with_the_way_out() -> None:
-    model = Tagger()
-    nn.utils.parametrizations.weight_norm(model.out)
-    with pytest.raises(UnsupportedModelError, match="remove_parametrizations"):
-        reprune.torch.inspect(model, [X])
-
-
 def test_not_a_module() -> None:
     with pytest.raises(UnsupportedModelError, match=r"neither a torch\.nn\.Module nor"):
         reprune.torch.inspect("model", [X])

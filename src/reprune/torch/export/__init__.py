@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from reprune.core.exporting import ExportError, ExportReport, Selection
@@ -17,6 +16,7 @@ from reprune.runtimes import Runner
 from reprune.torch.export.example import Example, submodule_example
 from reprune.torch.export.formats.format import Format
 from reprune.torch.export.publish import Options, publish
+from reprune.torch.tracing.running.computed import settle
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.unwrap import unwrap
 
@@ -94,14 +94,7 @@ def export(
 def _settled(model: nn.Module) -> nn.Module:
     """A copy in which weights that are computed in every pass (fake quantisers, weight norm) are the plain results."""
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            computed: Any = module.parametrizations
-            values = {name: getattr(module, name) for name in computed}
-            # Not remove_parametrizations: it takes the attributes from a class that the user's model has, too.
-            module.__class__ = type(module).__bases__[0]
-            del module._modules["parametrizations"]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value.detach()))
+        settle(module)
     return model
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils import parametrize
 
 from reprune.core.errors import PlanError
 from reprune.core.folding.fold import Fold
@@ -232,7 +233,7 @@ def _sliced(values: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]],
 
 def _resize_modules(model: nn.Module, changed: set[int]) -> None:
     for module in list(model.modules()):
-        if id(module) in changed:
+        if id(module) in changed or parametrize.is_parametrized(module):
             fitting = _fit(module)
             if fitting is not module:
                 replace_module(model, module, fitting)

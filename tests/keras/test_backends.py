@@ -57,6 +57,7 @@ def test_without_pytorch() -> None:
     assert "passed" in run(WITHOUT_TORCH + PYTEST, *SUBSET)
 
 
+@pytest.mark.slow
 def test_the_papers_procedure_without_pytorch(tmp_path: Path) -> None:
     write_shards(tmp_path, train=40, validate=16)
     script = WITHOUT_TORCH + "from reprune.cli.app import app; app()"

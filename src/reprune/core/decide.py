@@ -17,7 +17,7 @@ from reprune.core.criteria import Ranking
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, did_you_mean
 from reprune.core.evidence.evidence import Evidence, LayerEvidence
 from reprune.core.folding.compensation import Ridges
-from reprune.core.layers import Pin, Site, Structure
+from reprune.core.layers import Pin, Site, Structure, least_of
 from reprune.core.methods import Method, get_method
 from reprune.core.plan import Diagnostics, Plan
 from reprune.core.progress import tell
@@ -97,7 +97,7 @@ def decide(
     rankings = {g: r for groups, found in zip(sets, ranked, strict=True) for g, r in zip(groups, found, strict=True)}
     _check_scores(rankings)
     free = [
-        _Free(held, [evidence.layers[name] for name in held], _joint(found), saving)
+        _Free(held, [evidence.layers[name] for name in held], _joint(found), saving, least_of(structure, held))
         for held, found, saving in zip(names, ranked, savings, strict=True)
         if held[0] not in fixed
     ]
@@ -142,10 +142,11 @@ class _Free:
     layers: list[LayerEvidence]
     ranking: Ranking
     saving: float
+    least: int
 
     def thresholds(self, allocation: Allocation) -> Block:
         found = allocation.thresholds(self.layers, self.ranking)
-        return Block(self.names, found / self.saving if allocation.per_cost else found)
+        return Block(self.names, found / self.saving if allocation.per_cost else found, self.least)
 
 
 def _measured(
@@ -158,7 +159,7 @@ def _measured(
     known: dict[tuple[int, ...], tuple[float, dict[str, int]]] = {}
 
     def measure(found: Times) -> float:
-        sizes = sizes_of([Block(block.names, share) for block, share in zip(free, found, strict=True)])
+        sizes = sizes_of([Block(block.names, share, block.least) for block, share in zip(free, found, strict=True)])
         key = tuple(sizes.values())
         if key not in known:
             tell("trying splits", len(known), 2 * len(allocation.ends) + 1 + REFINED)

@@ -171,6 +171,7 @@ class Layer:
             columns cannot silence such units: masking zeroes their own weights as well.
         part: Of a part of a layer, whose units are those of several others side by side (`decoder:l0:0-7`): the name of
             the whole layer, and its unit that is the part's first one.
+        least: Units that it must keep: two where the model's code drops axes of length one (`h.squeeze()`).
     """
 
     name: str
@@ -180,6 +181,7 @@ class Layer:
     approximate: Site | None = None
     direct: bool = False
     part: tuple[str, int] | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -331,6 +333,11 @@ class Structure:
     def counts(self) -> dict[str, int]:
         """Units of every layer before pruning."""
         return {name: layer.units for name, layer in self.layers.items()}
+
+
+def least_of(structure: Structure, names: Iterable[str]) -> int:
+    """Units that layers which lose theirs together must each keep."""
+    return max(structure.layers[name].least for name in names)
 
 
 def spans_of(places: Sequence[tuple[str, int] | None]) -> tuple[Span, ...]:

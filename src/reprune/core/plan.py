@@ -287,6 +287,11 @@ def _check_units(layer: Layer, units: list[int]) -> None:
     where = f"kept[{layer.name!r}]"
     if not units:
         raise PlanError(f"{where} is empty: a layer needs at least one unit.")
+    if len(units) < min(layer.least, layer.units):
+        raise PlanError(
+            f"{where} keeps {len(units)} of the {layer.least} units that it must: the model's code drops axes of "
+            "length one."
+        )
     for unit in units:
         if type(unit) is not int or not 0 <= unit < layer.units:
             raise PlanError(f"{where} holds {unit!r}: not a unit from 0 to {layer.units - 1}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from reprune.core.decide import excluded, free_blocks
-from reprune.core.layers import Pin, Site, Structure
+from reprune.core.layers import Pin, Site, Structure, least_of
 from reprune.core.plan import Plan
 
 Blocks = Sequence[Sequence[str]]
@@ -32,15 +32,16 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
     kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
     for block in blocks:
         units = structure.layers[block[0]].units
-        if units < 2:
+        least = least_of(structure, block)
+        if units <= least:
             continue
         wanted = units * rng.uniform(0.35, 0.65)
         # Equal numbers by chance would hide code that only works with those. Where all are taken they go round again,
         # but for the last one: neighbours differ.
-        free = set(range(1, units)) - taken.setdefault(units, set())
+        free = set(range(least, units)) - taken.setdefault(units, set())
         if not free:
-            taken[units] = {last[units]} if units > 2 else set()
-            free = set(range(1, units)) - taken[units]
+            taken[units] = {last[units]} if units > least + 1 else set()
+            free = set(range(least, units)) - taken[units]
         count = last[units] = min(free, key=lambda number: abs(number - wanted))
         taken[units].add(count)
         for group in structure.index_coupled:

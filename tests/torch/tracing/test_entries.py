@@ -139,3 +139,35 @@ def test_what_a_caller_takes_out_of_a_part_stays() -> None:
     batch = torch.randn(2, 3, 5, dtype=torch.float64), zeros(3, 8)
     info = reprune.torch.inspect(model, [batch], forward=lambda m, b: m.core(*b)[0])
     assert "part of what the model returns" in info.pinned["core:l0"].reason
+
+
+class Restarts(nn.Module):
+    """Keeps its state; a method of its own makes the first one out of parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.c = nn.Parameter(torch.randn(1, 8)), nn.Parameter(torch.randn(1, 8))
+        self.cell, self.out = nn.LSTMCell(5, 8), nn.Linear(8, 3)
+
+    def restart(self, batch: int) -> None:
+        self.state = self.h.clone().repeat(batch, 1), self.c.clone().repeat(batch, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x, self.state)
+        return self.out(self.state[0])
+
+
+def test_a_kept_state_made_of_parameters_goes_with_them() -> None:
+    def forward(model: Any, batch: Tensor) -> Tensor:
+        model.restart(len(batch))
+        return torch.stack([model(x) for x in batch.unbind(1)], 1)
+
+    torch.manual_seed(0)
+    model = Restarts().double()
+    xs = torch.randn(3, 4, 5, dtype=torch.float64)
+    structure = reprune.torch.inspect(model, [xs], forward=forward).structure
+    assert structure.prunable == ("cell:l0",)
+    for plan in random_plans(structure, 2):
+        small = reprune.torch.apply(model, plan)
+        assert small.h.shape == (1, len(plan.kept["cell:l0"]))
+        assert_close(forward(small, xs), forward(reprune.torch.mask(model, plan), xs), "answers")

@@ -143,10 +143,12 @@ class Block:
     Attributes:
         layers: Their names.
         thresholds: Thresholds at which each of them loses its first, second, … unit (units), never decreasing.
+        least: Units that each of them must keep.
     """
 
     layers: tuple[str, ...]
     thresholds: NDArray[np.float64]
+    least: int = 1
 
 
 def allocate(
@@ -228,7 +230,7 @@ def _steps(budget: Budget, blocks: Sequence[Block]) -> list[Step]:
     steps: list[Step] = []
     for index, block in enumerate(blocks):
         units = len(block.thresholds)
-        for kept in range(units - 1, budget.min_units - 1, -1):
+        for kept in range(units - 1, max(budget.min_units, block.least) - 1, -1):
             if kept % budget.round_to == 0:
                 steps.append((float(block.thresholds[units - kept - 1]), index, kept))
     # Equal thresholds: larger sizes first, so that every block's steps stay in order.
@@ -244,8 +246,12 @@ def _after(before: Mapping[str, int], blocks: Sequence[Block], steps: Sequence[S
 
 
 def _check_reachable(budget: Budget, blocks: Sequence[Block], removed: float, target: float, total: float) -> None:
-    # With the default bounds every layer keeps one unit: a unit budget is met to within that one unit per layer.
-    slack = float(sum(len(block.layers) for block in blocks)) if budget.of == "units" and budget.min_units == 1 else 0.0
+    # With the default bounds every layer keeps one unit: a unit budget is met to within what layers must keep.
+    slack = (
+        float(sum(len(block.layers) * block.least for block in blocks))
+        if budget.of == "units" and budget.min_units == 1
+        else 0.0
+    )
     if target - removed > slack + 1e-9 * total:
         bounds = f"with min_units={budget.min_units}, round_to={budget.round_to} and the layers left out"
         if budget.target_ms is not None:

@@ -97,6 +97,7 @@ class Recording:
     products: list[Product] = field(default_factory=list)
     pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    lone: list[Ids] = field(default_factory=list)
     direct: list[Ids] = field(default_factory=list)
     count_coupled: list[list[str]] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant
+from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant, unit_ids, varies
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
@@ -95,6 +95,12 @@ def check_view(op: Op, source: torch.Tensor, outputs: Sequence[torch.Tensor]) ->
         for tensor in outputs:
             part = op.tracer.units(tensor)
             _check_cut(op, whole, before, {} if part is None else op.tracer.units_by_layer(part))
+    elif op.name == "squeeze":
+        whole = op.tracer.units(source)
+        dims = op.arg(1, "dim", range(source.ndim))
+        for dim in [dims] if isinstance(dims, int) else dims:
+            if whole is not None and varies(whole, dim):
+                op.tracer.recording.lone.append(unit_ids(whole))  # A single unit's axis would be dropped, too.
 
 
 def _join_pieces(op: Op, whole: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Interface:
         tracer = self.tracer
         if any(type(part) not in (str, int) for part in path):
             return  # A key that no plan can name.
-        if not tensor.is_floating_point() or tensor.numel() < 2 or tracer.is_parameter(tensor):
+        if not tensor.is_floating_point() or tensor.numel() < 2 or tracer.is_weight(tensor):
             return
         known = self.states.get((held, path))
         if tracer.units(tensor) is not None:

@@ -84,6 +84,7 @@ class Builder:
         shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
         named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
         approximate = self._sites(self.recording.approximate)
+        lone = {name for ids in self.recording.lone for name in self.layers_of(ids)}
         direct = {name for ids in self.recording.direct for name in self.layers_of(ids)}
         layers = {
             name: Layer(
@@ -94,6 +95,7 @@ class Builder:
                 approximate.get(name),
                 name in direct,
                 part=layer.part,
+                least=1 + (name in lone),
             )
             for name, layer in self._layers.items()
         }

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from reprune.core.answers.answers import Answers, Meaning, Run, Told
-from reprune.core.errors import UnsupportedModelError
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Scope, Structure
@@ -73,9 +72,7 @@ def record(
     model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False, scope: Scope = "recurrent"
 ) -> Trace:
     """Trace one pass of the model."""
-    if scope == "all":
-        raise UnsupportedModelError("scope='all' prunes PyTorch models; of a Keras model, recurrent layers alone.")
-    return tracing.record(model, example, forward, uniform=uniform)
+    return tracing.record(model, example, forward, uniform=uniform, scope=scope)
 
 
 def made_plain(model: Any) -> tuple[str, ...]:

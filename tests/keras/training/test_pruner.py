@@ -218,6 +218,33 @@ def test_columns_of_an_embedding() -> None:
 
 
 @needs_tensorflow
+@pytest.mark.parametrize(
+    "method",
+    ["iss-group-lasso", *(pytest.param(name, marks=pytest.mark.slow) for name in ("iss-gm", "neuron-selection"))],
+)
+def test_every_width_shrinks_in_place(method: str) -> None:
+    x, y = (np.random.default_rng(0).normal(size=size).astype("float32") for size in ((16, T, 3), (16, 2)))
+    convolved = [L.Conv1D(6, 2, activation="relu", name="conv"), L.BatchNormalization(), L.LSTM(6, name="lstm")]
+    trained = keras.Sequential(
+        [keras.Input((T, 3)), *convolved, L.Dense(4, activation="tanh", name="hidden"), L.Dense(2)]
+    )
+    trained.compile(keras.optimizers.Adam(0.01), "mse")
+    options = {"schedule": "gradual:1", "total_steps": 3, "calibration": 1}
+    pruner = reprune.keras.Pruner(trained, [x], ratio=0.5, method=method, scope="all", **options)
+    for _ in range(3):
+        trained.train_on_batch(x, y)
+        pruner.step()
+    small = pruner.finish()
+    counts = pruner.plan.counts()
+    widths = [counts[name] for name in ("conv:channels", "lstm", "hidden:features")]
+    assert sum(widths) == 8
+    for part in (trained, small):
+        kernels = [part.layers[place].kernel.shape[-1] for place in (0, 3)]
+        assert [kernels[0], part.layers[2].units, kernels[1]] == widths
+    assert error(outputs(trained, x), outputs(small, x)) < RELATIVE
+
+
+@needs_tensorflow
 @pytest.mark.parametrize("method", ["iss-gm", "iss-group-lasso", "neuron-selection"])
 @pytest.mark.parametrize("schedule", ["soft:2", "gradual:2"])
 def test_interrupted_training_goes_on_as_if_it_had_not_been(method: str, schedule: str) -> None:

@@ -130,5 +130,13 @@ def test_the_loss_is_that_of_the_words(options: LanguageOptions) -> None:
 def test_what_only_pytorch_does(options: LanguageOptions) -> None:
     with pytest.raises(RecipeError, match=r"--devices 2.* --framework torch"):
         keras_recipe.LanguageModel(replace(options, devices="2"))
-    with pytest.raises(RecipeError, match="--scope all"):
-        keras_recipe.LanguageModel(replace(options, scope="all"))
+
+
+def test_columns_of_the_embedding_are_units(run: Any, options: LanguageOptions, tmp_path: Path) -> None:
+    asked = replace(options, scope="all", method="magnitude", teach=0.0, finetune_epochs=0, dense=str(run[0]))
+    summary = language_model.run(asked, tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    columns, *hidden = (summary["units"][name] for name in ("embedding:columns", "lstm_0", "lstm_1"))
+    assert weights["embedding/embeddings"].shape[1] == columns[1]
+    assert weights["lstm_0/kernel"].shape == (columns[1], 4 * hidden[0][1])
+    assert sum(after for _, after in (columns, *hidden)) == 3 * options.hidden / 2

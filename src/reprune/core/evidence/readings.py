@@ -20,6 +20,8 @@ Matrix = NDArray[np.float64]
 Places = NDArray[np.int64]
 Axis = tuple[str, int]
 
+WIDEST = 8192
+"""Features beyond which a consumer's joint covariance is not kept; it is taken to read its layers' responses."""
 MANY = 4096
 """Outputs of consumers from which on estimates of how much they matter average out."""
 

@@ -31,7 +31,7 @@ def observe_classes(
     moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
     batches = iter(batches)
     first = next(batches)
-    probe = Probe(graph_of(model, captured(model, first, forward)))
+    probe = Probe(graph_of(model, captured(model, first, forward)), structure)
     for batch in chain([first], batches):
         members = _members(labels(batch))
         for key, rows, sequences, size, *_ in probe.responses(captured(model, batch, forward)):

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.answers.answers import Answers
-from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors
+from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors, last_consumers
 from reprune.core.layers import Consumer, Structure
 from reprune.core.plan import Plan
 from reprune.keras.calibration.gradients import pullback
+from reprune.keras.calibration.responses import Probe
 from reprune.keras.surgery.apply import masked_weights
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.configuration import sublayers
@@ -102,12 +103,27 @@ class Pupil:
         own = _arrays(self._answer(first))
         if all(np.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(whole[first], own, strict=True)):
             before = {id(weight) for weight in body.weights}
-            self.weights = self._observed(
-                [c for c in structure.consumers if id(self._variables[c.tensor]) not in before]
-            )
+            after = {name for name, weight in self._variables.items() if id(weight) not in before}
+            probe = Probe(graph, structure)
+            responses = partial(self._responses, probe, example) if probe.shown else lambda changed: None
+            self.weights = self._observed(last_consumers(structure, after, responses))
 
     def _answer(self, place: int) -> list[Any]:
         return list(keras.tree.flatten(self._head(self._features[place], training=False)))
+
+    def _responses(self, probe: Probe, example: Any, changed: Sequence[Consumer]) -> list[tuple[Any, float]]:
+        """The size of the widths' responses to one batch, while some weights are halved."""
+        held = {consumer.tensor: array(self._variables[consumer.tensor]) for consumer in changed}
+        try:
+            for name, value in held.items():
+                self._variables[name].assign(value / 2)
+            seen = [
+                (found.key, float(np.square(found.rows, dtype="float64").sum())) for found in probe.responses(example)
+            ]
+        finally:
+            for name, value in held.items():
+                self._variables[name].assign(value)
+        return [(key, size) for key, size in seen if key in probe.shown]
 
     def _observed(self, consumers: Sequence[Consumer]) -> list[Refitted]:
         """The consumers that multiply the last axis of a layer's input, with what they read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ import keras
 import numpy as np
 
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence.readings import Axis, FeedBack, SplitMoments, Statistics
-from reprune.core.layers import Consumer, Structure
+from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
+from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
+from reprune.core.layers import WIDTHS, Structure
+from reprune.keras.calibration.readers import own_readers, readers
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
@@ -53,6 +55,7 @@ class Seen(NamedTuple):
         mask: Valid steps, or None for all (sequences × time).
         start: State before the first steps, or None for zeros (sequences × … × units).
         backwards: Whether the last step is the first one in time; None where nothing is known of the ends.
+        first: As of `Reads`.
     """
 
     key: Key
@@ -60,6 +63,7 @@ class Seen(NamedTuple):
     mask: Any = None
     start: Any = None
     backwards: bool | None = None
+    first: bool = True
 
 
 def observe(
@@ -83,7 +87,7 @@ def observe(
     first = next(examples, None)
     if first is None:
         raise StatisticsError("batches is empty: give at least one input.")
-    probe = Probe(graph_of(model, first), structure.consumers if readings else ())
+    probe = Probe(graph_of(model, first), structure, readings=readings)
     return gather(probe, structure, chain([first], examples))
 
 
@@ -100,13 +104,22 @@ def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Stati
                     statistics.fed.setdefault(key, FeedBack(key[0], rows.shape[1])).update(*ends)
             elif key in structure.layers:
                 statistics[key].update(rows)
+    _add_shown(statistics, likes, probe.shown)
+    return statistics
+
+
+def _add_shown(statistics: Statistics, likes: Mapping[Key, Axis], shown: Mapping[str, Reader]) -> None:
+    """Add what readings say: of layers and other readings whose rows they share, and of widths."""
     for key, like in likes.items():
         if isinstance(key, tuple):
             statistics.readings[key] = statistics.readings[like]
-        elif key in structure.layers:
+        elif key in statistics:
             for half in statistics.readings[like].halves:
                 statistics[key].merge(half)
-    return statistics
+    for name, reader in shown.items():
+        read = statistics.readings.get((reader.slot.tensor, reader.slot.axis))
+        if read is not None:
+            statistics[name] = responses_in(read.merged(), name, reader)
 
 
 class Probe:
@@ -114,20 +127,33 @@ class Probe:
 
     Args:
         graph: The graph; its layers are run as they are, without being changed.
-        consumers: Weights whose inputs are yielded, too, where they can be had.
+        structure: What a trace of it found.
+        readings: Whether inputs of consumers are yielded, too, where they can be had; responses of widths are among
+            them, and do not come by themselves.
+
+    Attributes:
+        shown: For each width, a weight that shows its responses.
     """
 
-    def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer] = ()) -> None:
+    def __init__(self, graph: ModelGraph, structure: Structure, *, readings: bool = False) -> None:
         self._graph = graph
         self._names = {id(cell): name for cell, name in named_cells(graph)}
-        consumers = tuple(consumers)
-        self._readers = _readers(graph, consumers)
-        self._own = _own_readers(graph, consumers, self._names)
-        self._recurrent = {*self._names.values(), *_recurrent_kernels(graph)}
+        wide = {(slot.tensor, slot.axis) for slot in structure.slots if slot.size > WIDEST}
+        consumers = [(consumer.tensor, consumer.axis) for consumer in structure.consumers]
+        seen = {read.axis for found in readers(graph, consumers).values() for read in found}
+        self.shown = _shown(structure, seen)
+        kept = seen - wide if readings else set()
+        self._apart: dict[Axis, list[str]] = {}
+        for name, reader in self.shown.items():
+            if (reader.slot.tensor, reader.slot.axis) not in kept:
+                self._apart.setdefault((reader.slot.tensor, reader.slot.axis), []).append(name)
+        self._kept = kept
+        self._readers = readers(graph, kept | self._apart.keys())
+        self._own = own_readers(graph, consumers if readings else ())
         self._siblings: dict[int, Any] = {}
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
-        self._order: list[tuple[Key, bool, bool, bool | None]] = []
+        self._order: list[tuple[Key, bool, bool, bool | None, bool]] = []
         self._likes: dict[Key, Axis] = {}
 
     def responses(self, batch: Any) -> Iterator[Response]:
@@ -136,29 +162,37 @@ class Probe:
         Inputs of consumers come under their tensor and axis.
         """
         parts = iter(self._run.arrays(flat_inputs(self._graph.root, batch)))
-        for key, masked, started, backwards in self._order:
+        for key, masked, started, backwards, first in self._order:
             sequence = next(parts)
             valid = next(parts).astype(bool) if masked else None
             start = next(parts) if started else None
-            found = _rows(key, sequence, valid, time_first=key in self._recurrent)
-            yield found._replace(like=self._likes.get(key))
+            found = _rows(key, sequence, valid, first=first)
+            if isinstance(key, str) or key in self._kept:
+                yield found._replace(like=self._likes.get(key))
+            yield from self._of_widths(found)
             if key in self._own:
                 ends = None if backwards is None else _ends(sequence, valid, start, backwards=backwards)
                 yield found._replace(key=self._own[key], ends=ends)
+
+    def _of_widths(self, found: Response) -> Iterator[Response]:
+        """Responses of the widths that show in what a weight reads."""
+        for name in self._apart.get(found.key, ()) if isinstance(found.key, tuple) else ():
+            for places in self.shown[name].places.T:
+                yield found._replace(key=name, rows=found.rows[:, places])
 
     def walk(self, inputs: list[Any]) -> list[Any]:
         """Sequences, each followed by its mask and its start if it has them, in the order in which they were seen."""
         self._seen = []
         run(self._graph.root, inputs, self._call)
         seen, self._seen = self._seen, []
-        self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards) for s in seen]
+        self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards, s.first) for s in seen]
         self._likes = self._alike(seen)
         return [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
 
     def _alike(self, seen: Sequence[Seen]) -> dict[Key, Axis]:
         """Keys whose rows are, one by one, those that a layer's recurrent weight reads."""
         times = Counter(s.key for s in seen)
-        once = [s for s in seen if times[s.key] == 1 and s.key in self._recurrent]
+        once = [s for s in seen if times[s.key] == 1 and s.first and s.key not in self._apart]
         own = {(id(s.sequence), id(s.mask)): self._own[s.key] for s in once if s.key in self._own}
         alike = {s.key: own[id(s.sequence), id(s.mask)] for s in once if (id(s.sequence), id(s.mask)) in own}
         # A layer that runs several times responds what its recurrent weight reads, all in all.
@@ -261,15 +295,14 @@ class Probe:
 
     def _note_inputs(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
-        for key, place in self._readers.get(id(target), ()):
-            given = [
-                *args,
-                *(kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs),
-            ]
-            tensor = given[min(place, len(given) - 1)]
+        named = (kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs)
+        given = [*args, *named]
+        for read in self._readers.get(id(target), ()):
+            tensor = given[min(read.place, len(given) - 1)]
             mask = getattr(tensor, "_keras_mask", None)
-            fits = mask is not None and len(mask.shape) < len(tensor.shape)
-            self._seen.append(Seen(key, tensor, mask if fits else None))
+            features = read.features(tensor)
+            same = mask is not None and tuple(features.shape[:-1])[: len(mask.shape)] == tuple(mask.shape)
+            self._seen.append(Seen(read.axis, features, mask if same else None, first=read.first))
 
     def _note(
         self, cell: Any, sequence: Any, mask: Any = None, states: Any = None, *, backwards: bool | None = None
@@ -282,16 +315,25 @@ class Probe:
             self._seen.append(Seen(self._names[id(cell)], sequence, mask, start, backwards))
 
 
-def _rows(key: Key, sequence: Array, valid: Array | None, *, time_first: bool) -> Response:
+def _shown(structure: Structure, seen: Collection[Axis]) -> dict[str, Reader]:
+    """For each width the first weight that shows its responses, of those that can be seen."""
+    found = {}
+    for name in (name for name, layer in structure.layers.items() if layer.cell in WIDTHS):
+        shown = [r for r in readers_of_width(structure, name) if (r.slot.tensor, r.slot.axis) in seen]
+        found.update({name: shown[0]} if shown else {})
+    return found
+
+
+def _rows(key: Key, sequence: Array, valid: Array | None, *, first: bool) -> Response:
     """The valid steps of sequences (sequences × time × … × units) one below the other."""
     count = len(sequence)
     owners = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (sequence.ndim - 2)), sequence.shape[:-1])
     if valid is not None:
         valid = np.broadcast_to(valid.reshape(*valid.shape, *[1] * (owners.ndim - valid.ndim)), owners.shape)
-    if time_first and sequence.ndim > 2:
-        # As in `reprune.torch`: what is fitted on one half of the rows is judged on the other.
-        sequence, owners = np.swapaxes(sequence, 0, 1), np.swapaxes(owners, 0, 1)
-        valid = valid if valid is None else np.swapaxes(valid, 0, 1)
+    if first and sequence.ndim > 2:
+        last = owners.ndim - 1
+        sequence, owners = np.moveaxis(sequence, 0, last), np.moveaxis(owners, 0, last)
+        valid = valid if valid is None else np.moveaxis(valid, 0, last)
     rows, owners = sequence.reshape(-1, sequence.shape[-1]), owners.reshape(-1)
     if valid is not None:
         rows, owners = rows[valid.reshape(-1)], owners[valid.reshape(-1)]
@@ -306,44 +348,6 @@ def _ends(sequence: Array, valid: Array | None, start: Array | None, *, backward
     last = sequence[np.arange(len(sequence)), place][some]
     first = np.zeros_like(last) if start is None else start[some]
     return first.reshape(-1, last.shape[-1]), last.reshape(-1, last.shape[-1])
-
-
-def _readers(graph: ModelGraph, consumers: Iterable[Consumer]) -> dict[int, list[tuple[Axis, int]]]:
-    """Which argument of which layer each consumer reads, by the layer's id; others are not watched."""
-    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers}
-    named = {id(weight): name for name, weight in graph.weights().items()}
-    found: dict[int, list[tuple[Axis, int]]] = {}
-    for _, layer in graph.layers():
-        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
-            two = isinstance(layer, keras.layers.Bidirectional)
-            parts = (layer.forward_layer, layer.backward_layer) if two else (layer,)
-            weights = [(getattr(cells_of(part)[0][1], "kernel", None), 0) for part in parts]
-        elif isinstance(layer, keras.layers.MultiHeadAttention):
-            weights = [
-                (part.kernel, i) for i, part in enumerate((layer.query_dense, layer.value_dense, layer.key_dense))
-            ]
-        else:
-            weights = [(getattr(layer, "kernel", None), 0)]
-        last = getattr(layer, "data_format", "channels_last") != "channels_first"
-        pairs = [(wanted.get(named.get(id(weight), "")), place) for weight, place in weights if last]
-        found[id(layer)] = [(key, place) for key, place in pairs if key is not None]
-    return found
-
-
-def _own_readers(graph: ModelGraph, consumers: Iterable[Consumer], names: Mapping[int, str]) -> dict[Key, Axis]:
-    """The recurrent kernel of each layer, as the consumer that reads the layer's own responses."""
-    wanted = {consumer.tensor: (consumer.tensor, consumer.axis) for consumer in consumers if consumer.axis == 0}
-    named = {id(weight): name for name, weight in graph.weights().items()}
-    kernels = {name: getattr(cell, "recurrent_kernel", None) for cell, name in named_cells(graph) if id(cell) in names}
-    found = {name: wanted.get(named.get(id(kernel), "")) for name, kernel in kernels.items()}
-    return {name: key for name, key in found.items() if key is not None}
-
-
-def _recurrent_kernels(graph: ModelGraph) -> list[Axis]:
-    """The weights through which recurrent layers read their input."""
-    named = {id(weight): name for name, weight in graph.weights().items()}
-    kernels = [getattr(cell, "kernel", None) for cell, _ in named_cells(graph)]
-    return [(named[id(kernel)], 0) for kernel in kernels if id(kernel) in named]
 
 
 def _turned(mask: Any, backwards: bool) -> Any:

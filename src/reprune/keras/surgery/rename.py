@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reprune.core.errors import PlanError
+from reprune.core.layers import WIDTHS
 from reprune.core.plan import Plan
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import ModelGraph
@@ -36,14 +37,14 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
     names: dict[str, str] = {}
     cells = {name: cell for cell, name in named_cells(graph)}
     owners = {weight: name for name, cell in cells.items() for weight in _names(graph, cell)}
-    for name in (name for name, layer in plan.structure.layers.items() if layer.cell != "embedding"):
+    for name in (name for name, layer in plan.structure.layers.items() if layer.cell not in WIDTHS):
         slot = next(iter(plan.structure.slots_of(name, "own")), None)
         new = None if slot is None else owners.get(tensors[slot.tensor])
         if new is None and name not in cells:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
         names[name] = new or name
     for name, layer in plan.structure.layers.items():
-        if layer.cell == "embedding":
+        if layer.cell in WIDTHS:
             path, _, kind = name.rpartition(":")
             names[name] = f"{_owner(path, tensors, graph)}:{kind}"
     for size in plan.structure.sizes:

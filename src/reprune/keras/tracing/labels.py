@@ -44,6 +44,11 @@ class Couplings:
         self._member.extend((layer, unit) if layer else None for unit in range(count))
         return np.arange(start, start + count)
 
+    def name(self, labels: Ids, layer: str) -> None:
+        """Make labels the units of a layer."""
+        for unit, label in enumerate(labels.tolist()):
+            self._member[label] = layer, unit
+
     def union(self, first: Ids, second: Ids) -> None:
         """Couple `first[i]` with `second[i]` for every i where both name something."""
         both = (first > NONE) & (second > NONE) & (first != second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import (
+    WIDTHS,
     CarriedState,
     Consumer,
     Contraction,
@@ -19,6 +20,7 @@ from reprune.core.layers import (
     Layer,
     Pin,
     Port,
+    Scope,
     Site,
     SizeAttribute,
     Slot,
@@ -30,7 +32,8 @@ from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
-from reprune.keras.tracing.tracer import Traced, Tracer, carried_inputs, paired_states, returned_states
+from reprune.keras.tracing.tracer import Cell, Traced, Tracer, carried_inputs, paired_states, returned_states
+from reprune.keras.tracing.widths import width_layers
 
 Forward = Callable[[Any, Any], Any]
 Unit = tuple[str, int]
@@ -45,11 +48,14 @@ class Trace:
         run: The model as a function.
     """
 
-    def __init__(self, graph: ModelGraph, inputs: list[Any], tracer: Tracer, uniform: bool) -> None:
+    def __init__(
+        self, graph: ModelGraph, inputs: list[Any], tracer: Tracer, uniform: bool, kinds: Collection[str]
+    ) -> None:
         self.graph = graph
         self.inputs = inputs
         self.run = Runner(graph)
         self._tracer = tracer
+        self._cells = [*tracer.cells.values(), *width_layers(tracer, kinds)]
         self._uniform = uniform
 
     def structure(self, pins: Mapping[str, Pin] | None = None) -> Structure:
@@ -59,22 +65,31 @@ class Trace:
             pins: Further layers to pin.
 
         Raises:
-            UnsupportedModelError: When there is no recurrent layer.
+            UnsupportedModelError: When there is none of the layers that were to be found.
         """
-        return _Resolver(self._tracer, self._uniform).structure(pins or {})
+        return self._resolver().structure(pins or {})
 
     @property
     def states(self) -> tuple[list[Slot | None], list[Slot | None]]:
         """The axis that knows units, for each of the model's inputs and outputs; None where there is none."""
-        resolver = _Resolver(self._tracer, self._uniform)
+        resolver = self._resolver()
         returned = {id(state) for state in returned_states(self._tracer)}
         taken = [tensor if tensor.shadow else None for tensor in self._tracer.inputs]
         given = [tensor if id(tensor) in returned else None for tensor in self._tracer.outputs]
         return [resolver.axis(tensor) for tensor in taken], [resolver.axis(tensor) for tensor in given]
 
+    def _resolver(self) -> _Resolver:
+        return _Resolver(self._tracer, self._cells, self._uniform)
+
 
 def record(
-    model: Any, example: Any, forward: Forward | None = None, *, uniform: bool = False, inputs: bool = False
+    model: Any,
+    example: Any,
+    forward: Forward | None = None,
+    *,
+    uniform: bool = False,
+    scope: Scope = "recurrent",
+    inputs: bool = False,
 ) -> Trace:
     """Run a model on an example with labels beside every tensor.
 
@@ -83,6 +98,7 @@ def record(
         example: A batch, as the model takes it.
         forward: Replaces `model(batch)`.
         uniform: Keep equal sizes in both directions of every `Bidirectional`.
+        scope: `all` takes every width as units (see `widths.py`).
         inputs: Whether the columns of every `Embedding` are units, too.
     """
     example = captured(model, example, forward)
@@ -90,9 +106,9 @@ def record(
     given = few_sequences(graph, flat_inputs(graph.root, example), 2)
     # What layers would write to their variables, states and seeds, is dropped.
     with keras.StatelessScope():
-        tracer = Tracer(graph, rule_of, _carried(graph, given), columns=inputs)
+        tracer = Tracer(graph, rule_of, _carried(graph, given))
         tracer.run(given)
-    return Trace(graph, given, tracer, uniform)
+    return Trace(graph, given, tracer, uniform, WIDTHS if scope == "all" else ["embedding"] if inputs else [])
 
 
 def _carried(graph: ModelGraph, inputs: Sequence[Any]) -> list[int]:
@@ -152,20 +168,22 @@ def states_kept(graph: ModelGraph) -> Any:
 class _Resolver:
     """Labels resolved into units of layers."""
 
-    def __init__(self, tracer: Tracer, uniform: bool) -> None:
+    def __init__(self, tracer: Tracer, cells: Sequence[Cell], uniform: bool) -> None:
         self._tracer = tracer
+        self._cells = cells
         self._uniform = uniform
         self._records = tracer.records
-        self._sizes = {cell.name: cell.units for cell in tracer.cells.values()}
+        self._sizes = {cell.name: cell.units for cell in cells}
         self._classes = tracer.couplings.classes()
-        self._groups, self._crossed = _group(self._classes, [cell.name for cell in tracer.cells.values()])
+        self._groups, self._crossed = _group(self._classes, list(self._sizes))
 
     def structure(self, pins: Mapping[str, Pin]) -> Structure:
         layers = self._layers(pins)
         if not layers:
             raise UnsupportedModelError(
                 "The model has no recurrent layer. Looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional, ConvLSTM and "
-                "their cells, also inside nested models and layers."
+                "their cells, also inside nested models and layers; with scope='all' for convolutions, Dense layers "
+                "and embeddings, too."
             )
         slots = self._slots()
         weights = self._tracer.graph.weights()
@@ -214,7 +232,7 @@ class _Resolver:
         approximate = self._sites(self._records.approximate)
         direct = self._sites(self._records.direct)
         layers = {}
-        for cell in self._tracer.cells.values():
+        for cell in self._cells:
             layers[cell.name] = Layer(
                 cell.name,
                 cell.kind,
@@ -240,7 +258,7 @@ class _Resolver:
 
     def _met_at(self, name: str) -> Site:
         """The first operation in which units of a layer meet other ones."""
-        (own,) = (cell.labels for cell in self._tracer.cells.values() if cell.name == name)
+        (own,) = (cell.labels for cell in self._cells if cell.name == name)
         return next((site for labels, site in self._records.ties if np.isin(own, labels).any()), Site("the model", ""))
 
     def _sites(self, entries: Sequence[tuple[Ids, Site]]) -> dict[str, Site]:

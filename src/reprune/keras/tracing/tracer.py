@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.layers import Pin, Role, Site
+from reprune.core.layers import WIDTHS, Pin, Role, Site
 from reprune.keras.tracing.compiled import compiled_call
 from reprune.keras.tracing.graph import ModelGraph, array, named_weights, run
 from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
@@ -65,7 +65,7 @@ class Product:
 
 @dataclass
 class Cell:
-    """A recurrent cell, or a direction of a recurrent layer, whose units can be named."""
+    """A recurrent cell or a direction of a recurrent layer, whose units can be named, or a width."""
 
     name: str
     kind: str
@@ -97,9 +97,9 @@ class Tracer:
         graph: The graph.
         rule_of: What to do with an operation.
         carried: Which inputs are labelled, too, along their last axis: states that the caller carries.
-        columns: Whether columns of embeddings are units, too.
 
     Attributes:
+        widths: What weights without a recurrence make, by address, whether it counts as units or not.
         inputs: What the model was run on.
         outputs: What it returned.
     """
@@ -109,10 +109,9 @@ class Tracer:
         graph: ModelGraph,
         rule_of: Callable[[Any], Callable[[Call], Any]],
         carried: Collection[int] = (),
-        columns: bool = False,
     ) -> None:
         self.graph = graph
-        self.carried, self.columns = carried, columns
+        self.carried = carried
         self.inputs: list[Traced] = []
         self.outputs: list[Traced] = []
         self._rule_of = rule_of
@@ -121,7 +120,8 @@ class Tracer:
         self.cells: dict[int, Cell] = {}
         self.refused: dict[str, tuple[str, int, Pin]] = {}
         self._names: dict[int, str] = {}
-        self._followers: dict[int, Ids] = {}
+        self.widths: dict[str, Cell] = {}
+        self._made: dict[tuple[int, int], Ids] = {}
         self.written: list[Any] = []
         """Graphs of layers with weights of their own: operations are known by their identity."""
         for path, layer in graph.layers():
@@ -186,11 +186,21 @@ class Tracer:
         """Name of a weight."""
         return self._names[id(variable)]
 
-    def followers(self, variable: Any, count: int) -> Ids:
-        """Labels of the outputs of a weight: the same at each of its calls."""
-        if id(variable) not in self._followers:
-            self._followers[id(variable)] = self.couplings.new(count)
-        return self._followers[id(variable)]
+    def begin(self, call: Call, kind: str, variable: Any, axis: int) -> Ids:
+        """Labels of what a weight makes along an axis, the same at each of its calls.
+
+        They are units where that is asked for (`widths.py`), and else follow the units that they are added to.
+        """
+        axis %= len(variable.shape)
+        labels = self._made.get((id(variable), axis))
+        if labels is None:
+            count = int(variable.shape[axis])
+            labels = self._made[id(variable), axis] = self.couplings.new(count)
+            if count > 1:  # A single one cannot be removed.
+                name = f"{call.path}:{WIDTHS[kind]}"
+                self.widths.setdefault(name, Cell(name, kind, count, labels))
+        self.slot(variable, axis, labels, "own", call.site)
+        return labels
 
     def slot(self, variable: Any, axis: int, labels: Ids, role: Role, site: Site) -> None:
         """Record that positions of an axis of a weight belong to labels."""

@@ -12,7 +12,7 @@ from reprune.core.decide import as_globs, decide
 from reprune.core.errors import RecipeError
 from reprune.core.evidence.evidence import Evidence
 from reprune.core.evidence.passes import Forward, Labels
-from reprune.core.layers import Structure
+from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import Method, check_training_method, get_method
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import held_back
@@ -62,6 +62,7 @@ class Pruner:
         calibration: Batches that each selection looks at; they go on where the last ones ended.
         labels: Classes of a batch's sequences, a function of the batch, for methods that look at them.
         exclude: Globs of layers to leave alone.
+        scope: What counts as units: those of recurrent layers, or `all` widths of the model (see `reprune.plan`).
         inputs: Whether the columns of every `Embedding` are units too, of a layer `path:columns`. They count in the
             budget, and the embedding becomes narrower. Only `neuron-selection` can do it.
         min_units: Units that every layer keeps at least.
@@ -104,6 +105,7 @@ class Pruner:
         calibration: int = 8,
         labels: Labels | None = None,
         exclude: Sequence[str] = (),
+        scope: Scope = "recurrent",
         inputs: bool = False,
         min_units: int = 1,
         round_to: int = 1,
@@ -132,9 +134,8 @@ class Pruner:
         if not model.built:
             # A Sequential model without an Input is not, even when training begins.
             model(captured(model, input_of(example), forward))
-        found = record(
-            model, input_of(example) if forward is None else example, forward, uniform=uniform, inputs=inputs
-        )
+        given = input_of(example) if forward is None else example
+        found = record(model, given, forward, uniform=uniform, scope=checked_scope(scope), inputs=inputs)
         self.structure: Structure = (
             rehearse(found, model, self._exclude)
             if verify

@@ -53,7 +53,7 @@ class Selection(Technique):
             classes = observe_classes(self.model, self.structure, batches, self._labels, self._forward)
             evidence = Evidence(self.structure, arrays, classes=classes)
         elif method.needs_statistics:
-            probe = self._probe or Probe(graph, self.structure.consumers if method.needs_readings else ())
+            probe = self._probe or Probe(graph, self.structure, readings=method.needs_readings)
             self._probe = probe
             inputs = (captured(self.model, batch, self._forward) for batch in islice(self._stream, self._count))
             found = gather(probe, self.structure, inputs)

@@ -165,6 +165,7 @@ class KerasRecipe(Recipe):
             self.training_batches(),
             ratio=options.ratio,
             of=options.of,
+            scope=options.scope,
             method=options.method,
             schedule=options.when,
             total_steps=self.steps() * options.epochs,
@@ -198,8 +199,6 @@ class KerasRecipe(Recipe):
 
 
 def _check(options: RunOptions) -> None:
-    if options.scope == "all":
-        raise RecipeError("--scope all: with --framework keras, units of recurrent layers alone are removed.")
     single = {"devices": ("1", "auto"), "strategy": ("auto",), "num_nodes": (1,), "workers": (0,)}
     for name, choices in {**single, "precision": tuple(_POLICIES)}.items():
         if getattr(options, name, choices[0]) not in choices:

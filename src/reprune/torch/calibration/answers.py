@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from reprune.core.evidence.readings import Axis
+from reprune.core.evidence.widths import Reader, readers_of_width
 from reprune.core.layers import WIDTHS, Slot, Structure
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors
@@ -22,13 +21,6 @@ See = Callable[[str, torch.Tensor, torch.Tensor | None], None]
 """`see(layer, responses, batch_sizes)`: … × sequences × units, or rows × units with the sequences at every step."""
 
 
-class Reader(NamedTuple):
-    """A weight that shows a layer's responses, and the positions of every unit on its axis (units × positions)."""
-
-    slot: Slot
-    places: NDArray[np.int64]
-
-
 def readers(structure: Structure, name: str) -> list[Reader]:
     """Weights that show a layer's responses by what they read.
 
@@ -36,13 +28,9 @@ def readers(structure: Structure, name: str) -> list[Reader]:
     sum with other widths.
     """
     if structure.layers[name].cell in WIDTHS:
-        together = next(group for group in structure.index_coupled if name in group)
-        slots = [(slot, other) for other in together for slot in structure.slots_of(other, "reads")]
-    else:
-        slots = [(slot, name) for slot in own_readers(structure, name)]
-    places = [(slot, slot.by_unit(layer, structure.layers[layer].units)) for slot, layer in slots]
-    found = [Reader(slot, held) for slot, held in places if held is not None]
-    return found[:1] if structure.layers[name].cell in WIDTHS else found
+        return readers_of_width(structure, name)[:1]
+    places = [(slot, slot.by_unit(name, structure.layers[name].units)) for slot in own_readers(structure, name)]
+    return [Reader(slot, held) for slot, held in places if held is not None]
 
 
 def own_readers(structure: Structure, name: str) -> list[Slot]:

@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from reprune.core.evidence.moments import Moments
-from reprune.core.evidence.readings import Axis, FeedBack, SplitMoments
+from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments
+from reprune.core.evidence.widths import responses_in
 from reprune.core.layers import Slot, Structure
 from reprune.torch.calibration.answers import Answers, See, readers, rows, watch_declared
 from reprune.torch.calibration.watch import Seen, watch
 from reprune.torch.surgery.apply import named_tensors
-
-WIDEST = 8192
-"""Features beyond which a consumer's joint covariance is not kept; it is taken to read its layers' responses."""
 
 
 class ReadingWatcher:
@@ -178,12 +176,6 @@ def responses(structure: Structure, readings: dict[Axis, SplitMoments], answers:
     """Moments of the responses, of the layers whose own weights have read them all at once."""
     found = {}
     for name, axis in answers.items():
-        moments = found[name] = Moments(name, structure.layers[name].units)
-        state = readings[axis].merged().state()
         shown = next(reader for reader in readers(structure, name) if (reader.slot.tensor, reader.slot.axis) == axis)
-        for places in shown.places.T:
-            part = Moments(name, moments.size)
-            scatter = state["scatter"][places][:, places]
-            part.restore({"count": state["count"], "mean": state["mean"][places], "scatter": scatter})
-            moments.merge(part)
+        found[name] = responses_in(readings[axis].merged(), name, shown)
     return found

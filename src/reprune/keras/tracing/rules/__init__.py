@@ -9,7 +9,7 @@ import keras
 
 from reprune.core.layers import Pin, Site
 from reprune.keras.tracing.configuration import loose_weights, sublayers
-from reprune.keras.tracing.rules import attention, elementwise, movement, recurrent, weights, written
+from reprune.keras.tracing.rules import attention, einsums, elementwise, movement, recurrent, weights, written
 from reprune.keras.tracing.tracer import Call, moved
 
 Rule = Callable[[Call], Any]
@@ -20,6 +20,7 @@ _RULES: dict[Rule, str] = {
     recurrent.bidirectional: "Bidirectional RaggedBidirectional",
     recurrent.lone_cell: "LSTMCell GRUCell SimpleRNNCell StackedRNNCells",
     weights.dense: "Dense",
+    einsums.einsum_dense: "EinsumDense",
     weights.convolution: "Conv1D Conv2D Conv3D",
     weights.transposed: "Conv1DTranspose Conv2DTranspose Conv3DTranspose",
     weights.depthwise: "DepthwiseConv1D DepthwiseConv2D",

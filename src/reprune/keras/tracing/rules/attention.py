@@ -61,11 +61,9 @@ def multi_head(call: Call) -> Any:
     made: Ids = np.zeros(outputs_width(outputs), dtype=np.int64)
     rank = len(projection.kernel.shape)
     if rank == 3:
-        made = call.tracer.followers(projection.kernel, int(projection.kernel.shape[-1]))
+        made = call.tracer.begin(call, "linear", projection.kernel, 2)
         call.tracer.size(call, ("output_shape", 0), made)
-        call.tracer.slot(projection.kernel, 2, made, "follows", call.site)
-        if projection.bias is not None:
-            call.tracer.slot(projection.bias, 0, made, "follows", call.site)
+        call.tracer.slot(projection.bias, 0, made, "own", call.site)
         call.tracer.product(prod(query.shape[:-1]), prod(projection.kernel.shape[:-1]), made)
     flat = keras.tree.flatten(outputs)
     traced = [Traced(flat[0], shadow(len(flat[0].shape) - 1, made)), *map(Traced, flat[1:])]

@@ -8,10 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.core.layers import WIDTHS
 from reprune.keras.tracing.labels import NONE, Ids
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
-from reprune.keras.tracing.tracer import Call, Cell, Traced, shadow
+from reprune.keras.tracing.tracer import Call, Traced, shadow
 
 # What a layer calls the number of its outputs.
 _WIDTHS = ("units", "filters", "output_dim")
@@ -29,10 +28,11 @@ def dense(call: Call) -> Any:
     read = x.along(-1)
     _reads(call, layer, layer.kernel, 0, read)
     rows = prod(x.shape[:-1])
-    made = _made(call, layer, layer.kernel, 1)
+    made = _made(call, "linear", layer, layer.kernel, 1)
     if free:
         # Units on another axis pass through, along with the layer's own outputs: only those are followed.
         assert x.shadow is not None
+        call.tracer.pin_labels(made, call.site, "units pass through on another axis, and are followed instead")
         call.tracer.product(rows / x.shape[x.shadow.axis], x.shadow.labels, x.shape[-1], layer.kernel.shape[1])
         zero = x.shadow.silent and not layer.use_bias and keeps_zero(layer.activation)
         if not is_elementwise(layer.activation) and rank - 1 != x.shadow.axis:
@@ -84,7 +84,7 @@ def separable(call: Call) -> Any:
     call.tracer.slot(layer.depthwise_kernel, -2, labels, "follows", call.site)
     between = np.repeat(labels, layer.depth_multiplier)
     _reads(call, layer, layer.pointwise_kernel, -2, between)
-    made = _made(call, layer, layer.pointwise_kernel, -1)
+    made = _made(call, "convolution", layer, layer.pointwise_kernel, -1)
     rows = prod(value.shape) / value.shape[channel]
     call.tracer.product(rows * prod(layer.depthwise_kernel.shape[:-2]), _axis(labels), layer.depth_multiplier)
     call.tracer.product(rows, _axis(between), _axis(made))
@@ -99,22 +99,7 @@ def embedding(call: Call) -> Any:
     value = call.values()
     if _altered(layer):
         return Traced(value)
-    weight = layer.embeddings
-    if call.tracer.columns and weight.shape[1] > 1:
-        return Traced(value, shadow(len(value.shape) - 1, _columns(call, layer)))
-    return Traced(value, shadow(len(value.shape) - 1, _made(call, layer, weight, 1)))
-
-
-def _columns(call: Call, layer: Any) -> Ids:
-    """Labels of an embedding's columns, as units of a layer of their own."""
-    tracer, units = call.tracer, int(layer.embeddings.shape[1])
-    if id(layer) not in tracer.cells:
-        name = f"{call.path}:{WIDTHS['embedding']}"
-        tracer.cells[id(layer)] = Cell(name, "embedding", units, tracer.couplings.new(units, name))
-    labels = tracer.cells[id(layer)].labels
-    tracer.size(call, ("output_dim",), labels)
-    tracer.slot(layer.embeddings, 1, labels, "own", call.site)
-    return labels
+    return Traced(value, shadow(len(value.shape) - 1, _made(call, "embedding", layer, layer.embeddings, 1)))
 
 
 def batch_normalization(call: Call) -> Any:
@@ -177,32 +162,34 @@ def _windows(call: Call, layer: Any, x: Traced, kernel: Any, read: int, make: in
         return call.pinned("a convolution runs over its units as over time or space")
     value = call.values()
     labels = x.along(channel)
-    _reads(call, layer, kernel, read, labels)
-    made = _made(call, layer, kernel, make)
+    # With a stride, the outputs of a transposed convolution have different taps: no bias fits all of them.
+    spread = rows_of_input and any(step > 1 for step in keras.tree.flatten(layer.strides))
+    _reads(call, layer, kernel, read, labels, bias=not spread)
+    made = _made(call, "convolution", layer, kernel, make)
     shape = x.shape if rows_of_input else tuple(value.shape)
     rows = prod(shape) / shape[channel] * prod(kernel.shape[:-2])
     call.tracer.product(rows, _axis(labels), _axis(made))
     return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
 
 
-def _reads(call: Call, layer: Any, weight: Any, axis: int, labels: Ids) -> None:
+def _reads(call: Call, layer: Any, weight: Any, axis: int, labels: Ids, *, bias: bool = True) -> None:
     """Record a consumer; unlabelled inputs too, for another call of the layer may bring units."""
     call.tracer.slot(weight, axis, labels, "reads", call.site)
     if (labels > NONE).any():
-        bias = call.tracer.name(layer.bias) if layer.use_bias else None
-        call.tracer.records.consumers[call.tracer.name(weight), axis % len(weight.shape)] = bias
+        taker = call.tracer.name(layer.bias) if layer.use_bias and bias else None
+        call.tracer.records.consumers[call.tracer.name(weight), axis % len(weight.shape)] = taker
 
 
-def _made(call: Call, layer: Any, weight: Any, axis: int) -> Ids:
-    """Labels of what a layer makes: they follow units that they are added to. None when its activation mixes them."""
-    width = int(weight.shape[axis])
-    if not is_elementwise(getattr(layer, "activation", None)):
-        return np.zeros(width, dtype=np.int64)
-    made = call.tracer.followers(weight, width)
+def _made(call: Call, kind: str, layer: Any, weight: Any, axis: int) -> Ids:
+    """Labels of what a layer makes; pinned when its activation mixes them."""
+    made = call.tracer.begin(call, kind, weight, axis)
     call.tracer.size(call, (next(name for name in _WIDTHS if hasattr(layer, name)),), made)
-    call.tracer.slot(weight, axis, made, "follows", call.site)
     if getattr(layer, "use_bias", False):
-        call.tracer.slot(layer.bias, 0, made, "follows", call.site)
+        call.tracer.slot(layer.bias, 0, made, "own", call.site)
+    activation = getattr(layer, "activation", None)
+    if not is_elementwise(activation):
+        title = getattr(activation, "__name__", type(activation).__name__)
+        call.tracer.pin_labels(made, call.site, f"its activation {title} mixes the units")
     return made
 
 

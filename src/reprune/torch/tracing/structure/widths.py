@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from reprune.core.layers import WIDTHS
+from reprune.core.widths import settled
 from reprune.torch.tracing.labels import NONE, Couplings, Ids
 from reprune.torch.tracing.recording import RecurrentLayer
 
@@ -114,28 +115,17 @@ class Widths:
             known: Classes that are units of recurrent layers.
 
         Returns:
-            By address, in the order in which the model runs them. A width whose classes all belong to smaller ones (a
-            sum of a concatenation) or to recurrent layers goes with those and is no layer.
+            By address, in the order in which the model runs them (see `core.widths.settled`).
         """
         heads = {root for labels in self.heads for root in couplings.roots(labels).tolist()}
         parts = [part for address in self.layers for part in self._parts(address, couplings)]
         roots = {part.name: _classes(couplings, part.labels) for part in parts}
-        taken, groups = set(known), set[tuple[int, ...]]()
-        found: dict[str, RecurrentLayer] = {}
-        for part in sorted(parts, key=lambda part: len(roots[part.name])):
-            together = tuple(roots[part.name])
-            own = [root for root in roots[part.name] if root not in taken]
-            if together not in groups and not own:
-                continue
-            if together not in groups:
-                together = tuple(own)
-                groups.add(together)
-                taken |= set(own)
-            labels = np.array([roots[part.name][root] for root in together])
-            headed = heads.issuperset(together)
-            found[part.name] = _renamed(part, labels, "attention" if headed else part.cell)
-        order = {part.name: place for place, part in enumerate(parts)}
-        return {found[name].name: found[name] for name in sorted(found, key=order.__getitem__)}
+        units = settled({name: list(held) for name, held in roots.items()}, known)
+        found = []
+        for part in (part for part in parts if part.name in units):
+            labels = np.array([roots[part.name][root] for root in units[part.name]])
+            found.append(_renamed(part, labels, "attention" if heads.issuperset(units[part.name]) else part.cell))
+        return {layer.name: layer for layer in found}
 
     def _parts(self, address: str, couplings: Couplings) -> list[RecurrentLayer]:
         """The pieces into which a width was cut, or the whole where all of them go together."""

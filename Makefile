@@ -59,7 +59,7 @@ bench: $(STAMP)  ## the speed of pruned models beside what their MACs promise
 
 docs: $(STAMP)  ## build the documentation site into site/, tutorials executed; a broken link is an error
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict  # notebooks call the command
+	PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/mkdocs build --strict
 
 wheel: $(STAMP)  ## build the wheel and the source archive into dist/, and look at what is in them
 	rm -rf dist

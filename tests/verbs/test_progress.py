@@ -42,6 +42,12 @@ def test_one_bar_within_another_is_the_same(screen: io.StringIO) -> None:
     assert "cutting" in screen.getvalue()
 
 
+def test_hidden_where_it_is_not_wanted(screen: io.StringIO) -> None:
+    with progress.hidden(), progress.shown():
+        tell("tracing")
+    assert screen.getvalue() == ""
+
+
 def test_quick_work_is_silent(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "AFTER", 60.0)
     with progress.shown():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,6 +122,7 @@ def prune_command(
     """
     from reprune.recipes.prune import Timing, prune_to
     from reprune.recipes.run.folder import held
+    from reprune.verbs.progress import hidden
 
     options: dict[str, Any] = {"ratio": ratio, "of": of, "method": method, "min_units": min_units, "seed": seed}
     options |= {"include": include or [], "exclude": exclude or [], "uniform": uniform, "scope": scope}
@@ -128,7 +130,7 @@ def prune_command(
     _check_method(method, labels, loss)
     if latency_table is not None and not latency_table.exists():
         check_file("--latency-table", latency_table)
-    with held(out):
+    with held(out), hidden() if quiet else nullcontext():
         timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
         options |= {
             "labels": function("--labels", labels, "batch"),

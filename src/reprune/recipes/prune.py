@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 import reprune
 from reprune.core.budget.budget import Request
 from reprune.core.budget.latency import LatencyTable
@@ -104,9 +102,7 @@ def prune_to(
     if distill_steps:
         # What was pruned is kept already: from here on, an interruption loses no more than what was learned.
         try:
-            with Progress(transient=True) as bar:
-                task = bar.add_task("distilling", total=distill_steps)
-                reprune.distill(result.model, model, batches, distill_steps, progress=lambda _, __: bar.advance(task))
+            reprune.distill(result.model, model, batches, distill_steps)
             result.save(out)
         except KeyboardInterrupt:
             raise InterruptedRunError(

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from reprune.core.answers.distillation import Progress, check_steps, diverged, step_size
 from reprune.core.evidence.passes import Forward, endless, first_batch
+from reprune.core.progress import told
 from reprune.verbs.adapter import adapter_of
+from reprune.verbs.progress import shown
 
 Model = TypeVar("Model")
 Divergence = Callable[[Any, Any], Any]
@@ -61,8 +63,8 @@ def distill(
     rounds = endless(batches, adapter.is_tensor, steps)
     example, _ = first_batch(batches, adapter.is_tensor)
     forward = adapter.accepted(adapter.private(dense), example, forward)
-    with adapter.student(small, dense, example, divergence, forward) as student:
-        for step, batch in enumerate(rounds, start=1):
+    with shown(), adapter.student(small, dense, example, divergence, forward) as student:
+        for step, batch in enumerate(told("distilling", rounds, steps), start=1):
             far = student.learn(batch, step_size(step, steps, learning_rate))
             if not isfinite(far):
                 student.restore()

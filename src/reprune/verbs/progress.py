@@ -33,6 +33,13 @@ def shown() -> Iterator[None]:
         bar.close()
 
 
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Within this context, no bar is shown."""
+    with listening(lambda stage, done, total: None):
+        yield
+
+
 class _Bar:
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

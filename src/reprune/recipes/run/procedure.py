@@ -23,6 +23,7 @@ from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
 from reprune.recipes.run.options import RunOptions
 from reprune.recipes.run.quiet import quiet
 from reprune.report import check_installed, write_report
+from reprune.verbs.progress import hidden
 from reprune.verbs.result import Result
 
 Say = Callable[[str], None]
@@ -137,7 +138,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         RecipeError: The folder cannot be written, or holds another run; another process of the run failed.
         InterruptedRunError: The user asked to stop.
     """
-    with quiet(), _full_disk_reported(out), recipe.launch() as first, ExitStack() as held:
+    progress = nullcontext() if recipe.options.progress else hidden()
+    with quiet(), progress, _full_disk_reported(out), recipe.launch() as first, ExitStack() as held:
         check_installed()
         folder = recipe.once(lambda: held.enter_context(opened(out, recipe.options, resume=resume)))
         folder.writes = first

@@ -240,6 +240,16 @@ class Tracer:
             if path is not None or self.widths.everywhere:
                 self.widths.begin(kind, name if path is None else path, self.axis(name, axis, "own"))
 
+    def is_part(self, layer: Ids, units: Ids) -> bool:
+        """Whether these are the units between two seams of a layer, or more than one such part, side by side."""
+        start, stop = int(units[0]), int(units[-1]) + 1
+        if stop - start != len(units) or not (layer[0] <= start and stop <= layer[-1] + 1):
+            return False
+        seams = self.recording.seams
+        return (start == layer[0] or (start - 1, start) in seams) and (
+            stop == layer[-1] + 1 or (stop - 1, stop) in seams
+        )
+
     def join(self, labels: torch.Tensor, dims: Sequence[int]) -> bool:
         """Couple the labels along these dimensions, so that they do not vary there; returns whether that could be.
 

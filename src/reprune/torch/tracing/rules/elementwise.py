@@ -8,6 +8,7 @@ import torch
 
 from reprune.torch.tracing.labels import compact, lines, unit_ids, varies
 from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.rules.movement import note_seams
 from reprune.torch.tracing.rules.op import Labels, Op
 from reprune.torch.tracing.tracer import Tracer
 
@@ -151,7 +152,10 @@ def nothing(op: Op) -> None:
 def glu(op: Op) -> Labels:
     """One half gates the other, position by position."""
     found = op.tracer.units(op.args[0])
-    return None if found is None else op.tracer.couple(*found.chunk(2, op.arg(1, "dim", -1)))
+    if found is None:
+        return None
+    note_seams(op, found)
+    return op.tracer.couple(*found.chunk(2, op.arg(1, "dim", -1)))
 
 
 def unknown(op: Op) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,7 @@ def check_view(op: Op, source: torch.Tensor, outputs: Sequence[torch.Tensor]) ->
         if op.name == "split":
             whole = _join_pieces(op, whole, outputs)
         before = op.tracer.units_by_layer(whole)
+        note_seams(op, whole)
         for tensor in outputs:
             part = op.tracer.units(tensor)
             _check_cut(op, whole, before, {} if part is None else op.tracer.units_by_layer(part))
@@ -113,11 +115,44 @@ def _join_pieces(op: Op, whole: torch.Tensor, outputs: Sequence[torch.Tensor]) -
     return whole
 
 
+def note_seams(op: Op, whole: torch.Tensor) -> None:
+    """Where a layer is cut at a place that follows from sizes, it is taken in parts: what is left of each is known."""
+    at = 2 if op.name in ("split", "split_with_sizes") else 1
+    dim = op.arg(at, "dim", -1 if op.name == "glu" else 0)
+    ends = _ends(op, whole.size(dim))
+    held = lines(whole, dim) if ends else np.zeros((0, 0), dtype=np.int64)
+    if any((line == NONE).any() or len(op.tracer.units_by_layer(torch.from_numpy(line))) > 1 for line in held):
+        return
+    for line in held:
+        op.tracer.recording.seams.update((int(line[end - 1]), int(line[end])) for end in ends)
+    if op.name in ("split", "glu"):
+        op.tracer.recording.aligned += [line.reshape(len(ends) + 1, -1) for line in held]
+
+
+def _ends(op: Op, size: int) -> list[int]:
+    """Where an operation cuts an axis of this size, if all of these places follow from sizes."""
+    given = {int(one) for one in op.tracer.given}
+    if op.name == "glu":
+        return [size // 2]
+    if op.name == "split" and op.args[1] in given and size % op.args[1] == 0:
+        return list(range(op.args[1], size, op.args[1]))
+    if op.name == "split_with_sizes" and set(op.args[1]) <= given:
+        return list(accumulate(op.args[1]))[:-1]
+    if op.name == "slice":
+        start, stop = op.arg(2, "start") or 0, op.arg(3, "end")
+        stop = size if stop is None else min(stop, size)
+        if (start in given or start == 0) and (stop in given or stop - start in given or stop == size):
+            return [end % size for end in (start, stop) if end % size]
+    return []
+
+
 def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[str, Ids]) -> None:
     layers, widths = op.tracer.layers, op.tracer.widths
     for name, units in after.items():
         if len(units) < len(before[name]) and len(before[name]) > 1:
             if name in widths.layers and widths.cut(name, _members(op.tracer, layers[name].labels, units)):
+                continue
+            if op.tracer.is_part(layers[name].labels, units):
                 continue
             ids = torch.from_numpy(layers[name].labels)
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
@@ -198,7 +233,9 @@ def _check_parts(op: Op, labels: torch.Tensor) -> None:
         for line in lines(small, dim):
             for name, units in op.tracer.units_by_layer(torch.from_numpy(line)).items():
                 layer = op.tracer.recording.layers.get(name)
-                if layer is not None and 1 < len(units) < len(layer.labels):
+                if layer is None or op.tracer.is_part(layer.labels, units):
+                    continue
+                if 1 < len(units) < len(layer.labels):
                     ids = torch.from_numpy(layer.labels)
                     op.tracer.pin(ids, op.name, f"its units are split into parts of {len(units)}")
 

@@ -15,6 +15,7 @@ from reprune.torch.tracing.tracer import Tracer
 _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0,
               "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1, "new": 1}  # fmt: skip
 _SIZED_VIEWS = {"view", "reshape", "expand", "unflatten", "broadcast_to"}
+_CUTS = {"split", "narrow", "__getitem__"}
 _NORMS = {"layer_norm", "rms_norm"}
 _LENGTHS = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 
@@ -65,9 +66,17 @@ _NARROW = ((1, "dim"), (2, "start"), (3, "length"))
 
 
 def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-    """The sizes that a view is given, one for every dimension of what comes out; of attention the number of heads."""
+    """The sizes that a view is given, one for every dimension of what comes out; of attention the number of heads.
+
+    Of what cuts, the sizes that follow when units go: those that remember where they came from, and those of chunks.
+    """
     if name == "multi_head_attention_forward":
         return args[4:5]
+    if name == "chunk":
+        count, dim = (kwargs.get(key, args[k] if k < len(args) else 0) for k, key in ((1, "chunks"), (2, "dim")))
+        return [-(-args[0].size(dim) // count)]
+    if name in _CUTS:
+        return [value for value in _integers((args[1:], kwargs)) if isinstance(value, SizeInt)]
     return _sizes(args[1:], kwargs) if name in ("view", "reshape") else ()
 
 

@@ -1,5 +1,6 @@
 """Layers whose units are those of several others side by side, such as a decoder that starts from both directions.
 
+So are layers that the model's code cuts at a place that a size says, such as a cell of which each half makes an output.
 They are taken apart where the partners change: each part loses the same units as its partner, at an offset.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from reprune.torch.tracing.recording import RecurrentLayer
 
 
 def in_parts(
-    layers: Mapping[str, RecurrentLayer], couplings: Couplings, bonds: Iterable[Sequence[str]]
+    layers: Mapping[str, RecurrentLayer],
+    couplings: Couplings,
+    bonds: Iterable[Sequence[str]],
+    seams: Iterable[tuple[int, int]] = (),
 ) -> dict[str, RecurrentLayer]:
     """The layers, those that need it in parts (`decoder:l0:0-7`, `decoder:l0:8-15`).
 
@@ -23,9 +28,13 @@ def in_parts(
         layers: All layers.
         couplings: The classes of their labels.
         bonds: Layers that must keep equal numbers of units: these are cut at the same places.
+        seams: Labels of neighbours between which the model's code cuts.
     """
     roots = {name: couplings.roots(layer.labels) for name, layer in layers.items()}
     cuts = _seams(roots)
+    cut_between = {tuple(couplings.roots(np.array(pair)).tolist()) for pair in seams}
+    for name, held in roots.items():
+        cuts[name] |= {k for k, pair in enumerate(pairwise(held.tolist()), 1) if pair in cut_between}
     bonds = [bond for bond in bonds if len({len(roots.get(name, ())) for name in bond}) == 1]
     while _share(cuts, bonds) or _spread(cuts, roots):
         pass

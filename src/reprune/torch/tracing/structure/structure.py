@@ -54,7 +54,7 @@ class Builder:
         self._layers = dict(recording.layers)
         self._layers.update(written_cells(recording, self._known(), self._is_recurrent))
         couple_interleaved(recording, self._layers)
-        self._layers = in_parts(self._layers, self._couplings, recording.count_coupled)
+        self._layers = in_parts(self._layers, self._couplings, recording.count_coupled, recording.seams)
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}

@@ -136,7 +136,6 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 # Right to pin; everything else must come out exact.
 RIGHT = (
     "other positions",  # Two directions side by side beside one layer of their width, or beside each other.
-    "a Lambda may do anything",
     "cannot be silenced",  # A sigmoid's units in attention without weights.
 )
 BLOCKS = st.fixed_dictionaries(

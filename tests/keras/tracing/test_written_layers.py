@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import pytest
 
 import reprune.keras
@@ -12,6 +13,7 @@ from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
 
 L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 class Weights(L.Layer):
@@ -60,6 +62,44 @@ class Square(L.Layer):
         return K.max(K.tanh(K.matmul(x, self.kernel)), axis=1)
 
 
+class Legacy(L.Layer):
+    """Attention as it was written for Keras 2."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 1), name="kernel")
+        self.shift = self.add_weight(shape=(shape[1], 1), name="shift")
+
+    def call(self, x: Any) -> Any:
+        old = pytest.importorskip("tensorflow").keras.backend
+        scores = old.exp(old.tanh(old.squeeze(old.dot(x, self.kernel) + self.shift, axis=-1)))
+        scores /= old.cast(old.sum(scores, axis=1, keepdims=True) + old.epsilon(), old.floatx())
+        return old.sum(x * old.expand_dims(scores), axis=1)
+
+
+class Products(L.Layer):
+    """Products with vectors and matrices by TensorFlow's own functions."""
+
+    def build(self, shape: Any) -> None:
+        self.vector = self.add_weight(shape=(shape[-1],), name="vector")
+        self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        tf = pytest.importorskip("tensorflow")
+        scores = tf.nn.softmax(tf.linalg.matvec(x, self.vector), axis=1)
+        return tf.reduce_sum(tf.tensordot(x, self.kernel, axes=1) * scores[..., None], axis=1)
+
+
+class Last(L.Layer):
+    """No weights: two steps beside each other."""
+
+    def call(self, x: Any) -> Any:
+        return K.concatenate([x[:, 0], x[:, -1]], axis=-1)
+
+
+def pooled() -> Any:
+    return L.Lambda(lambda x: K.max(x[:, ::-1], axis=1) - x[:, -1], output_shape=(10,))
+
+
 def model_of(layer: Callable[[], Any]) -> Any:
     def build(x: Any) -> Any:
         return L.Dense(2)(layer()(L.Bidirectional(L.LSTM(5, return_sequences=True), name="rnn")(x)))
@@ -67,7 +107,7 @@ def model_of(layer: Callable[[], Any]) -> Any:
     return zoo.functional(build, (T, F))
 
 
-@pytest.mark.parametrize("layer", [Weights, Context, Scaled])
+@pytest.mark.parametrize("layer", [Weights, Context, Scaled, Last, pooled, *[Legacy, Products][: 2 * ON_TENSORFLOW]])
 def test_a_layer_with_weights_of_its_own_is_followed(layer: type[Any]) -> None:
     model = model_of(layer)
     x = zoo.inputs_for(model)
@@ -86,6 +126,17 @@ def test_weights_as_wide_as_what_they_read_pin_it() -> None:
     assert {pin.reason.split(":")[0] for pin in info.pinned.values()} == {
         "the model cannot be rebuilt with fewer units"
     }
+
+
+def test_a_pin_names_the_line() -> None:
+    def first(x: Any) -> Any:
+        half = x[..., :5]
+        return half[:, -1]
+
+    model = model_of(lambda: L.Lambda(first))
+    (pin, _) = reprune.keras.inspect(model, [zoo.inputs_for(model)]).pinned.values()
+    assert "a position that is written into the code" in pin.reason
+    assert pin.site.location == f"{__file__}:{first.__code__.co_firstlineno + 1}"
 
 
 def test_relu_over_many_steps_is_no_leak() -> None:

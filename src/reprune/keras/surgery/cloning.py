@@ -84,6 +84,8 @@ class Cloner:
         if isinstance(operation, keras.layers.Lambda):
             config = {**made_with(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
             shape = getattr(operation, "_output_shape", None)
+            for (_, axis), length in self._sizes_in(operation):
+                shape = _written(shape, [int(axis)], length)
             return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
         sizes = self._sizes_in(operation)
         if is_plain(operation) and not sizes:

@@ -6,9 +6,7 @@ symbolic inputs once, which gives them one.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.keras.tracing.configuration import loose_weights, sublayers
+from reprune.keras.tracing.location import line_of_error
 from reprune.keras.tracing.positional import Arguments
 from reprune.keras.tracing.symbolic import followed, symbolic
 
@@ -39,7 +38,7 @@ class ModelGraph:
             first.
         inner: The graph inside an operation by id: nested models, and custom layers made of layers.
         opened: Ids of the operations that had no graph of their own.
-        closed: Why the code of a layer made of layers could not be followed, and where, by the layer's id.
+        closed: Why the code of a layer could not be followed, and where, by the layer's id.
     """
 
     def __init__(self, root: Graph) -> None:
@@ -81,11 +80,15 @@ class ModelGraph:
             graph = _graph_inside(operation, call)
         except Exception as error:
             # Whatever a stranger's code raises on symbolic inputs: the layer stays closed, and pins what it reads.
-            said = str(error).strip() or type(error).__name__
-            self.closed[id(operation)] = said.splitlines()[0], _line_of(error)
+            self.close(operation, error)
             return None
         self.opened.add(id(operation))
         return graph
+
+    def close(self, operation: Any, error: Exception) -> None:
+        """Note why the code of an operation cannot be followed."""
+        said = str(error).strip() or type(error).__name__
+        self.closed[id(operation)] = said.splitlines()[0], line_of_error(error)
 
     def layers(self) -> Iterator[tuple[str, Layer]]:
         """Path and layer of everything that has weights and no graph inside."""
@@ -157,18 +160,6 @@ def own_graph(layer: Any) -> Graph | None:
     return None
 
 
-def _line_of(error: BaseException) -> str:
-    """Where an error was met in somebody's own code, as `file:line`."""
-    libraries = [Path(str(keras.__file__)).parent, Path(__file__).parents[2]]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in Path(frame.filename).parts
-        and not any(library in Path(frame.filename).parents for library in libraries)
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
 def _is_composite(operation: Any) -> bool:
     """Whether a layer is a custom one made of other layers, with no weights of its own."""
     if not isinstance(operation, keras.layers.Layer) or isinstance(operation, _WRAPPERS):
@@ -197,10 +188,10 @@ def _graph_inside(operation: Any, call: tuple[Any, Any], weights: Sequence[Any] 
         return keras.Model([*inputs, *weights], operation.call(*args, **kwargs), name=operation.name)
 
 
-def graph_with_weights(layer: Any) -> tuple[Graph, list[Any]] | None:
-    """The graph of a layer with weights of its own, which are its last inputs, and these weights.
+def graph_of_code(layer: Any) -> tuple[Graph, list[Any]] | None:
+    """The graph of a layer that holds no others, and its weights, which are the last inputs; None where it holds some.
 
-    None where its code cannot be followed, or where it holds other layers.
+    Whatever its code raises on symbols is raised.
     """
     call = _call_of(layer)
     if call is None or sublayers(layer):
@@ -212,10 +203,7 @@ def graph_with_weights(layer: Any) -> tuple[Graph, list[Any]] | None:
     held = {name: value for name, value in vars(layer).items() if id(value) in mine}
     symbols = {name: keras.Input(batch_shape=tuple(value.shape), dtype=value.dtype) for name, value in held.items()}
     twin.__dict__.update(symbols)
-    try:
-        return _graph_inside(twin, call, list(symbols.values())), list(held.values())
-    except Exception:
-        return None  # Whatever a stranger's code raises on symbols.
+    return _graph_inside(twin, call, list(symbols.values())), list(held.values())
 
 
 def _call_of(operation: Any) -> tuple[Any, Any] | None:

@@ -11,6 +11,8 @@ import keras
 from reprune.core.errors import UnsupportedModelError
 from reprune.keras.tracing.batch_zeros import zeros_of
 from reprune.keras.tracing.configuration import loose_weights, made_with
+from reprune.keras.tracing.legacy_calls import legacy_functions
+from reprune.keras.tracing.location import noted_lines
 from reprune.keras.tracing.open_sizes import open_sizes
 from reprune.keras.tracing.positional import Arguments, ManyArguments, wanted_arguments
 from reprune.keras.tracing.tensorflow_calls import translated
@@ -59,7 +61,7 @@ def followed(inputs: Any) -> Iterator[list[str]]:
     Yields:
         The names of functions of TensorFlow that were called so and are not known.
     """
-    with open_sizes(), zeros_of(inputs), translated() as unknown:
+    with open_sizes(), zeros_of(inputs), noted_lines(), legacy_functions(), translated() as unknown:
         yield unknown
 
 

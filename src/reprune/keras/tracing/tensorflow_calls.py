@@ -119,6 +119,8 @@ def _table(tf: Any) -> dict[tuple[str, str], Translation]:
         tf.pad: _pad,
         tf.split: _split,
         tf.matmul: _matmul,
+        tf.tensordot: lambda a, b, axes: K.tensordot(a, b, axes),
+        tf.linalg.matvec: lambda a, b: K.squeeze(K.matmul(a, K.expand_dims(b, -1)), -1),
         tf.gather: _gather,
         tf.reshape: _reshape,
     }

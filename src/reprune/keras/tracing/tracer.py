@@ -13,6 +13,7 @@ from reprune.core.layers import WIDTHS, Pin, Role, Site
 from reprune.keras.tracing.compiled import compiled_call
 from reprune.keras.tracing.graph import ModelGraph, array, named_weights, run
 from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
+from reprune.keras.tracing.location import line_of
 
 
 @dataclass(eq=False)
@@ -255,7 +256,7 @@ class Call:
     @property
     def site(self) -> Site:
         """Where the operation is, for messages."""
-        return Site(f"{type(self.operation).__name__} {self.path!r}", "")
+        return Site(f"{type(self.operation).__name__} {self.path!r}", line_of(self.operation))
 
     @property
     def tensors(self) -> list[Traced]:
@@ -286,7 +287,7 @@ class Call:
     def pinned(self, reason: str, line: str = "") -> Any:
         """Outputs without labels, every argument's labels pinned."""
         for tensor in self.tensors:
-            self.tracer.pin(tensor, Site(self.site.operation, line), reason)
+            self.tracer.pin(tensor, Site(self.site.operation, line or self.site.location), reason)
         return self.plain()
 
 

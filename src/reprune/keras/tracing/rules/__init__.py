@@ -108,12 +108,13 @@ def unknown(call: Call) -> Any:
             kind = recurrent.cell_kind(cell)
             call.tracer.refused[name] = (kind[0] if kind else "custom", recurrent.width(cell), pin)
     if isinstance(operation, keras.layers.Lambda):
-        return call.pinned("a Lambda may do anything with its units: use a layer or an operation of keras.ops instead")
+        return call.pinned(f"a Lambda reads them, {followed}: use keras.ops in it", line)
     own = loose_weights(operation) if isinstance(operation, keras.layers.Layer) else []
     if own and not type(operation).__module__.startswith("keras."):
         return call.pinned(
-            f"{type(operation).__name__} holds weights of its own ({', '.join(own)}), whose use cannot be followed: "
-            "use keras.ops in it, or make it of layers such as keras.layers.Dense"
+            f"{type(operation).__name__} holds weights of its own ({', '.join(own)}), {followed}: use keras.ops in it, "
+            "or make it of layers such as keras.layers.Dense",
+            line,
         )
     if why:
         return call.pinned(f"it is read by a {type(operation).__name__}, {followed}", line)

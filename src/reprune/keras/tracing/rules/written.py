@@ -1,4 +1,4 @@
-"""Layers that hold weights of their own (`add_weight`), such as attention written by hand: their code is followed.
+"""Layers with code of the user's own, such as attention written by hand, and `Lambda`: their code is followed.
 
 A smaller model makes such a layer anew, and its `build` gives the weights the shapes that fit what it is called on.
 """
@@ -8,16 +8,24 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from reprune.keras.tracing.graph import graph_with_weights, run
+import keras
+
+from reprune.keras.tracing.graph import graph_of_code, run
 from reprune.keras.tracing.tracer import Call, Traced
 
 
 def followed(call: Call) -> Any:
     """What a layer returns, with labels; None where its code cannot be followed."""
     layer, tracer = call.operation, call.tracer
-    if not layer.weights or type(layer).__module__.split(".")[0] in ("keras", "reprune"):
+    library = type(layer).__module__.split(".")[0] in ("keras", "reprune")
+    if library and not isinstance(layer, keras.layers.Lambda):
         return None
-    opened = graph_with_weights(layer)
+    try:
+        opened = graph_of_code(layer)
+    except Exception as error:
+        # Whatever a stranger's code raises on symbols.
+        tracer.graph.close(layer, error)
+        return None
     if opened is None:
         return None
     graph, held = opened
@@ -36,7 +44,12 @@ def followed(call: Call) -> Any:
         for variable in held:
             if len(variable.shape) > 1:
                 tracer.product(rows, *(int(size) for size in variable.shape))
-    return run(graph, [*call.tensors, *(known[id(variable)] for variable in held)], inside)
+    made = run(graph, [*call.tensors, *(known[id(variable)] for variable in held)], inside)
+    declared = getattr(layer, "_output_shape", None)
+    if isinstance(declared, tuple) and isinstance(made, Traced) and made.shadow is not None:
+        # What a Lambda says it makes; the batch is left out.
+        tracer.size(call, ("output_shape", made.shadow.axis - len(made.shape) + len(declared)), made.shadow.labels)
+    return made
 
 
 def _weight(variable: Any) -> Traced:

@@ -30,7 +30,7 @@ from reprune.youtube8m.torch_batches import dequantize
 class Crnn(nn.Module):
     """Convolutions over frames and bands, halving the bands, then a BiLSTM over frames and a mean over time."""
 
-    def __init__(self, channels: int = 64, units: int = 64, classes: int = 16) -> None:
+    def __init__(self, channels: int = 64, units: int = 256, classes: int = 16) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 5, stride=(1, 4), padding=2)
         self.blocks = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=(1, 2), padding=1) for _ in range(2))

@@ -57,6 +57,12 @@ def test_values():
     np.testing.assert_allclose(Cosine().values(found, wanted), 1 - angles, rtol=1e-9)
 
 
+def test_large_logits_do_not_overflow():
+    found, wanted = logits(0) + 1e4, 1e3 * logits(1)
+    apart = (softmax(wanted, axis=1) * (log_softmax(wanted, axis=1) - log_softmax(found, axis=1))).sum(1)
+    np.testing.assert_allclose(Softmax().values(found, wanted), apart, rtol=1e-7)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_gradients_are_those_of_the_values(kind):
     found, wanted = made(type(kind), 2), made(type(kind), 3)

@@ -41,6 +41,7 @@ __all__ = [
     "checked",
     "digest",
     "export",
+    "gates",
     "is_tensor",
     "load_pruned",
     "loss_gradients",
@@ -123,6 +124,10 @@ def observe_readings(
             importance.add(gradients, stretch.batches)
 
     return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
+
+
+def gates(model: Any, small: Any, plan: Plan, answers: Answers, forward: Forward | None) -> None:
+    """Gates are not refitted: what is inside of a compiled recurrent layer does not show."""
 
 
 def pupil(small: Any, structure: Structure, answers: Answers, forward: Forward | None) -> Pupil:

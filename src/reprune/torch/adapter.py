@@ -16,6 +16,7 @@ from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Scope, Structure
 from reprune.core.plan import Plan
 from reprune.torch import weights
+from reprune.torch.calibration import gates as gated
 from reprune.torch.calibration import labelled, responses
 from reprune.torch.calibration import pupil as pupils
 from reprune.torch.calibration.importance import output_importance
@@ -46,6 +47,7 @@ __all__ = [
     "checked",
     "digest",
     "export",
+    "gates",
     "is_tensor",
     "load_pruned",
     "loss_gradients",
@@ -109,7 +111,7 @@ def made_plain(model: nn.Module) -> list[str]:
 private = _guarded(duplicate)
 accepted = _guarded(accepting.accepted)
 apply, mask = _guarded(surgery.apply), _guarded(surgery.mask)
-load_pruned, pupil = _guarded(weights.load_pruned), _guarded(pupils.Pupil)
+load_pruned, pupil, gates = _guarded(weights.load_pruned), _guarded(pupils.Pupil), _guarded(gated.Gates)
 observe_classes = _guarded(labelled.observe_classes)
 SAMPLED = 6
 """Sequences of a batch that say how much the output depends on consumers with many outputs."""

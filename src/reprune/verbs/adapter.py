@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from reprune.core.answers.answers import Answers, Meaning, Run, Told
+from reprune.core.answers.gates import Learner
 from reprune.core.answers.gauss_newton import Pupil
 from reprune.core.budget.latency import LatencyTable
 from reprune.core.errors import UnsupportedModelError, keras_2_error
@@ -132,6 +133,9 @@ class Adapter(Protocol):
 
     def pupil(self, small: Any, structure: Structure, answers: Answers, forward: Forward | None, /) -> Pupil:
         """A pruned model whose consumers are refitted in place; `structure` is its own."""
+
+    def gates(self, model: Any, small: Any, plan: Plan, answers: Answers, forward: Forward | None, /) -> Learner | None:
+        """A pruned model whose gates are refitted in place; None where the framework cannot."""
 
     def measure_latency(
         self,

@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from reprune.core.answers.answers import Answers, Fidelity, Sample
 from reprune.core.answers.divergence import check_name
+from reprune.core.answers.gates import refit_gates
 from reprune.core.answers.gauss_newton import refit
 from reprune.core.decide import CONTENDERS
 from reprune.core.evidence.passes import Forward
@@ -48,7 +50,7 @@ class Panel:
         self._adapter = adapter_of(model)
         self._model, self._found, self._forward = model, found, forward
         meaning = self._adapter.meaning(found, model, sample.batches[0], forward)
-        self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS)
+        self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS + 1)
         dense = self._adapter.planned(found, model, None, forward)
         self._answers = Answers(sample.batches, dense, divergence, meaning, known=sample.answers)
 
@@ -58,12 +60,25 @@ class Panel:
 
     def refitted(self, plan: Plan) -> tuple[float, Plan]:
         """The plan, with its consumers refitted to the dense model's answers, and how far its model is then."""
+        return self._refitted(plan, gates=False) if plan.folds else (0.0, plan)
+
+    def regated(self, value: float, plan: Plan) -> Plan:
+        """The plan with its gates refitted, and its consumers after them, if its model is less far then."""
         if not plan.folds:
-            return 0.0, plan
-        small = self._adapter.apply(self._model, plan)
-        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._narrowed(plan))
+            return plan
+        return min((value, plan), self._refitted(replace(plan, refits=()), gates=True), key=itemgetter(0))[1]
+
+    def _refitted(self, plan: Plan, *, gates: bool) -> tuple[float, Plan]:
+        small, forward = self._adapter.apply(self._model, plan), self._narrowed(plan)
+        changed = {}
+        if gates:
+            learner = self._adapter.gates(self._model, small, plan, self._answers, self._forward)
+            changed = {} if learner is None else refit_gates(learner, self._answers)
+            if not changed:
+                return inf, plan
+        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, forward)
         value, found = refit(pupil, self._answers, np.random.default_rng(0))
-        refits = tuple(Refit.of(name, held) for name, held in found.items())
+        refits = tuple(Refit.of(name, held) for name, held in {**changed, **found}.items())
         self._judged.append((refits, self._answers.fidelity(pupil.run, self._answers.places, "judged")))
         return value, replace(plan, refits=refits)
 

@@ -24,6 +24,8 @@ class Piece:
         last: `h` (B, H) after its last one, likewise.
         inner: What the units of a projected LSTM emit before the projection; None without one.
         batch_sizes: Sequences at every step, if packed.
+        memory: `c` (B, H) of an LSTM before its first step, in a sequence.
+        backward: Whether it runs from the last step to the first.
     """
 
     weights: Sequence[torch.Tensor]
@@ -33,6 +35,8 @@ class Piece:
     last: torch.Tensor | None = None
     inner: torch.Tensor | None = None
     batch_sizes: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+    backward: bool = False
 
 
 Show = Callable[[Piece], None]
@@ -63,7 +67,9 @@ def run_sequence(name: str, kernel: Callable[..., Any], args: Sequence[Any], sho
             own_starts = [state[direction : direction + 1] for state in starts]
             with torch.no_grad():
                 inner = _inner(data, batch_sizes, own_starts, emitted, own, direction == 1) if count % 2 else None
-            show(Piece(own, data, emitted, starts[0][direction], final[0][direction], inner, batch_sizes))
+            first, last = starts[0][direction], final[0][direction]
+            memory = starts[1][direction] if name == "lstm" else None
+            show(Piece(own, data, emitted, first, last, inner, batch_sizes, memory, direction == 1))
         for kind, end in zip(ends, final, strict=True):
             kind.append(end)
         data = out

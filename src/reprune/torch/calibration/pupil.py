@@ -44,6 +44,18 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
 
+def read_weights(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> Tensors:
+    """Values of some parameters."""
+    return {name: widened(parameters[name].detach()).cpu().numpy().copy() for name in names}
+
+
+def write_weights(parameters: Mapping[str, nn.Parameter], tensors: Tensors) -> None:
+    """Set some parameters."""
+    with torch.no_grad():
+        for name, values in tensors.items():
+            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+
 def made_by_sigmoid(model: nn.Module, example: Any, forward: Forward | None) -> list[int]:
     """Which of the output tensors hold numbers that a sigmoid made: probabilities each."""
     model = duplicate(model, share=True)
@@ -125,13 +137,11 @@ class Pupil:
 
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
-        return {name: widened(self._parameters[name].detach()).cpu().numpy().copy() for name in names}
+        return read_weights(self._parameters, names)
 
     def write(self, tensors: Tensors) -> None:
         """Set weights."""
-        with torch.no_grad():
-            for name, values in tensors.items():
-                self._parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        write_weights(self._parameters, tensors)
 
     def gradients(self, names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[Tensors, Tensors]]:
         """Gradients of the mean divergence of the rows to fit, and of its random projection, batch by batch.

@@ -1,0 +1,187 @@
+"""What the gates of PyTorch's recurrent kernels do in a dense model and in a pruned one. See `core.answers.gates`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import BuiltinFunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from reprune.core.answers.answers import Answers
+from reprune.core.answers.gates import JUDGED, PASSES, ROWS, Targets, affordable, regressed, targets
+from reprune.core.answers.gauss_newton import Tensors
+from reprune.core.evidence.passes import Forward
+from reprune.core.plan import Plan
+from reprune.torch.calibration.kernels import SEQUENCES, Piece, run_sequence
+from reprune.torch.calibration.pupil import answering, read_weights, widened, write_weights
+from reprune.torch.ragged.kernels import reversal, reverse
+
+See = Callable[[str, Piece], None]
+
+
+class _Steps(NamedTuple):
+    """One direction of one layer in one call, step by step in its own direction of time (N × …)."""
+
+    read: torch.Tensor
+    state: torch.Tensor
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, piece: Piece) -> _Steps:
+        data, emitted, first = (
+            widened(part.detach()) for part in (piece.read, piece.response, piece.first) if part is not None
+        )
+        if piece.batch_sizes is None:
+            sizes, order = [data.shape[1]] * data.shape[0], None
+        else:
+            sizes, order = piece.batch_sizes.tolist(), reversal(piece.batch_sizes).to(data.device)
+        if piece.backward:
+            data, emitted = reverse(data, order), reverse(emitted, order)
+        answered = torch.split(emitted.reshape(-1, emitted.shape[-1]), sizes)
+        states = [first, *answered[:-1]]
+        before = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])
+        return cls(data.reshape(-1, data.shape[-1]), before, sizes)
+
+
+class Gates:
+    """A dense model and a pruned one, whose gates are refitted. See `core.answers.gates.Learner`.
+
+    Layers that a kernel runs over whole sequences with parameters as they are, without a projection.
+
+    Args:
+        dense: The dense model.
+        small: The pruned one.
+        plan: What was removed.
+        answers: The dense model's.
+        forward: Replaces `model(batch)`.
+    """
+
+    def __init__(self, dense: nn.Module, small: nn.Module, plan: Plan, answers: Answers, forward: Forward | None):
+        self._answers, self._plan = answers, plan
+        self._run_dense, self._run_small = answering(dense, forward), answering(small, forward)
+        self._parameters = dict(small.named_parameters())
+        self._small_names = _names(self._parameters)
+        places = answers.places
+        self.places: Sequence[int] = places[:: -(-len(places) // JUDGED)]
+        self._some = places[:: -(-len(places) // PASSES)]
+        self._weights: dict[str, list[str]] = {}
+        self._targets: dict[str, list[tuple[int, Targets, torch.Tensor]]] = {}
+        if self._worth_a_look(dict(dense.named_parameters())):
+            self._observe(_names(dict(dense.named_parameters())))
+        self.layers = list(self._targets)
+
+    def _worth_a_look(self, dense: Mapping[str, nn.Parameter]) -> bool:
+        """Whether a layer's own matrix has become smaller, and is small enough."""
+        own = {slot.tensor for slot in self._plan.structure.slots if slot.role == "own"}
+        found = [(dense[name], self._parameters[name]) for name in own if name in dense and name in self._parameters]
+        return any(a.ndim == 2 and a.shape != b.shape and affordable(*b.shape) for a, b in found)
+
+    def _observe(self, names: Mapping[tuple[int, torch.Size], str]) -> None:
+        """What the dense model's gates do."""
+
+        def see(cell: str, piece: Piece) -> None:
+            known = [names.get(_key(weight), "") for weight in piece.weights]
+            if piece.inner is not None or not all(name in self._parameters for name in known):
+                return
+            weights = [self._parameters[name] for name in known]
+            shapes = [weight.shape for weight in weights]
+            if shapes == [weight.shape for weight in piece.weights] or not affordable(
+                shapes[0][0], sum(shape[1] + 1 for shape in shapes[:2])
+            ):
+                return
+            own = [widened(weight.detach()) for weight in piece.weights]
+            steps = _Steps.of(piece)
+            incoming, recurrent = (
+                F.linear(part, own[place], own[2 + place] if len(own) > 2 else None)
+                for place, part in enumerate((steps.read, steps.state))
+            )
+            found = targets(cell, incoming, recurrent, steps.state, piece.memory, steps.sizes)
+            rows = torch.from_numpy(self._plan.stays(known[0], piece.weights[0].shape)[0]).to(incoming.device)
+            generator = torch.Generator().manual_seed(len(self._targets.get(known[0], ())))
+            chosen = torch.randperm(len(incoming), generator=generator)[: ROWS // len(self._some)]
+            chosen = chosen.to(incoming.device)
+            self._weights[known[0]] = known
+            self._targets.setdefault(known[0], []).append((len(incoming), found.take(chosen, rows), chosen))
+
+        for place in self._some:
+            with _Pieces(see):
+                self._run_dense(self._answers.batches[place])
+
+    def step(self, layer: str) -> Tensors:
+        """See `Learner.step`."""
+        known, seen = self._weights[layer], []
+
+        def see(_: str, piece: Piece) -> None:
+            if self._small_names.get(_key(piece.weights[0])) == layer:
+                seen.append(_Steps.of(piece))
+
+        for place in self._some:
+            with _Pieces(see):
+                self.run(place)
+        held = self._targets[layer]
+        # A loop that ends when the model says so takes other steps in both.
+        if [len(steps.read) for steps in seen] != [count for count, _, _ in held]:
+            return {}
+        biased = len(known) > 2
+        read, state = (
+            torch.cat(
+                [
+                    _with_one(getattr(steps, part)[chosen], biased)
+                    for steps, (*_, chosen) in zip(seen, held, strict=True)
+                ]
+            )
+            for part in ("read", "state")
+        )
+        parts = [found for _, found, _ in held]
+        wanted = Targets(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+        tensors = [value.astype(np.float64) for value in self.read(known).values()]
+        rows = [np.column_stack(tensors[place::2]) for place in range(2)]
+        found = regressed(read, state, (rows[0], rows[1]), wanted)
+        whole = [step[:, : tensor.shape[1]] for step, tensor in zip(found, tensors[:2], strict=True)]
+        return dict(zip(known, [*whole, *(step[:, -1] for step in found if biased)], strict=True))
+
+    def run(self, place: int) -> list[torch.Tensor]:
+        """The output tensors of the pruned model."""
+        return self._run_small(self._answers.batches[place])
+
+    def read(self, names: Sequence[str]) -> Tensors:
+        """Weights by name."""
+        return read_weights(self._parameters, names)
+
+    def write(self, tensors: Tensors) -> None:
+        """Set weights."""
+        write_weights(self._parameters, tensors)
+
+
+def _with_one(rows: torch.Tensor, biased: bool) -> torch.Tensor:
+    return F.pad(rows, (0, 1), value=1.0) if biased else rows
+
+
+def _key(weight: torch.Tensor) -> tuple[int, torch.Size]:
+    """What tells a parameter from others, be it handed on as another tensor: cuDNN's share a storage."""
+    return weight.data_ptr(), weight.shape
+
+
+def _names(parameters: Mapping[str, nn.Parameter]) -> dict[tuple[int, torch.Size], str]:
+    return {_key(weight): name for name, weight in parameters.items()}
+
+
+class _Pieces(TorchFunctionMode):
+    """Within this context and thread, kernels that run over sequences show each direction of each layer."""
+
+    def __init__(self, see: See) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name not in SEQUENCES or kwargs or not isinstance(func, BuiltinFunctionType):
+            return func(*args, **(kwargs or {}))
+        return run_sequence(name, func, args, lambda piece: self._see(name, piece))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,40 @@ def test_the_loss_is_that_of_the_words(options: LanguageOptions) -> None:
     shares = rng.dirichlet(np.ones(5), size=(2, 3))
     found = keras_model.summed_over_words(keras.ops.convert_to_tensor(shares), keras.ops.convert_to_tensor(logits))
     np.testing.assert_allclose(found, -(shares * log).sum((1, 2)), rtol=1e-6)
+
+
+def test_it_takes_the_steps_that_pytorch_takes(options: LanguageOptions) -> None:
+    """On the same windows from the same weights, with gradients that are clipped and words that come twice."""
+    torch_recipe = pytest.importorskip("reprune.recipes.language.torch_recipe")
+    torch = pytest.importorskip("torch")
+    plain = replace(options, dropout=0.0, init=0.5, clip_gradients=0.5, hidden=5)
+    theirs, ours = (part.LanguageModel(plain) for part in (torch_recipe, keras_recipe))
+    model, twin = theirs.build(), ours.build()
+    twin.set_weights(_as_keras(model))
+    before = twin.get_weights()
+    module, clipped = theirs.module(model), 0
+    module.log = lambda *given, **named: None
+    (descent,), _ = module.configure_optimizers()
+    ours.compiled(twin)
+    for window, batch in islice(zip(theirs.data().train_dataloader(), ours.training_batches(), strict=True), 3):
+        np.testing.assert_array_equal(window.words.T, batch[0])
+        descent.zero_grad()
+        loss = module.training_step(window, 0)
+        loss.backward()
+        clipped += float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)) > 0.5
+        descent.step()
+        assert twin.train_on_batch(*batch, return_dict=True)["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert clipped == 3
+    for start, found, wanted in zip(before, twin.get_weights(), _as_keras(model), strict=True):
+        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted - start).max()
+
+
+def _as_keras(model: Any) -> list[Any]:
+    """Weights of PyTorch's word model in the order of Keras's, the two biases of each LSTM added up."""
+    found = [model.embedding.weight]
+    for layer in model.recurrent:
+        found += [layer.weight_ih_l0.T, layer.weight_hh_l0.T, layer.bias_ih_l0 + layer.bias_hh_l0]
+    return [value.detach().numpy().copy() for value in (*found, model.output.weight.T, model.output.bias)]
 
 
 def test_what_only_pytorch_does(options: LanguageOptions) -> None:

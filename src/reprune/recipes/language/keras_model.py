@@ -59,7 +59,55 @@ def word_model(
     output = keras.layers.Dense(
         vocabulary, kernel_initializer=uniform(), bias_initializer=uniform(), dtype="float32", name="output"
     )
-    return keras.Model(words, output(values), name="word_model")
+    model = keras.Model(words, output(values), name="word_model")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.LSTM):
+            # The other one of two biases: see `TwoBiases`.
+            layer.cell.bias.assign_add(uniform()(layer.cell.bias.shape))
+    return model
+
+
+@keras.saving.register_keras_serializable(package="reprune")
+class TwoBiases(keras.optimizers.SGD):  # type: ignore[misc]
+    """Gradient descent in which the one bias of Keras's LSTM stands for the sum of two.
+
+    The LSTM of the paper, and that of PyTorch, adds a bias to what is made of the input and one to what is made of the
+    state. Both have the same gradient: their sum moves twice as far as one bias would, and it is counted twice
+    in the norm by which all are clipped.
+
+    Args:
+        learning_rate: Step size.
+        clip: Norm of all gradients together above which they are scaled down to it; 0 for never.
+        options: Of `keras.optimizers.SGD`.
+    """
+
+    def __init__(self, learning_rate: float = 1.0, *, clip: float = 0.0, **options: Any) -> None:
+        super().__init__(learning_rate, **options)
+        self._clip = clip
+
+    def get_config(self) -> dict[str, Any]:
+        """What it was made with."""
+        return {**super().get_config(), "clip": self._clip}
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Take a step; see `keras.Optimizer.apply`."""
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        biases = [1 + variable.path.endswith("lstm_cell/bias") for variable in variables]
+        grads = [_summed(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+        if self._clip:
+            squares = [ops.sum(ops.square(gradient)) * times for gradient, times in zip(grads, biases, strict=True)]
+            scale = ops.minimum(self._clip / (ops.sqrt(sum(squares)) + 1e-6), 1.0)
+            grads = [gradient * scale for gradient in grads]
+        grads = [gradient * times for gradient, times in zip(grads, biases, strict=True)]
+        return super().apply(grads, trainable_variables)
+
+
+def _summed(gradient: Any, variable: Any) -> Any:
+    """A gradient of an embedding comes as one row for each word that was read: those of one word belong together."""
+    if not hasattr(gradient, "indices"):
+        return gradient
+    rows = ops.reshape(gradient.values, (-1, variable.shape[-1]))
+    return ops.segment_sum(rows, ops.reshape(gradient.indices, (-1,)), num_segments=variable.shape[0])
 
 
 def reset(*models: Any) -> None:

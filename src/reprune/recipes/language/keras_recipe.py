@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.graph import array
-from reprune.recipes.language.keras_model import FallingRate, Windows, reset, summed_over_words, word_model
+from reprune.recipes.language.keras_model import FallingRate, TwoBiases, Windows, reset, summed_over_words, word_model
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import IGNORED, Reader, Vocabulary, streams_to_measure, streams_to_train
 from reprune.recipes.run.folder import RunFolder
@@ -71,9 +71,7 @@ class LanguageModel(Reader, KerasRecipe):
     def compiled(self, model: Any) -> Any:
         """Compile with gradient descent."""
         options = self.options
-        optimizer = keras.optimizers.SGD(
-            options.learning_rate, global_clipnorm=options.clip_gradients or None, name="sgd"
-        )
+        optimizer = TwoBiases(options.learning_rate, clip=options.clip_gradients, name="sgd")
         model.compile(scaled(optimizer, options), summed_over_words, jit_compile=False, auto_scale_loss=False)
         return optimizer
 

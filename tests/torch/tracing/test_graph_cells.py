@@ -75,3 +75,74 @@ class Mixed(nn.Module):
 
 def test_a_weight_over_time_leaves_units_alone() -> None:
     check_all_lose(Mixed(), {":l0": UNITS}, frames, longer=6)
+
+
+class AcrossNodes(nn.Module):
+    """A GRU on a graph whose gates are cut from a vector of all nodes, so that each node's gates are of both kinds."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__()
+        self.units = UNITS
+        self.register_buffer("adjacency", torch.rand(nodes, nodes))
+        self.gates = nn.Parameter(torch.randn(UNITS + 2, 2 * UNITS) / 3)
+        self.candidate = nn.Parameter(torch.randn(UNITS + 2, UNITS) / 3)
+        self.out = nn.Linear(UNITS, 3)
+
+    def convolve(self, x: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+        batch, nodes, _ = x.shape
+        both = torch.cat([x, h.reshape(batch, nodes, self.units)], 2)
+        mixed = self.adjacency @ both.permute(1, 2, 0).reshape(nodes, -1)
+        rows = mixed.reshape(nodes, both.size(2), batch).permute(2, 0, 1).reshape(batch * nodes, -1)
+        return (rows @ weight).reshape(batch, -1)
+
+    def forward(self, xs: Tensor) -> Tensor:
+        batch, _, nodes, _ = xs.shape
+        h = torch.zeros(batch, nodes * self.units).to(xs)
+        for x in xs.unbind(1):
+            r, z = torch.sigmoid(self.convolve(x, h, self.gates)).chunk(2, 1)
+            h = z * h + (1 - z) * torch.tanh(self.convolve(x, r * h, self.candidate))
+        return self.out(h.reshape(batch, nodes, self.units))
+
+
+@pytest.mark.parametrize("nodes", [4, 5])
+def test_gates_cut_across_nodes_go_with_their_units(nodes: int) -> None:
+    def several(steps: int = 4) -> Tensor:
+        return torch.randn(3, steps, nodes, 2, dtype=torch.float64)
+
+    check_all_lose(AcrossNodes(nodes), {":l0": UNITS}, several, longer=6)
+
+
+class Diffusion(AcrossNodes):
+    """Features of neighbours one, two and three steps away, side by side: Chebyshev polynomials of the matrix."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(NODES)
+        self.steps = steps
+        self.gates = nn.Parameter(torch.randn((UNITS + 2) * (steps + 1), 2 * UNITS) / 5)
+        self.candidate = nn.Parameter(torch.randn((UNITS + 2) * (steps + 1), UNITS) / 5)
+
+    def convolve(self, x: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+        batch, nodes, _ = x.shape
+        both = torch.cat([x, h.reshape(batch, nodes, -1)], 2)
+        size = both.size(2)
+        before = both.permute(1, 2, 0).reshape(nodes, size * batch)
+        now = self.adjacency @ before
+        held = [before, now]
+        for _ in range(1, self.steps):
+            now, before = 2 * self.adjacency @ now - before, now
+            held.append(now)
+        rows = torch.stack(held).reshape(self.steps + 1, nodes, size, batch).permute(3, 1, 2, 0)
+        return (rows.reshape(batch * nodes, size * (self.steps + 1)) @ weight).reshape(batch, -1)
+
+    def forward(self, xs: Tensor) -> Tensor:
+        h = torch.zeros(len(xs), NODES * self.units).to(xs)
+        for x in xs.unbind(1):
+            gates = torch.sigmoid(self.convolve(x, h, self.gates)).reshape(-1, NODES, 2 * self.units)
+            r, z = (gate.reshape(-1, NODES * self.units) for gate in torch.split(gates, self.units, -1))
+            h = z * h + (1 - z) * torch.tanh(self.convolve(x, r * h, self.candidate))
+        return self.out(h.view(-1, NODES, self.units))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_features_of_far_neighbours_side_by_side(steps: int) -> None:
+    check_all_lose(Diffusion(steps), {":l0": UNITS}, frames, longer=6)

@@ -173,6 +173,48 @@ def test_a_size_read_off_one_layer_and_used_for_another_keeps_them_equal() -> No
         check_oracle(model, plan, frames())
 
 
+class Gathered(nn.Module):
+    """Both directions, each a layer: the index of each word's end, and a mask, are made as wide as a state."""
+
+    def __init__(self, hidden: int = 12) -> None:
+        super().__init__()
+        self.hidden, self.fw, self.bw = hidden, nn.LSTM(5, hidden), nn.LSTM(5, hidden)
+        self.words, self.last, self.out = nn.GRU(2 * hidden, 10), nn.GRU(10, 8), nn.Linear(8, 3)
+        self.width = 10
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ends = torch.arange(0, x.size(1), 2).unsqueeze(1).unsqueeze(2).expand(-1, len(x), self.hidden)
+        fw, bw = self.fw(x.transpose(0, 1))[0], self.bw(x.transpose(0, 1).flip(0))[0]
+        words = self.words(torch.cat([fw.gather(0, ends), bw.gather(0, ends)], 2))[0]
+        mask = x.new_full((len(ends), len(x), 1), 0.5).repeat(1, 1, self.width)
+        return self.out(self.last(words * mask)[0])
+
+
+def test_indices_and_masks_as_wide_as_an_attribute() -> None:
+    structure = exact(Gathered(), {"fw:l0": 12, "bw:l0": 12, "words:l0": 10, "last:l0": 8})
+    assert [set(bond) for bond in structure.count_coupled] == [{"fw:l0", "bw:l0"}]
+    assert {("hidden",), ("width",)} < {size.path for size in structure.sizes}
+
+
+class OneForTwo(nn.Module):
+    """One attribute is the size of one layer, and half of it that of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.a, self.b = 12, nn.GRU(5, 12, batch_first=True), nn.GRU(5, 6, batch_first=True)
+        self.of_a, self.of_b = nn.Linear(12, 3), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.a(x)[0].reshape(-1, self.dim), self.b(x)[0].reshape(-1, self.dim // 2)
+        return self.of_a(a) + self.of_b(b)
+
+
+def test_an_attribute_of_layers_of_two_sizes_is_named() -> None:
+    structure = reprune.torch.inspect(OneForTwo().double(), [frames()]).structure
+    for layer in structure.layers.values():
+        assert "give each an attribute of its own (the attribute self.dim)" in str(layer.pin)
+
+
 class Norm(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -97,6 +97,7 @@ class Recording:
     products: list[Product] = field(default_factory=list)
     pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    positions: list[Ids] = field(default_factory=list)
     seams: set[tuple[int, int]] = field(default_factory=set)
     lone: list[Ids] = field(default_factory=list)
     direct: list[Ids] = field(default_factory=list)

@@ -31,6 +31,7 @@ from reprune.torch.tracing.location import here
 from reprune.torch.tracing.origins import Origins
 from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes.sizes import AxisSize, Comparison, Expression, SizeUse
+from reprune.torch.tracing.sizes.widened import Widened
 from reprune.torch.tracing.structure.widths import MODULES, Widths
 from reprune.torch.tracing.weights import DERIVED, LAST, Weights
 
@@ -44,6 +45,7 @@ class Tracer:
         self.tags: list[Expression] = []
         self.states: dict[int, State] = {}
         self.summaries: dict[int, list[Summary]] = {}
+        self.widened = Widened()
         self._own_zeros: dict[int, torch.Tensor] = {}
         self.inside_module = 0
         self.inside_piece = False
@@ -208,15 +210,6 @@ class Tracer:
         """Whether units of a recurrent layer are among the labels."""
         return bool(self.units_by_layer(labels).keys() & self.recording.layers.keys())
 
-    def rows_of_buffers(self, labels: Ids) -> bool:
-        """Whether there are labels and all of them are of buffers' axes, none of parameters'."""
-        couplings = self.recording.couplings
-        held = set(couplings.space(labels[labels > NONE]).tolist())
-        trained: dict[bool, set[int]] = {True: set(), False: set()}
-        for (name, _), line in self.recording.axes.items():
-            trained[isinstance(self.tensors[name], nn.Parameter)].update(couplings.space(line).tolist())
-        return bool(held) and held <= trained[False] - trained[True]
-
     def goes_round(self, labels: Ids) -> bool:
         """Whether these are made by weights that have been applied to what they helped to produce."""
         recording = self.recording
@@ -239,16 +232,6 @@ class Tracer:
             path = self._paths.get((id(self.tensors[name]), kind))
             if path is not None or self.widths.everywhere:
                 self.widths.begin(kind, name if path is None else path, self.axis(name, axis, "own"))
-
-    def is_part(self, layer: Ids, units: Ids) -> bool:
-        """Whether these are the units between two seams of a layer, or more than one such part, side by side."""
-        start, stop = int(units[0]), int(units[-1]) + 1
-        if stop - start != len(units) or not (layer[0] <= start and stop <= layer[-1] + 1):
-            return False
-        seams = self.recording.seams
-        return (start == layer[0] or (start - 1, start) in seams) and (
-            stop == layer[-1] + 1 or (stop - 1, stop) in seams
-        )
 
     def join(self, labels: torch.Tensor, dims: Sequence[int]) -> bool:
         """Couple the labels along these dimensions, so that they do not vary there; returns whether that could be.
@@ -302,7 +285,14 @@ class Tracer:
             self.recording.couplers.append((pairs[:, 0], pairs[:, 1], here("coupling")))
         for tags, units in (pairs.T, pairs.T[::-1]):
             for tag in np.unique(tags[tags >= TAG]):
-                self.constrain(self.tags[tag - TAG], np.unique(units[tags == tag]))
+                found, size = np.unique(units[tags == tag]), self.tags[tag - TAG]
+                if len(found[found > NONE]) == size.value:  # Not where a part is written, or a unit stands repeatedly.
+                    self.constrain(size, found)
+
+    def meet_widened(self, tensor: torch.Tensor, units: torch.Tensor) -> None:
+        """Units meet a tensor without units, position by position."""
+        for expression, line in self.widened.meeting(tensor, units):
+            self.constrain(expression, line)
 
     def constrain(self, expression: Expression, labels: Ids, hard: bool = True) -> None:
         """Record that a size taken from an attribute is the number of these labels."""

@@ -10,6 +10,7 @@ from reprune.torch.tracing.labels import compact, lines, unit_ids, varies
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.movement import note_seams
 from reprune.torch.tracing.rules.op import Labels, Op
+from reprune.torch.tracing.rules.positions import reads_buffers, rows_of_buffers
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -44,6 +45,7 @@ def combine(op: Op, shape: torch.Size) -> Labels:
     for weight in weights:
         follow(op, base, weight)
     for tensor in plain:
+        tracer.meet_widened(tensor, base)
         offset = base.ndim - tensor.ndim
         if any(tensor.size(d - offset) > 1 and varies(base, d) for d in range(offset, base.ndim)):
             tracer.suspect(base, op.name)
@@ -62,9 +64,18 @@ def _crosses(tracer: Tracer, weight: torch.Tensor, plain: torch.Tensor) -> bool:
 def _together(op: Op, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Couple two operands. Of an outer product of two widths an element can only have one label: the fewer stay."""
     tracer, shape = op.tracer, first.shape
+    if not tracer.widths.everywhere and not reads_buffers(tracer):
+        return tracer.couple(first, second)
     wide = second.expand(shape)
     along = [{dim for dim in range(len(shape)) if varies(found, dim)} for found in (first, wide)]
-    if not tracer.widths.everywhere or not all(along) or along[0] & along[1]:
+    if not all(along) or along[0] & along[1]:
+        return tracer.couple(first, second)
+    for rows, units in ((first, wide), (wide, first)):
+        found = unit_ids(rows)
+        if len(found) and rows_of_buffers(tracer, found).all():  # Positions, such as the nodes of a graph.
+            tracer.recording.positions.append(found)
+            return units
+    if not tracer.widths.everywhere:
         return tracer.couple(first, second)
     more, fewer = sorted((first, wide), key=lambda found: (not tracer.is_recurrent(found), -len(unit_ids(found))))
     tracer.pin(fewer, op.name, "an outer product of two sets of units")

@@ -14,6 +14,7 @@ from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.sizes.sizes import SizeInt
+from reprune.torch.tracing.structure.parts import is_part
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -29,6 +30,8 @@ def move(*data: int) -> Rule:
             args = args[:2]
         found = op.func(*args, **op.kwargs)
         found = [tensor.round().long() if tensor.dtype == torch.float64 else None for tensor in tensors_in(found)]
+        if op.name == "gather" and found[0] is not None:
+            tracer.meet_widened(op.args[2], found[0].clamp(min=NONE))
         for result in found[:1] if not tracer.inside_module else ():
             _check_rectangular(op, result.clamp(min=NONE))
         return found
@@ -152,7 +155,7 @@ def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[
         if len(units) < len(before[name]) and len(before[name]) > 1:
             if name in widths.layers and widths.cut(name, _members(op.tracer, layers[name].labels, units)):
                 continue
-            if op.tracer.is_part(layers[name].labels, units):
+            if is_part(op.tracer.recording.seams, layers[name].labels, units):
                 continue
             ids = torch.from_numpy(layers[name].labels)
             op.tracer.pin(ids, op.name, "some of its units are taken by their position")
@@ -233,7 +236,7 @@ def _check_parts(op: Op, labels: torch.Tensor) -> None:
         for line in lines(small, dim):
             for name, units in op.tracer.units_by_layer(torch.from_numpy(line)).items():
                 layer = op.tracer.recording.layers.get(name)
-                if layer is None or op.tracer.is_part(layer.labels, units):
+                if layer is None or is_part(op.tracer.recording.seams, layer.labels, units):
                     continue
                 if 1 < len(units) < len(layer.labels):
                     ids = torch.from_numpy(layer.labels)

@@ -12,6 +12,7 @@ from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, storage
 from reprune.torch.tracing.recording import Axis, Product
 from reprune.torch.tracing.rules.elementwise import follow, pointwise, read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
+from reprune.torch.tracing.rules.positions import mixed, rows_of_buffers, without_rows
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -26,15 +27,18 @@ class _Side:
     free: Labels
 
 
-def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, read: bool) -> _Side:
-    units = tracer.units(tensor)
+def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, other: torch.Tensor) -> _Side:
+    units, read = tracer.units(tensor), tracer.is_weight(other)
+    if units is not None and read:
+        units = without_rows(tracer, units, contracted, free, other)
     if units is not None:
-        # A tensor that was only made in a size from an attribute has its units along the axis that a weight reads.
+        # A tensor that was made in a size from an attribute has its units along the axis that a weight reads.
         tagged = bool((compact(units) >= TAG).any())
         if tagged and not read:
             units = units.where(units < TAG, NONE)
         if varies(units, contracted):
-            units = tracer.representatives(units)  # Gates that meet one unit are one: they do not vary.
+            # Gates that meet one unit are one: they do not vary.
+            units = mixed(tracer, tracer.representatives(units), contracted, other)
         # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.
         alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
         over_units = varies(units, contracted) or alone
@@ -55,7 +59,7 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
         return tracer.derive(
             op.out, [[(a, dim), (b, dim)] for dim in range(a.ndim - 2)] + [[(a, -2)], [(b, -1)]], plain=True
         )
-    left, right = _side(tracer, a, -1, -2, tracer.is_weight(b)), _side(tracer, b, -2, -1, tracer.is_weight(a))
+    left, right = _side(tracer, a, -1, -2, b), _side(tracer, b, -2, -1, a)
     for one in left.contracted:
         for two in right.contracted:
             tracer.couple_lines(one, two)
@@ -74,7 +78,7 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     if left.free is not None and right.free is not None:
         left, right = _one_free(op, left, right)
     _follow_batch(op, left, right)
-    if own is not None and not tracer.widths.everywhere and not tracer.rows_of_buffers(own):
+    if own is not None and not tracer.widths.everywhere and not rows_of_buffers(tracer, own).all():
         left, right = (_without_positions(op, side, right.weight) for side in (left, right))
     if own is not None and (left.free is not None or right.free is not None) and tracer.widths.everywhere:
         tracer.pin(torch.from_numpy(own), op.name, "what it computes has units along another axis, too")
@@ -145,7 +149,7 @@ def _without_positions(op: Op, side: _Side, features: bool) -> _Side:
         return side
     found = unit_ids(side.free)
     units = op.tracer.is_recurrent(side.free) or op.tracer.goes_round(found)
-    if not op.tracer.rows_of_buffers(found) and (units or not features):
+    if not rows_of_buffers(op.tracer, found).all() and (units or not features):
         return side
     op.tracer.pin(side.free, op.name, "a weight is applied along another axis of what holds its units")
     return replace(side, free=None)
@@ -304,8 +308,7 @@ def convolution(op: Op) -> Labels:
     depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
     if groups > 1 and not depthwise:
         return _grouped_convolution(op, units)
-    name = tracer.owner(weight)
-    if name is not None:
+    if (name := tracer.owner(weight)) is not None:
         tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
     reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
     along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)

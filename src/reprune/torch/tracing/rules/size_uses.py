@@ -50,6 +50,9 @@ def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping
                 tracer.memory.set(out, torch.full((), tracer.tag(size.expression)).expand(out.shape))
     elif name in _SIZED_VIEWS:
         _shape(tracer, out, _sizes(args[1:], kwargs))
+        _widened(tracer, out, _sizes(args[1:], kwargs))
+    elif name == "repeat":
+        _widened(tracer, out, _sizes(args[1:], kwargs))
     elif name in _NORMS:
         _shape(tracer, args[0], [None] * args[0].ndim + list(kwargs.get("normalized_shape", args[1])))
     elif name == "__getitem__":
@@ -84,6 +87,14 @@ def _shape(tracer: Tracer, tensor: torch.Tensor, sizes: Sequence[Any]) -> None:
     """The last of these sizes are those of the tensor's axes."""
     for axis, size in enumerate(sizes[-tensor.ndim :] if len(sizes) >= tensor.ndim > 0 else ()):
         _along(tracer, tensor, axis, size)
+
+
+def _widened(tracer: Tracer, tensor: torch.Tensor, sizes: Sequence[Any]) -> None:
+    """A tensor without units (a mask, an index) is repeated as often as an attribute says: it may meet units there."""
+    if tracer.memory.get(tensor) is None and not tracer.is_parameter(tensor):
+        for axis, size in enumerate(sizes[-tensor.ndim :], max(tensor.ndim - len(sizes), 0)):
+            if isinstance(size, SizeInt) and tensor.size(axis) == size:
+                tracer.widened.add(tensor, axis - tensor.ndim, size.expression)
 
 
 def _pieces(tracer: Tracer, pieces: Sequence[torch.Tensor], sizes: Any, dim: Any) -> None:

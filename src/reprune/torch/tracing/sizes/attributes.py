@@ -40,6 +40,8 @@ class Sizes:
         self._places, self._units = places, units
         self._claims: dict[Attribute, list[_Claim]] = {}
         self._bonds: list[tuple[str, ...]] = []
+        self.shared: dict[frozenset[str], Attribute] = {}
+        """Layers that are bound to each other because one attribute is the size of each."""
 
     def solve(
         self,
@@ -130,6 +132,7 @@ class Sizes:
         whole = all((times / claims[0].factor).denominator == 1 for _, times in claims[0].extent.layers)
         if not whole or len({claim.shares for claim in claims}) > 1:
             self._bond(claims)
+            self.shared[frozenset(name for claim in claims for name, _ in claim.extent.layers)] = term
         length, factor = claims[0]
         return SizeAttribute(term.owner, term.path, length, times=factor.denominator, divisor=factor.numerator)
 

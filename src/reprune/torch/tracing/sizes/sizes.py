@@ -30,6 +30,9 @@ class Attribute:
     path: Path
     value: int
 
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in ("self", *self.path)) + (f" of {self.owner}" if self.owner else "")
+
 
 @dataclass(frozen=True, eq=False)
 class AxisSize:
@@ -62,6 +65,11 @@ class Expression:
     terms: Mapping[Term, Fraction]
     constant: Fraction = Fraction(0)
     otherwise: tuple[Expression, ...] = ()
+
+    @property
+    def value(self) -> Fraction:
+        """What it was while the model was traced."""
+        return sum((factor * term.value for term, factor in self.terms.items()), self.constant)
 
     @property
     def readings(self) -> tuple[Expression, ...]:

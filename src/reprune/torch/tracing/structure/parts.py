@@ -6,7 +6,7 @@ They are taken apart where the partners change: each part loses the same units a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -48,6 +48,14 @@ def in_parts(
             part = f"{name}:{start}-{stop - 1}"
             found[part] = replace(layer, name=part, labels=layer.labels[start:stop], part=(name, start))
     return found
+
+
+def is_part(seams: Collection[tuple[int, int]], layer: Ids, units: Ids) -> bool:
+    """Whether these are the units between two seams of a layer, or between it and an end: labels that count up."""
+    start, stop = int(units[0]), int(units[-1]) + 1
+    if stop - start != len(units) or not layer[0] <= start < stop <= layer[-1] + 1:
+        return False
+    return (start == layer[0] or (start - 1, start) in seams) and (stop > layer[-1] or (stop - 1, stop) in seams)
 
 
 def _seams(roots: Mapping[str, Ids]) -> dict[str, set[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import prod
@@ -30,6 +30,7 @@ from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.recording import Labelled, Recording
 from reprune.torch.tracing.sizes.attributes import Sizes, extent
+from reprune.torch.tracing.sizes.sizes import Attribute
 from reprune.torch.tracing.structure.interleaved import couple_interleaved
 from reprune.torch.tracing.structure.parts import in_parts, parts_of
 from reprune.torch.tracing.structure.ports import port
@@ -52,7 +53,8 @@ class Builder:
         self._pins: dict[str, Pin] = {}
         # Pinned layers still name the classes they hold, so that what is coupled with them is pinned too.
         self._layers = dict(recording.layers)
-        self._layers.update(written_cells(recording, self._known(), self._is_recurrent))
+        positions = {root for labels in recording.positions for root in self._couplings.roots(labels).tolist()}
+        self._layers.update(written_cells(recording, self._known() | positions, self._is_recurrent))
         couple_interleaved(recording, self._layers)
         self._layers = in_parts(self._layers, self._couplings, recording.count_coupled, recording.seams)
         self._recurrent = len(self._layers)
@@ -79,7 +81,8 @@ class Builder:
         kept_states = tuple(found for found in map(self._port, self.recording.kept_states) if found is not None)
         ports = [port for state in states for port in (state.given, state.returned)] + list(kept_states)
         bonds += [port.layers for port in ports if port is not None and port.along is not None]
-        count_coupled = self._equal_bonds([*self._count_coupled(), *(bond for bond in bonds if len(bond) > 1)])
+        bonds = [*self._count_coupled(), *(bond for bond in bonds if len(bond) > 1)]
+        count_coupled = self._equal_bonds(bonds, solver.shared)
         slots = tuple(self._slots())
         shapes = {slot.tensor: tuple(self._tensors[slot.tensor].shape) for slot in slots}
         named = sum(prod(shape) for name, shape in shapes.items() if self._is_parameter(name))
@@ -214,16 +217,27 @@ class Builder:
     def _pin(self, name: str, site: Site, reason: str) -> None:
         self._pins.setdefault(name, Pin(site, reason))
 
-    def _equal_bonds(self, bonds: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-        """Layers that must keep equal numbers of units; those that must although they differ are pinned."""
+    def _equal_bonds(
+        self, bonds: Iterable[tuple[str, ...]], shared: Mapping[frozenset[str], Attribute]
+    ) -> tuple[tuple[str, ...], ...]:
+        """Layers that must keep equal numbers of units; those that must although they differ are pinned.
+
+        Args:
+            bonds: The layers of each.
+            shared: The attribute that is the size of each of these layers.
+        """
         kept = []
-        for bond in dict.fromkeys(bonds):
+        for bond in {frozenset(bond): bond for bond in bonds}.values():
             if len({len(self._layers[name].labels) for name in bond}) == 1:
                 kept.append(bond)
                 continue
             site = self.recording.bonds.get(frozenset(bond))
+            reason = f"must stay in step with layers of other sizes ({', '.join(bond)})"
+            attribute = shared.get(frozenset(bond))
+            if attribute is not None:
+                site = Site(f"the attribute {attribute}", "")
+                reason += ", which are taken from one attribute: give each an attribute of its own"
             for name in bond:
-                reason = f"must stay in step with layers of other sizes ({', '.join(bond)})"
                 self._pin(name, site or self._coupled_at(name), reason)
         return tuple(kept)
 

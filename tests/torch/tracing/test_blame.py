@@ -47,10 +47,7 @@ class Unequal(Pair):
     ("kind", "layer", "line"),
     [
         (Reversed, "a:l0", "both = a + b.flip(-1)"),
-        pytest.param(
-            *(Itself, "a:l0", "both = a * a.roll(1, -1)"),
-            marks=pytest.mark.xfail(reason="pinned, but for how the product looks to the rule for graphs", strict=True),
-        ),
+        (Itself, "a:l0", "both = a * a.roll(1, -1)"),
     ],
 )
 def test_the_line_that_couples(kind: type[Pair], layer: str, line: str) -> None:

@@ -57,6 +57,16 @@ def mixed(tracer: Tracer, units: torch.Tensor, dim: int, matrix: torch.Tensor) -
     return tracer.representatives(units)
 
 
+def several_of_one(tracer: Tracer, units: torch.Tensor, dim: int) -> bool:
+    """Whether several units of one recurrent kernel's layer lie along an axis, coupled with each other or not."""
+    kernels = tracer.recording.layers
+    return any(
+        name in kernels and len(held) > 1
+        for line in lines(units, dim)
+        for name, held in tracer.units_by_layer(torch.from_numpy(line)).items()
+    )
+
+
 def _owned(tracer: Tracer, tensor: torch.Tensor) -> torch.Tensor | None:
     """The parameter or buffer that a tensor is a view of, or None."""
     name = tracer.owner(tensor)

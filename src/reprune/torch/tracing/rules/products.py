@@ -12,7 +12,7 @@ from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, storage
 from reprune.torch.tracing.recording import Axis, Product
 from reprune.torch.tracing.rules.elementwise import follow, pointwise, read_whole
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
-from reprune.torch.tracing.rules.positions import mixed, rows_of_buffers, without_rows
+from reprune.torch.tracing.rules.positions import mixed, rows_of_buffers, several_of_one, without_rows
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -36,7 +36,7 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
         tagged = bool((compact(units) >= TAG).any())
         if tagged and not read:
             units = units.where(units < TAG, NONE)
-        if varies(units, contracted):
+        if varies(units, contracted) and not several_of_one(tracer, units, contracted):
             # Gates that meet one unit are one: they do not vary.
             units = mixed(tracer, tracer.representatives(units), contracted, other)
         # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,9 @@ def main(
     ] = False,
 ) -> None:
     """What holds for every command; `Commands` looks at it."""
+    if logging.lastResort is not None:
+        # Whoever types a command is to see warnings, of damaged records say; the library is silent.
+        logging.getLogger("reprune").addHandler(logging.lastResort)
 
 
 TrainMethodOption = Annotated[

@@ -1,7 +1,11 @@
-"""What is being done, told to whoever shows it: the stage of the work, and how far it is."""
+"""What is being done, told to whoever shows it: the stage of the work, and how far it is.
+
+The logger `reprune` is told each stage as it begins, at level INFO.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,11 +15,17 @@ T = TypeVar("T")
 Listener = Callable[[str, int, int | None], object]
 """Told the stage, how many of its steps are done, and of how many, if that is known."""
 
+log = logging.getLogger("reprune")
+"""What a program may want to hear; silent unless the program asks."""
+log.addHandler(logging.NullHandler())
+
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def tell(stage: str, done: int = 0, total: int | None = None) -> None:
     """Say how far a stage is."""
+    if not done:
+        log.info("%s", stage)
     listener = _listener.get()
     if listener is not None:
         listener(stage, done, total)

@@ -20,7 +20,7 @@ from reprune.core.plan import Plan
 from reprune.core.progress import tell
 from reprune.report import Inspection
 from reprune.verbs.adapter import adapter_of, fitting
-from reprune.verbs.calibration import Calibration, calibrate
+from reprune.verbs.calibration import Calibration, calibrate, log_pins
 from reprune.verbs.distillation import distill
 from reprune.verbs.progress import shown
 from reprune.verbs.result import Result, load
@@ -78,6 +78,7 @@ def inspect(
         tell("rehearsing")
         structure = adapter.rehearse(found, model, example, forward, ()) if verify else found.structure()
     info = Inspection(structure, made_plain)
+    log_pins(info.structure)
     if strict and info.pinned:
         pins = "".join(f"\n  {name}: {pin}" for name, pin in info.pinned.items())
         raise UnsupportedModelError(f"Some layers cannot be pruned (strict=True):{pins}")

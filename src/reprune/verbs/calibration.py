@@ -19,7 +19,7 @@ from reprune.core.evidence.readings import Reading, Statistics, readings
 from reprune.core.layers import Scope, Structure, checked_scope
 from reprune.core.methods import DEFAULT, Method, get_method
 from reprune.core.plan import Plan
-from reprune.core.progress import tell, told
+from reprune.core.progress import log, tell, told
 from reprune.core.rehearsal import held_back
 from reprune.verbs.adapter import Recorded, adapter_of, fitting
 from reprune.verbs.panel import Panel
@@ -132,7 +132,15 @@ class Calibration(Generic[Model]):
             fidelity = self._panel.fidelity(decided, small)
         if fidelity is not None and not self._panel.refits and get_method(options.get("method", DEFAULT)).refits:
             fidelity = replace(fidelity, note=ONCE)
+        log.info("kept %s; %s", decided.counts(), fidelity or "nothing to compare answers by")
         return Result(small, decided, fidelity)
+
+
+def log_pins(structure: Structure) -> None:
+    """Let the log know which layers stay whole, and why."""
+    for name, layer in structure.layers.items():
+        if layer.pin is not None:
+            log.info("pinned %s: %s", name, layer.pin)
 
 
 def needs(method: Method) -> set[str]:
@@ -223,6 +231,7 @@ def calibrate(
             gradients = adapter.loss_gradients(
                 found, model, structure, told("gradients of the loss", next(passes), size), loss
             )
+    log_pins(structure)
     evidence = Evidence(structure, arrays, statistics, read, classes=classes, gradients=gradients)
     if not sample.batches:
         sample.add(example)

@@ -17,6 +17,7 @@ from rich.table import Table
 from reprune.core.budget.cost import CostModel
 from reprune.core.errors import RecipeError
 from reprune.core.plan import Plan
+from reprune.core.progress import log
 from reprune.core.saving.files import replacing
 from reprune.core.saving.saving import PLAN
 from reprune.recipes.run.folder import RunFolder, opened, read_json, write_json
@@ -143,7 +144,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, say: Say = lambda _:
         check_installed()
         folder = recipe.once(lambda: held.enter_context(opened(out, recipe.options, resume=resume)))
         folder.writes = first
-        say = say if first else lambda _: None
+        say = partial(_logged, say) if first else lambda _: None
         _train(folder, recipe, say)
         _prune(folder, recipe, say)
         _finetune(folder, recipe, say)
@@ -206,6 +207,11 @@ def _text(value: float | None, whole: bool) -> str:
     if value is None:
         return ""
     return f"{value:,}" if whole else f"{value:.4f}"
+
+
+def _logged(say: Say, line: str) -> None:
+    log.info("%s", line)
+    say(line)
 
 
 def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:

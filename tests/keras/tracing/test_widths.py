@@ -105,6 +105,26 @@ def test_pruned_equals_masked(name: str) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
 
 
+class Mapped(L.Layer):
+    """A map written by hand: what its weight reads cannot be seen from outside."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, self.kernel)
+
+
+def test_a_width_that_shows_nowhere_is_seen_where_it_is_made() -> None:
+    x = keras.Input((5, 3))
+    made = L.Dense(6, activation="tanh", name="made")(x)
+    model = randomise(keras.Model(x, L.Dense(2)(Mapped()(made))))
+    batches = [inputs_for(model, 20, seed) for seed in range(2)]
+    evidence = reprune.keras.calibrate(model, batches, scope="all")._evidence.layers["made:features"]
+    rows = np.concatenate(outputs(keras.Model(x, made), np.concatenate(batches))[0])
+    np.testing.assert_allclose(evidence.covariance, np.cov(rows.T, bias=True), atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["separable", "stacked-maps", "excited", "equations"])
 def test_units_that_others_repeat_leave_no_trace(name: str) -> None:
     """Of every layer the second half are copies of the first: what consumers read of them can be folded away."""

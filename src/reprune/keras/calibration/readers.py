@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 
 from reprune.core.evidence.readings import Axis
+from reprune.core.evidence.widths import Reader
+from reprune.core.layers import WIDTHS, Structure
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import ModelGraph
 from reprune.keras.tracing.rules.einsums import letters_of
@@ -101,6 +103,21 @@ def _each_channel(layer: Any) -> Features:
         return _last(layer)(made)
 
     return run
+
+
+def makers(graph: ModelGraph, structure: Structure, shown: Collection[str]) -> dict[int, list[tuple[str, Reader]]]:
+    """By the id of a layer the widths that it makes, of those that show in nothing that is read."""
+    owners = {id(weight): layer for _, layer in graph.layers() for weight in layer.weights}
+    weights = graph.weights()
+    found: dict[int, list[tuple[str, Reader]]] = {}
+    for name in (name for name in structure.prunable if structure.layers[name].cell in WIDTHS and name not in shown):
+        for slot in structure.slots_of(name, "own"):
+            places = slot.by_unit(name, structure.layers[name].units)
+            if places is not None:
+                layer = owners[id(weights[slot.tensor])]
+                found.setdefault(id(layer), []).append((name, Reader(slot, places)))
+                break
+    return found
 
 
 def own_readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[str, Axis]:

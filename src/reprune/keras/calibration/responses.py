@@ -14,7 +14,7 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
 from reprune.core.layers import WIDTHS, Structure
-from reprune.keras.calibration.readers import own_readers, readers
+from reprune.keras.calibration.readers import makers, own_readers, readers
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
@@ -148,6 +148,8 @@ class Probe:
             if (reader.slot.tensor, reader.slot.axis) not in kept:
                 self._apart.setdefault((reader.slot.tensor, reader.slot.axis), []).append(name)
         self._kept = kept
+        self._makers = makers(graph, structure, self.shown)
+        self._made = {name: reader for found in self._makers.values() for name, reader in found}
         self._readers = readers(graph, kept | self._apart.keys())
         self._own = own_readers(graph, consumers if readings else ())
         self._siblings: dict[int, Any] = {}
@@ -167,7 +169,7 @@ class Probe:
             valid = next(parts).astype(bool) if masked else None
             start = next(parts) if started else None
             found = _rows(key, sequence, valid, first=first)
-            if isinstance(key, str) or key in self._kept:
+            if key in self._kept or (isinstance(key, str) and key not in self._made):
                 yield found._replace(like=self._likes.get(key))
             yield from self._of_widths(found)
             if key in self._own:
@@ -175,9 +177,10 @@ class Probe:
                 yield found._replace(key=self._own[key], ends=ends)
 
     def _of_widths(self, found: Response) -> Iterator[Response]:
-        """Responses of the widths that show in what a weight reads."""
-        for name in self._apart.get(found.key, ()) if isinstance(found.key, tuple) else ():
-            for places in self.shown[name].places.T:
+        """Responses of the widths that show in what a weight reads, or a layer makes."""
+        names = [found.key] if isinstance(found.key, str) else self._apart.get(found.key, ())
+        for name, reader in {**self.shown, **self._made}.items():
+            for places in reader.places.T if name in names else ():
                 yield found._replace(key=name, rows=found.rows[:, places])
 
     def walk(self, inputs: list[Any]) -> list[Any]:
@@ -206,6 +209,11 @@ class Probe:
         if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
             return self._folded(operation, args[0])
         output = operation(*args, **kwargs)
+        target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
+        for name, _ in self._makers.get(id(target), ()):
+            made = keras.tree.flatten(output)[0]
+            first = getattr(target, "data_format", None) == "channels_first"
+            self._seen.append(Seen(name, keras.ops.moveaxis(made, 1, -1) if first else made))
         if cell_kind(operation) is not None or isinstance(operation, keras.layers.StackedRNNCells):
             self._cells(operation, output, args)
         elif isinstance(operation, (keras.layers.RNN, keras.layers.Bidirectional)):

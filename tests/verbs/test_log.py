@@ -50,4 +50,9 @@ def test_stages_pins_and_sizes_are_told(caplog: pytest.LogCaptureFixture) -> Non
 def test_it_is_silent_by_default() -> None:
     found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert found.stdout + found.stderr == ""
-    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("reprune").handlers)
+
+
+def test_warnings_are_seen_by_default() -> None:
+    program = "import logging, reprune; logging.getLogger('reprune.records').warning('damaged')"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stderr == "damaged\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,9 +48,6 @@ def main(
     ] = False,
 ) -> None:
     """What holds for every command; `Commands` looks at it."""
-    if logging.lastResort is not None:
-        # Whoever types a command is to see warnings, of damaged records say; the library is silent.
-        logging.getLogger("reprune").addHandler(logging.lastResort)
 
 
 TrainMethodOption = Annotated[

@@ -16,8 +16,7 @@ Listener = Callable[[str, int, int | None], object]
 """Told the stage, how many of its steps are done, and of how many, if that is known."""
 
 log = logging.getLogger("reprune")
-"""What a program may want to hear; silent unless the program asks."""
-log.addHandler(logging.NullHandler())
+"""What a program may want to hear. It has no handler, so that Python shows its warnings and nothing below."""
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 

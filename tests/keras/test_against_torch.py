@@ -24,6 +24,12 @@ L = keras.layers
 T, F, CLASSES = 6, 4, 3
 
 
+@pytest.fixture(autouse=True)
+def without_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's gates are refitted, Keras's are not: what else the two do is alike."""
+    monkeypatch.setattr(reprune.torch.adapter, "gates", reprune.keras.adapter.gates)
+
+
 class Sequence(nn.Module):
     """Recurrent layers and a linear map of the last step."""
 

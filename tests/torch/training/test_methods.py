@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.core import methods as core
+from reprune.core.errors import UnsupportedModelError
 from reprune.core.methods import TRAINING_METHODS
 from reprune.torch import Pruner, mask
 from reprune.torch.surgery.expand import expand
@@ -95,9 +96,18 @@ def test_a_cell_written_by_hand(method: str, schedule: str) -> None:
     torch.testing.assert_close(small(words), masked.eval()(words), rtol=1e-5, atol=1e-6)
 
 
-# In training, weight drop leaves a module without weights that could be looked at, which is said.
-DROPPED = ("AwdLanguageModel", "StackedWeightDrop")
-FREE = [c for c in CASES.values() if not (c.approximate or c.pins or c.states or c.name in DROPPED)]
+# In training, weight drop leaves a module without weights that could be looked at, and computed weights are to be made
+# plain first; both is said.
+REFUSED = ("AwdLanguageModel", "StackedWeightDrop", "WeightNorm", "WeightNormRows")
+FREE = [c for c in CASES.values() if not (c.approximate or c.pins or c.states or c.name in REFUSED)]
+
+
+def test_computed_weights_are_to_be_made_plain_first() -> None:
+    model = CASES["WeightNorm"].build()
+    with pytest.raises(UnsupportedModelError, match=r"out \(Linear\).*remove_weight_norm\(module, 'weight'\)"):
+        Pruner(model)
+    torch.nn.utils.remove_weight_norm(model.get_submodule("out"))
+    Pruner(model)
 
 
 @pytest.mark.filterwarnings("ignore::reprune.core.errors.CalibrationWarning")

@@ -32,7 +32,7 @@ def computed(model: nn.Module) -> list[Computed]:
     What works element by element, such as weight drop, does so on a smaller weight, too, and is left alone.
     """
     modules = list(model.named_modules())
-    found = [Computed(path, name, tool) for path, module in modules for name, tool, _ in _hooks(module)]
+    found = [Computed(path, name, tool) for path, module in modules for name, tool, _ in hooked(module)]
     for path, module in modules:
         steps = _parametrizations(module)
         # All or none: a module is of another class as long as any of its weights is parametrised.
@@ -60,7 +60,7 @@ def settle(module: nn.Module) -> None:
     training = module.training
     module.eval()  # A power iteration goes on in training mode.
     with torch.no_grad():
-        for name, tool, kind in list(_hooks(module)):
+        for name, tool, kind in list(hooked(module)):
             getattr(import_module(kind.__module__), f"remove_{tool}")(module, name)
         steps = _parametrizations(module)
         values = {
@@ -76,7 +76,7 @@ def settle(module: nn.Module) -> None:
     module.train(training)
 
 
-def _hooks(module: nn.Module) -> Iterator[tuple[str, str, type]]:
+def hooked(module: nn.Module) -> Iterator[tuple[str, str, type]]:
     """Weights that the older tools compute in hooks: name, tool, and the hook's type, which is not exported."""
     for hook in module._forward_pre_hooks.values():
         tool = type(hook).__module__.removeprefix("torch.nn.utils.")

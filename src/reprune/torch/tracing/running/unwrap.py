@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 from reprune.core.errors import UnsupportedModelError
+from reprune.torch.tracing.running.computed import hooked
 
 
 def unwrap(model: nn.Module, *, computed: bool = False) -> nn.Module:
@@ -17,7 +18,7 @@ def unwrap(model: nn.Module, *, computed: bool = False) -> nn.Module:
 
     Args:
         model: The model.
-        computed: Whether parametrised weights, which are computed in every pass, will do as well.
+        computed: Whether weights that PyTorch's tools compute in every pass will do as well.
 
     Raises:
         UnsupportedModelError: For what has to be undone first, such as TorchScript, parametrised weights, or such a
@@ -53,6 +54,11 @@ def unwrap(model: nn.Module, *, computed: bool = False) -> nn.Module:
         if "quantized" in type(module).__module__:
             raise UnsupportedModelError(
                 f"{where} is quantised. Prune the float model first, then quantise the pruned one."
+            )
+        if not computed and (hook := next(hooked(module), None)):
+            raise UnsupportedModelError(
+                f"{where} has a {hook[0]} that {hook[1]} computes in every call. Make it plain first: "
+                f"torch.nn.utils.remove_{hook[1]}(module, {hook[0]!r})."
             )
         if not computed and parametrize.is_parametrized(module):
             raise UnsupportedModelError(

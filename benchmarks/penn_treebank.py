@@ -80,7 +80,7 @@ class Student:
 STUDENTS = {
     "size of ISS": Student("reconstruct", 1 - 688 / 3000, (373, 315)),
     "20 times as fast": Student("iss-norm+reconstruct", 0.77, (345, 345)),
-    "20 times as fast, measured split": Student("reconstruct", 0.77),
+    "20 times as fast (measured split)": Student("reconstruct", 0.77),
     "ISS group lasso": Student("iss-group-lasso", 0.77, pruned_in=4),
     "neuron selection": Student("neuron-selection", 0.77, pruned_in=4),
 }

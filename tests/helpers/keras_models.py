@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -15,6 +17,20 @@ from reprune.keras.tracing.graph import array
 
 # float32: rounding of sums in another order.
 RELATIVE = 1e-5
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """In this context, models are made in double precision."""
+    # The policy, too: Keras keeps the one of the first layer that anybody made.
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def outputs(model: Any, inputs: Any) -> list[Any]:

@@ -20,14 +20,10 @@ from reprune.youtube8m.keras_model import video_classifier
 from reprune.youtube8m.model import VideoClassifier
 from tests.helpers.keras_models import outputs
 
+pytestmark = pytest.mark.usefixtures("without_gates")
+
 L = keras.layers
 T, F, CLASSES = 6, 4, 3
-
-
-@pytest.fixture(autouse=True)
-def without_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's gates are refitted, Keras's are not: what else the two do is alike."""
-    monkeypatch.setattr(reprune.torch.adapter, "gates", reprune.keras.adapter.gates)
 
 
 class Sequence(nn.Module):

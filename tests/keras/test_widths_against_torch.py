@@ -15,9 +15,11 @@ import reprune
 import reprune.keras
 import reprune.torch
 from reprune.core.criteria import CRITERIA
-from tests.helpers.keras_models import error, outputs
+from tests.helpers.keras_models import error, in_double, outputs
 from tests.helpers.keras_zoo import randomise
 from tests.keras.test_against_torch import kernels
+
+pytestmark = pytest.mark.usefixtures("without_gates")
 
 L = keras.layers
 CLASSES = 3
@@ -145,12 +147,8 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[], Any], tuple[int, ...]]] = 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request: pytest.FixtureRequest) -> Pair:
     kind, twin, shape = MODELS[request.param]
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    try:
+    with in_double():
         model, other = kind().double().eval(), randomise(twin())
-    finally:
-        keras.config.set_floatx(before)
     torch.manual_seed(0)
     for name, value in model.state_dict().items():
         if value.is_floating_point():

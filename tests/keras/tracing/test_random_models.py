@@ -19,7 +19,7 @@ import reprune.keras
 from reprune.core.budget.cost import CostModel
 from reprune.core.plan import Plan
 from tests.helpers import keras_zoo as zoo
-from tests.helpers.keras_models import error, outputs, parameters, some_plan, weights_of
+from tests.helpers.keras_models import error, in_double, outputs, parameters, some_plan, weights_of
 
 L, K, T, F = zoo.L, zoo.K, 4, 4
 EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "8"))
@@ -175,11 +175,7 @@ def batch(front: str, count: int, seed: int) -> Any:
 
 
 def check(blocks: list[dict[str, Any]], head: str, front: str, seed: int) -> None:
-    # The policy, too: Keras keeps the one of the first layer that anybody made.
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
+    with in_double():
         model, x = built(blocks, head, front, seed), batch(front, 3, seed)
         weights, whole = weights_of(model), outputs(model, x)
         structure = reprune.keras.trace(model, x)
@@ -195,9 +191,6 @@ def check(blocks: list[dict[str, Any]], head: str, front: str, seed: int) -> Non
         same = reprune.keras.apply(model, Plan(structure, {n: list(range(u)) for n, u in structure.counts().items()}))
         assert error(whole, outputs(same, x)) < LIMIT
         assert all(np.array_equal(a, b) for a, b in zip(weights, weights_of(model), strict=True))
-    finally:
-        keras.config.set_floatx(before)
-        keras.config.set_dtype_policy(policy)
 
 
 # Where a mask ends is Keras's to warn about.

@@ -15,7 +15,7 @@ from reprune.core.budget.cost import CostModel
 from reprune.core.folding.compensation import COMPENSATIONS
 from reprune.core.plan import Plan
 from reprune.keras.tracing.graph import array, graph_of
-from tests.helpers.keras_models import error, outputs, parameters, some_plan, weights_of
+from tests.helpers.keras_models import error, in_double, outputs, parameters, some_plan, weights_of
 from tests.helpers.keras_zoo import inputs_for, randomise
 
 L = keras.layers
@@ -76,10 +76,8 @@ MODELS: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
+    with in_double():
+        yield
 
 
 def model_of(name: str) -> Any:

@@ -140,7 +140,7 @@ def test_fractional_step_fades_units() -> None:
 
 
 @needs_tensorflow
-@pytest.mark.parametrize("kind", [keras.optimizers.Adam, keras.optimizers.SGD])
+@pytest.mark.parametrize("kind", [keras.optimizers.Adam, pytest.param(keras.optimizers.SGD, marks=pytest.mark.slow)])
 def test_gradual_shrinks_model_and_optimizer_in_place(kind: Any) -> None:
     options = {"momentum": 0.9} if kind is keras.optimizers.SGD else {}
     trained = model(kind(0.05, **options))
@@ -245,8 +245,22 @@ def test_every_width_shrinks_in_place(method: str) -> None:
 
 
 @needs_tensorflow
-@pytest.mark.parametrize("method", ["iss-gm", "iss-group-lasso", "neuron-selection"])
-@pytest.mark.parametrize("schedule", ["soft:2", "gradual:2"])
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        ("iss-gm", "gradual:2"),
+        ("neuron-selection", "soft:2"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("iss-gm", "soft:2"),
+                ("iss-group-lasso", "soft:2"),
+                ("iss-group-lasso", "gradual:2"),
+                ("neuron-selection", "gradual:2"),
+            )
+        ),
+    ],
+)
 def test_interrupted_training_goes_on_as_if_it_had_not_been(method: str, schedule: str) -> None:
     def start() -> tuple[Any, Any]:
         made = model(keras.optimizers.SGD(0.1))

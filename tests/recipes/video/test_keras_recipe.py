@@ -39,7 +39,10 @@ def keras_tiny(tiny: Options) -> Options:
     return replace(tiny, framework="keras")
 
 
-@pytest.fixture(scope="module", params=["after", pytest.param("soft:3", marks=pytest.mark.slow), "gradual:3"])
+SLOW = [pytest.param(schedule, marks=pytest.mark.slow) for schedule in ("soft:3", "gradual:3")]
+
+
+@pytest.fixture(scope="module", params=["after", SLOW[0], "gradual:3"])
 def run(request: pytest.FixtureRequest, keras_tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
     options = replace(keras_tiny, schedule=request.param)
     folder = tmp_path_factory.mktemp("run")
@@ -96,6 +99,7 @@ def test_batches_are_those_of_pytorch(keras_tiny: Options) -> None:
             assert np.array_equal(labels.numpy(), batch.labels.numpy())
 
 
+@pytest.mark.parametrize("run", ["after", *SLOW], indirect=True)
 def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once at the end of an epoch, and in the middle of one and of a schedule that acts in it."""
     options, folder, _ = run
@@ -127,6 +131,7 @@ def test_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, mo
         assert plan.kept == Plan.from_json((folder / "plan.json").read_bytes()).kept
 
 
+@pytest.mark.slow
 def test_taught_by_the_dense_model_after_fading_units(keras_tiny: Options, tmp_path: Path) -> None:
     options = replace(keras_tiny, schedule="fractional:2", method="fsdp", teach=0.25, epochs=1)
     summary = youtube8m.run(options, tmp_path)

@@ -120,7 +120,11 @@ PLANS: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("noise", "which", "each"),
-    [(0.0, list(PLANS)[:4], 2), (0.1, list(PLANS)[:4], 3), pytest.param(0.1, list(PLANS), 20, marks=pytest.mark.slow)],
+    [
+        pytest.param(0.0, list(PLANS)[:4], 5, marks=pytest.mark.slow),
+        (0.1, list(PLANS)[:4], 3),
+        pytest.param(0.1, list(PLANS), 20, marks=pytest.mark.slow),
+    ],
     ids=["quiet", "noisy", "every verb"],
 )
 def test_any_number_of_threads_plan_on_one_model_that_answers_meanwhile(

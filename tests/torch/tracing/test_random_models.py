@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import reprune.torch
 from tests.helpers.torch_oracle import check_oracle, prepared, random_plans
 
-EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "60"))
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "projected": nn.LSTM}
 WIRINGS = (
     "chain", "residual", "skip", "gate", "batch_norm", "affine", "convolution", "attention", "self_attention", "linear",

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 import reprune.torch
 from tests.helpers.torch_oracle import check_oracle, prepared, random_plans
 
-EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("REPRUNE_FUZZ", "40"))
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
     "batch": nn.BatchNorm1d,

@@ -148,10 +148,10 @@ def assert_same_results(first: Path, second: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "method", "schedule"),
     [
-        ("youtube8m", "iss-gm", "gradual:3"),
-        ("language-model", "neuron-selection", "after"),
+        ("language-model", "iss-gm", "gradual:3"),
+        pytest.param("language-model", "neuron-selection", "after", marks=pytest.mark.slow),
+        pytest.param("youtube8m", "iss-gm", "gradual:3", marks=pytest.mark.slow),
         pytest.param("youtube8m", "neuron-selection", "after", marks=pytest.mark.slow),
-        pytest.param("language-model", "iss-gm", "gradual:3", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random(

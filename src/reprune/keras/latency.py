@@ -51,7 +51,7 @@ def _layers(model: Any, structure: Structure, batch: int, example: Any) -> list[
     """What one call of the model runs of what can be timed, where its sizes know units."""
     graph = graph_of(model, example)
     extents = tensor_extents(structure)
-    names = {id(weight): name for name, weight in graph.weights().items()}
+    names = graph.weight_names()
     recurrent: dict[tuple[Extent, ...], tuple[str, str, Extent]] = {}
     fed_back = set()
     for cell, name in named_cells(graph):

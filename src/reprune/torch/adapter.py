@@ -31,10 +31,10 @@ from reprune.torch.tracing import record as recording
 from reprune.torch.tracing.location import of_error, ours
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.recording import tensors_in
-from reprune.torch.tracing.running.computed import computed, plain
+from reprune.torch.tracing.running.computed import computed
 from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.shortening import SEQUENCES, shortened
-from reprune.torch.tracing.running.unwrap import unwrap
+from reprune.torch.tracing.running.unwrap import checked, unwrap
 from reprune.torch.training.distill import student
 from reprune.torch.weights import digest, save_weights
 
@@ -96,11 +96,6 @@ def _guarded(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return run
-
-
-def checked(model: nn.Module) -> nn.Module:
-    """The model without wrappers, and with plain weights where they are computed otherwise than unit by unit."""
-    return plain(unwrap(model, computed=True))
 
 
 def made_plain(model: nn.Module) -> list[str]:

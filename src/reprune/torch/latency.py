@@ -37,9 +37,8 @@ from reprune.torch.surgery.apply import apply
 from reprune.torch.tracing.record import trace
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.running.calling import invoke
-from reprune.torch.tracing.running.computed import plain
 from reprune.torch.tracing.running.copies import duplicate, fresh
-from reprune.torch.tracing.running.unwrap import unwrap
+from reprune.torch.tracing.running.unwrap import checked
 
 Axis = tuple[str, int]
 RUNTIMES = ("torch", *ONNX_RUNTIMES)
@@ -62,7 +61,7 @@ def measure_latency(
     """See `reprune.measure_latency`. Linear layers and cells are timed, too; what runs in PyTorch runs on the CPU."""
     runtime = runtime or "torch"
     check_runtime(runtime, RUNTIMES, threads)
-    model = plain(unwrap(model, computed=True))
+    model = checked(model)
     structure = structure or trace(model, example, forward)
     twin = duplicate(model).cpu().eval()
     example = fresh(example)

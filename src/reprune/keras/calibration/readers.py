@@ -37,7 +37,7 @@ class Reads(NamedTuple):
 
 def readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[int, list[Reads]]:
     """Those of these weights whose features can be seen, by the id of the layer that holds them."""
-    named = {id(weight): name for name, weight in graph.weights().items()}
+    named = graph.weight_names()
     found: dict[int, list[Reads]] = {}
     for _, layer in graph.layers():
         for weight, axis, place, features, first in _weights(layer):
@@ -122,7 +122,7 @@ def makers(graph: ModelGraph, structure: Structure, shown: Collection[str]) -> d
 
 def own_readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[str, Axis]:
     """The recurrent kernel of each layer, as the consumer that reads the layer's own responses."""
-    named = {id(weight): name for name, weight in graph.weights().items()}
+    named = graph.weight_names()
     kernels = {name: getattr(cell, "recurrent_kernel", None) for cell, name in named_cells(graph)}
     found = {name: (named.get(id(kernel), ""), 0) for name, kernel in kernels.items()}
     return {name: key for name, key in found.items() if key in axes}

@@ -119,7 +119,7 @@ def rebuilt(
     cloner = Cloner(graph, plan, sizes)
     cells = {id(cell): name for cell, name in named_cells(graph)}
     copied = cloner.model(model)
-    named = {id(variable): name for name, variable in graph.weights().items()}
+    named = graph.weight_names()
     for _, layer in graph.layers():
         if isinstance(layer, keras.layers.InputLayer):
             continue

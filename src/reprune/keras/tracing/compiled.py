@@ -182,9 +182,13 @@ class Runner:
         return list(keras.tree.flatten(self._graph.root(packed, training=False)))
 
 
+def _batch_is_fixed(graph: ModelGraph) -> bool:
+    return any(spec.shape[0] is not None for spec in graph.root.inputs)
+
+
 def few_sequences(graph: ModelGraph, inputs: Sequence[Any], count: int) -> list[Any]:
     """The first sequences of a batch, as the graph takes it; all of them where their number is fixed."""
-    if any(spec.shape[0] is not None for spec in graph.root.inputs):
+    if _batch_is_fixed(graph):
         return list(inputs)
     return [value[:count] if value is not None and len(value.shape) else value for value in inputs]
 
@@ -199,7 +203,7 @@ def shortened(graph: ModelGraph, inputs: Sequence[Any], sequences: int, steps: i
         steps: Time steps that are enough.
     """
     few = few_sequences(graph, inputs, sequences)
-    if any(spec.shape[0] is not None for spec in graph.root.inputs):
+    if _batch_is_fixed(graph):
         return few
     whole = max((value.shape[1] for value in few if value is not None and len(value.shape) > 1), default=0)
     if whole <= steps:

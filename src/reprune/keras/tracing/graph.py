@@ -97,6 +97,10 @@ class ModelGraph:
             if isinstance(target, keras.layers.Layer) and id(target) not in self.inner:
                 yield self.paths[id(operation)], target
 
+    def weight_names(self) -> dict[int, str]:
+        """The name of every weight, by its id."""
+        return {id(weight): name for name, weight in self.weights().items()}
+
     def weights(self) -> dict[str, Any]:
         """Every weight by name, in a fixed order; shared ones once."""
         named: dict[str, Any] = {}

@@ -21,7 +21,8 @@ def noted_lines() -> Iterator[None]:
     original = keras.Operation.symbolic_call
 
     def noted(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        _LINES.setdefault(operation, _last(traceback.extract_stack()))
+        if operation not in _LINES:
+            _LINES[operation] = _last(traceback.extract_stack())
         return original(operation, *args, **kwargs)
 
     keras.Operation.symbolic_call = noted

@@ -94,7 +94,7 @@ class NeuronSelection(Technique):
 
     def gradients(self, gradients: list[Any], variables: Sequence[Any]) -> list[Any]:
         """Note what they say of the gates. See `Technique.gradients`."""
-        names = {id(weight): name for name, weight in graph_of(self.model).weights().items()}
+        names = graph_of(self.model).weight_names()
         total = ops.zeros((self._index.size + 1,), "float32")
         for gradient, variable in zip(gradients, variables, strict=True):
             for axis, numbers in self._gated.get(names.get(id(variable), ""), ()) if gradient is not None else ():

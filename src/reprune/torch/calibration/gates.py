@@ -66,13 +66,12 @@ class Gates:
         self._run_dense, self._run_small = answering(dense, forward), answering(small, forward)
         self._parameters = dict(small.named_parameters())
         self._small_names = _names(self._parameters)
-        places = answers.places
-        self.places: Sequence[int] = places[:: -(-len(places) // JUDGED)]
-        self._some = places[:: -(-len(places) // PASSES)]
+        self.places, self._some = (_spread(answers.places, most) for most in (JUDGED, PASSES))
         self._weights: dict[str, list[str]] = {}
         self._targets: dict[str, list[tuple[int, Targets, torch.Tensor]]] = {}
-        if self._worth_a_look(dict(dense.named_parameters())):
-            self._observe(_names(dict(dense.named_parameters())))
+        whole = dict(dense.named_parameters())
+        if self._worth_a_look(whole):
+            self._observe(_names(whole))
         self.layers = list(self._targets)
 
     def _worth_a_look(self, dense: Mapping[str, nn.Parameter]) -> bool:
@@ -156,6 +155,11 @@ class Gates:
     def write(self, tensors: Tensors) -> None:
         """Set weights."""
         write_weights(self._parameters, tensors)
+
+
+def _spread(places: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of some places, evenly spread."""
+    return places[:: -(-len(places) // most)]
 
 
 def _with_one(rows: torch.Tensor, biased: bool) -> torch.Tensor:

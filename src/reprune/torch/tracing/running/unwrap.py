@@ -10,7 +10,12 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 from reprune.core.errors import UnsupportedModelError
-from reprune.torch.tracing.running.computed import hooked
+from reprune.torch.tracing.running.computed import hooked, plain
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The model without wrappers, and with plain weights where they are computed otherwise than unit by unit."""
+    return plain(unwrap(model, computed=True))
 
 
 def unwrap(model: nn.Module, *, computed: bool = False) -> nn.Module:

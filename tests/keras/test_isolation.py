@@ -51,10 +51,15 @@ def _loss(model: Any, batch: Any) -> Any:
     return keras.ops.mean(keras.ops.square(model(batch)))
 
 
+def _small(model: Any) -> Any:
+    return reprune.prune(model, _batches(), 0.5, method="iss-norm", verify=False).model
+
+
 VERBS: dict[str, Callable[[Any], Any]] = {
     "inspect": lambda model: reprune.inspect(model, _batches()),
     "plan": lambda model: reprune.plan(model, _batches(), 0.5),
     "plan by loss": lambda model: reprune.plan(model, _batches(), 0.5, method="taylor", loss=_loss),
+    "distill": lambda model: reprune.distill(_small(model), model, _batches(), 2),
     "prune and mask": lambda model: reprune.mask(model, reprune.prune(model, _batches(), 0.5, method="iss-gm").plan),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +27,7 @@ from reprune.core.layers import (
     spans_of,
 )
 from reprune.keras.tracing.compiled import Runner, few_sequences
-from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
+from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
@@ -152,17 +151,6 @@ class _Called(BaseException):
     def __init__(self, arguments: Any) -> None:
         super().__init__()
         self.arguments = arguments
-
-
-@contextmanager
-def states_kept(graph: ModelGraph) -> Any:
-    """Put the states of stateful layers back afterwards."""
-    held = [(variable, array(variable)) for variable in graph.states()]
-    try:
-        yield
-    finally:
-        for variable, value in held:
-            variable.assign(value)
 
 
 class _Resolver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import keras
@@ -14,8 +13,9 @@ from reprune.core.answers.distillation import nothing_may_change, nothing_to_com
 from reprune.core.answers.divergence import NAMESPACES, aligned, divergence_of
 from reprune.core.answers.divergence import Divergence as Kind
 from reprune.keras.calibration.pupil import answering, made_by_sigmoid
+from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
-from reprune.keras.tracing.record import Forward, captured, states_kept
+from reprune.keras.tracing.record import Forward, captured
 
 Divergence = Callable[[list[Any], list[Any]], Any]
 """From the output tensors of the small and the dense model to a scalar, in operations of the backend."""
@@ -57,8 +57,7 @@ class _Learner:
         """Take one step; returns the divergence before it."""
         inputs = flat_inputs(self._teacher.root, captured(self._dense, batch, self._forward))
         self._student.optimizer.learning_rate = step_size
-        with states_kept(self._teacher), states_kept(self._small):
-            return float(self._student.train_on_batch(inputs))
+        return float(self._student.train_on_batch(inputs))
 
     def restore(self) -> None:
         """Put the weights back as they were at the start."""
@@ -72,8 +71,7 @@ class _Student(keras.Model):  # type: ignore[misc]
     def __init__(self, learner: ModelGraph, teacher: ModelGraph, compare: Divergence) -> None:
         super().__init__(name="student", autocast=False)
         self._root = learner.root  # A layer of this model, whose weights learn. The teacher is none: it only answers.
-        self._answers = partial(_outputs, learner)
-        self._taught = partial(_outputs, teacher)
+        self._answers, self._taught = _outputs(learner), _outputs(teacher)
         self._compare = compare
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -87,9 +85,10 @@ class _Student(keras.Model):  # type: ignore[misc]
         return self._compare(list(y_pred), [ops.stop_gradient(value) for value in self._taught(x)])
 
 
-def _outputs(graph: ModelGraph, inputs: Any) -> list[Any]:
-    given = keras.tree.pack_sequence_as(graph.root.input, list(inputs))
-    return list(keras.tree.flatten(graph.root(given, training=False)))
+def _outputs(graph: ModelGraph) -> Callable[[Any], list[Any]]:
+    """A model's output tensors; states and seeds, which a pass would write, stay."""
+    runner = Runner(graph)
+    return lambda inputs: runner.within(runner.values(), list(inputs))
 
 
 class Comparison:

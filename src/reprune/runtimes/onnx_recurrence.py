@@ -173,7 +173,8 @@ class _Layer:
             valid = step.node("Less", [time, column])
             emitted = step.node("Where", [valid, emitted, step.constant(np.zeros((), np.float32))])
             new = [step.node("Where", [valid, one, old]) for one, old in zip(new, states, strict=True)]
-        outputs = [step.node("Identity", [name]) for name in (*new, emitted)]
+        # Every output of a graph has a name of its own.
+        outputs = [*new, step.node("Identity", [emitted]) if emitted in new else emitted]
         make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
         ports = [
             make(
@@ -217,27 +218,30 @@ class _Step:
     def lstm(self, x: str, h: str, c: str) -> list[str]:
         """New `h` and `c`; gates in ONNX's order: input, output, forget, cell."""
         gate, candidate, squash = self.functions
-        i, o, f, g = self.split(self.node("Add", [x, self.product(h, self.r)]), 4)
-        kept = self.node("Mul", [self.node(gate, [f]), c])
-        c = self.node("Add", [kept, self.node("Mul", [self.node(gate, [i]), self.node(candidate, [g])])])
-        return [self.node("Mul", [self.node(gate, [o]), self.node(squash, [c])]), c]
+        gates, g = self.split(self.node("Add", [x, self.product(h, self.r)]), 3, 1)
+        i, o, f = self.split(self.node(gate, [gates]), 1, 1, 1)
+        kept = self.node("Mul", [f, c])
+        c = self.node("Add", [kept, self.node("Mul", [i, self.node(candidate, [g])])])
+        return [self.node("Mul", [o, self.node(squash, [c])]), c]
 
     def gru(self, x: str, h: str) -> list[str]:
         """New `h`; gates in ONNX's order: update, reset, candidate."""
         gate, candidate = self.functions
         units = self.layer.units
-        xz, xr, xn = self.split(x, 3)
+        x_gates, x_candidate = self.split(x, 2, 1)
         bias = self.constant(self.inner)
-        if _attribute(self.layer.node, "linear_before_reset", 0):
-            hz, hr, hn = self.split(self.product(h, self.r), 3)
-            r = self.node(gate, [self.node("Add", [xr, hr])])
-            hn = self.node("Mul", [r, self.node("Add", [hn, bias])])
+        before = _attribute(self.layer.node, "linear_before_reset", 0)
+        if before:
+            h_gates, h_candidate = self.split(self.product(h, self.r), 2, 1)
         else:
-            hz, hr = self.split(self.product(h, self.r[:, : 2 * units]), 2)
-            r = self.node(gate, [self.node("Add", [xr, hr])])
-            hn = self.node("Add", [self.product(self.node("Mul", [r, h]), self.r[:, 2 * units :]), bias])
-        z = self.node(gate, [self.node("Add", [xz, hz])])
-        n = self.node(candidate, [self.node("Add", [xn, hn])])
+            h_gates = self.product(h, self.r[:, : 2 * units])
+        z, r = self.split(self.node(gate, [self.node("Add", [x_gates, h_gates])]), 1, 1)
+        if before:
+            h_candidate = self.node("Mul", [r, self.node("Add", [h_candidate, bias])])
+        else:
+            product = self.product(self.node("Mul", [r, h]), self.r[:, 2 * units :])
+            h_candidate = self.node("Add", [product, bias])
+        n = self.node(candidate, [self.node("Add", [x_candidate, h_candidate])])
         # (1 - z) n + z h, with one product less.
         return [self.node("Add", [n, self.node("Mul", [z, self.node("Sub", [h, n])])])]
 
@@ -265,10 +269,10 @@ class _Step:
         real = self.node("Cast", [summed], to=self.layer.onnx.TensorProto.FLOAT)
         return self.node("Mul", [real, self.node("Mul", [step, self.store(f"{key}_scale", scale)])])
 
-    def split(self, name: str, count: int) -> list[str]:
-        """The gates of a step, (B, H) each."""
-        outputs = [f"{self.prefix}/{len(self.nodes)}_{gate}" for gate in range(count)]
-        sizes = self.constant(np.full(count, self.layer.units, np.int64))
+    def split(self, name: str, *gates: int) -> list[str]:
+        """Gates of a step that lie side by side: so many of them in each part, (B, gates × H)."""
+        outputs = [f"{self.prefix}/{len(self.nodes)}_{part}" for part in range(len(gates))]
+        sizes = self.constant(np.array(gates, np.int64) * self.layer.units)
         self.nodes.append(self.layer.onnx.helper.make_node("Split", [name, sizes], outputs, axis=-1))
         return outputs
 

@@ -267,3 +267,31 @@ def test_locks_and_gradients_do_not_stand_in_the_way(tmp_path: Path) -> None:
     trained = Remembering()
     trained(torch.randn(2, 3, 5)).sum().backward()
     assert export(trained, torch.randn(1, 4, 5), tmp_path / "model.onnx").difference < 1e-6
+
+
+class WrittenStep(nn.Module):
+    """One step of an LSTM by hand: what it joins may be divided anywhere, in one call, but not in the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.output = nn.Linear(5 + 8, 4 * 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        i, f, g, o = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return self.output(h), h, c
+
+
+def test_sizes_that_only_the_first_call_could_vary_are_fixed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = WrittenStep().eval(), torch.randn(3, 2, 5)
+    report = export(model, (x[0], torch.zeros(2, 8), torch.zeros(2, 8)), tmp_path / "step.onnx")
+    assert [axes[1] for axes in report.inputs.values()] == [5, 8, 8]
+    assert len({axes[0] for axes in report.inputs.values()} - {2}) == 1
+    run, given = open_file(tmp_path / "step.onnx"), [np.zeros((2, 8), np.float32)] * 2
+    expected = [torch.zeros(2, 8)] * 2
+    for frame in x:
+        output, *given = run(frame.numpy(), *given)
+        wanted, *expected = model(frame, *expected)
+        np.testing.assert_allclose(output, wanted.detach().numpy(), atol=1e-6)

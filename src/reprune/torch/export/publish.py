@@ -79,7 +79,12 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
     plain, given = model, inputs
     model, inputs, states, notes = _stateful(model, inputs, options.streaming)
     sizes = Sizes(
-        model, inputs, operators=form.operators, dynamic=options.dynamic if form.dynamic else False, fixed=options.fixed
+        model,
+        inputs,
+        operators=form.operators,
+        dynamic=options.dynamic if form.dynamic else False,
+        fixed=options.fixed,
+        states=states,
     )
     if options.streaming:
         differs = chunks_differ(model, sizes.captured, states)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations, islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from reprune.core.exporting import ExportError, Selection, chosen_axes
 from reprune.torch.export.capture import Captured, capture
 from reprune.torch.export.example import Axis, Example
+from reprune.torch.export.states import StateTensor, feed_back
 
 
 class Sizes:
@@ -22,12 +23,20 @@ class Sizes:
         operators: See `capture`.
         dynamic: Sizes to leave free, as the user says it; None for all that can be.
         fixed: Sizes to fix.
+        states: The states that go from one call to the next: the model must take what it returned.
     """
 
     def __init__(
-        self, model: nn.Module, example: Example, *, operators: bool, dynamic: Selection, fixed: Selection
+        self,
+        model: nn.Module,
+        example: Example,
+        *,
+        operators: bool,
+        dynamic: Selection,
+        fixed: Selection,
+        states: Sequence[StateTensor] = (),
     ) -> None:
-        self.model, self.given, self.operators = model, example, operators
+        self.model, self.given, self.operators, self._states = model, example, operators, states
         self.dynamic, self.fixed_by_user = dynamic, fixed
         self.notes: list[str] = []
         axes = {(position, axis) for position, t in enumerate(example.tensors) for axis in range(t.dim())}
@@ -125,9 +134,11 @@ class Sizes:
         return self.given, frozenset(self._free - set(ones))
 
     def _refuses(self, example: Example) -> str | None:
-        """None if the model takes these inputs, else what it says."""
+        """None if the model takes these inputs, and then the states that it returned, else what it says."""
         try:
-            example.call(self.model)
+            outputs = example.call(self.model)
+            if self._states:
+                feed_back(example, self._states, outputs).call(self.model)
         except Exception as error:  # Whatever the model's own code raises for a size that it does not know.
             return f"the model does not run with {_shapes(example)} ({_first_line(error)})"
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -235,3 +237,33 @@ def test_random_numbers_are_the_passs_own(inference: bool) -> None:
         same = [torch.equal(one, two) for one, two in zip(found, expected, strict=False)]
         assert all(same) if seed == 0 else not any(same[:2])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batch_cut_from_a_large_tensor_is_copied_alone():
+    data = torch.arange(4000.0).reshape(100, 40)
+    batch = {"x": data[3:5], "transposed": [data[7:9].T]}
+    copied = fresh(batch)
+    torch.testing.assert_close(copied, batch)
+    assert copied["x"].stride() == batch["x"].stride()
+    copied["x"].zero_()
+    torch.testing.assert_close(data, torch.arange(4000.0).reshape(100, 40))
+    # Both look into one memory here, so that writing into one of them is seen in the other.
+    whole = fresh((data, data[:2]))
+    whole[0].fill_(7)
+    assert (whole[1] == 7).all()
+    alone = fresh(data[3:5])
+    assert alone.untyped_storage().nbytes() == alone.nbytes == 2 * 40 * 4
+
+
+def test_pruning_does_not_load_the_compiler():
+    program = (
+        "import sys, torch, reprune; from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.rnn = nn.LSTM(3, 8); self.out = nn.Linear(8, 2)\n"
+        "    def forward(self, x): return self.out(self.rnn(x)[0])\n"
+        "reprune.prune(Net(), [torch.randn(30, 8, 3) for _ in range(4)])\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

@@ -5,12 +5,25 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, PlainSerializer
 
 from reprune.core.errors import PlanError
+
+
+def _from_text(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _to_text(numbers: bytes) -> str:
+    return base64.b64encode(numbers).decode()
+
+
+Numbers = Annotated[bytes, BeforeValidator(_from_text), PlainSerializer(_to_text)]
+"""Little-endian numbers, row by row; base64 in a plan's text."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +36,15 @@ class Fold:
         tensor: Name of the weight.
         axis: The axis that is contracted with the units.
         bias: Name of the bias that takes up the offsets, or None.
-        coefficients: A (removed × kept) as base64 of little-endian doubles, row by row.
+        coefficients: A (removed × kept), doubles.
         offsets: b (removed), likewise.
     """
 
     tensor: str
     axis: int
     bias: str | None
-    coefficients: str
-    offsets: str
+    coefficients: Numbers
+    offsets: Numbers
 
     @classmethod
     def of(
@@ -59,12 +72,12 @@ class Refit:
     Attributes:
         tensor: Its name.
         shape: Its shape in the pruned model.
-        values: The numbers, as base64 of little-endian ones, row by row: doubles or singles.
+        values: The numbers: doubles or singles.
     """
 
     tensor: str
     shape: tuple[int, ...]
-    values: str
+    values: Numbers
 
     @classmethod
     def of(cls, tensor: str, values: NDArray[Any]) -> Refit:
@@ -77,26 +90,24 @@ class Refit:
         Raises:
             PlanError: When they do not have the shape, or are not finite numbers.
         """
-        double = len(self.values) > 6 * prod(self.shape) + 4
+        double = len(self.values) > 4 * prod(self.shape)
         return _decode(f"refit of {self.tensor!r}", "values", self.values, self.shape, "<f8" if double else "<f4")
 
 
-def _encode(values: NDArray[Any], kind: str = "<f8") -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+def _encode(values: NDArray[Any], kind: str = "<f8") -> bytes:
+    return np.ascontiguousarray(values, dtype=kind).tobytes()
 
 
-def _decode(where: str, name: str, text: str, shape: tuple[int, ...], kind: str = "<f8") -> NDArray[Any]:
-    """Numbers of a file.
+def _decode(where: str, name: str, numbers: bytes, shape: tuple[int, ...], kind: str = "<f8") -> NDArray[Any]:
+    """Numbers as an array that cannot be written to.
 
     Raises:
         PlanError: When they do not have this shape, or are not finite.
     """
-    try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), dtype=kind)
-    except ValueError as error:
-        raise PlanError(f"{where}: its {name} are not base64 of numbers ({error}).") from None
-    if len(values) != prod(shape):
-        raise PlanError(f"{where}: {len(values)} {name}, expected {shape}.")
+    count = len(numbers) / np.dtype(kind).itemsize
+    if count != prod(shape):
+        raise PlanError(f"{where}: {count:g} {name}, expected {shape}.")
+    values = np.frombuffer(numbers, dtype=kind)
     if not np.isfinite(values).all():
         raise PlanError(f"{where}: its {name} hold NaN or infinite values.")
     return values.reshape(shape)

@@ -75,10 +75,18 @@ class Gates:
         self.layers = list(self._targets)
 
     def _worth_a_look(self, dense: Mapping[str, nn.Parameter]) -> bool:
-        """Whether a layer's own matrix has become smaller, and is small enough."""
-        own = {slot.tensor for slot in self._plan.structure.slots if slot.role == "own"}
-        found = [(dense[name], self._parameters[name]) for name in own if name in dense and name in self._parameters]
-        return any(a.ndim == 2 and a.shape != b.shape and affordable(*b.shape) for a, b in found)
+        """Whether a layer has become smaller, and is small enough."""
+        own: dict[str, set[str]] = {}
+        for slot in self._plan.structure.slots:
+            if slot.role == "own" and slot.tensor in dense and dense[slot.tensor].ndim == 2:
+                for span in slot.spans:
+                    own.setdefault(span.layer, set()).add(slot.tensor)
+        for names in own.values():
+            shapes = [self._parameters[name].shape for name in names if name in self._parameters]
+            changed = any(self._parameters[name].shape != dense[name].shape for name in names & self._parameters.keys())
+            if changed and affordable(shapes[0][0], sum(shape[1] + 1 for shape in shapes)):
+                return True
+        return False
 
     def _observe(self, names: Mapping[tuple[int, torch.Size], str]) -> None:
         """What the dense model's gates do."""

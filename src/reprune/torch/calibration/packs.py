@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.labels import storage_id
+from reprune.torch.tracing.running.dispatch import DispatchMode
 
 
 class Orders:
@@ -49,11 +49,11 @@ def pack_orders(model: nn.Module) -> Iterator[Orders]:
         yield orders
 
 
-class _Packs(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Packs(DispatchMode):
     """A batch is sorted by picking its sequences, then it is packed."""
 
     def __init__(self, orders: Orders) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._orders = orders
         self._picked: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
 

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.core.evidence.readings import Axis
 from reprune.torch.calibration.kernels import KERNELS, Piece
 from reprune.torch.calibration.weights import PRODUCTS, Weights
+from reprune.torch.tracing.running.dispatch import DispatchMode
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class _Kernels(TorchFunctionMode):
             return run(func.__name__, func, args, self._products.show)
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Products(DispatchMode):
     def __init__(self, weights: Weights, axes: Collection[Axis], listener: Listener) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._weights, self._axes, self._listener = weights, frozenset(axes), listener
         self._inside = False
         self._rows: tuple[int, ...] = ()

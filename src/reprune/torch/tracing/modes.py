@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.torch.tracing.attention import is_fused_attention, taken_apart
 from reprune.torch.tracing.kernels import KERNELS
 from reprune.torch.tracing.location import here, in_recurrent_module
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules import apply_rule, given_sizes, pin_summaries, record_sizes, sized, summaries_of
+from reprune.torch.tracing.running.dispatch import DispatchMode
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -55,9 +55,9 @@ class _FunctionMode(TorchFunctionMode):
         return out
 
 
-class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _DispatchMode(DispatchMode):
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tracer = tracer
 
     def __torch_dispatch__(

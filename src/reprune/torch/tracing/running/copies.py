@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -45,6 +46,7 @@ def fresh(batch: Any) -> Any:
     """
     memo: dict[int, Any] = {}
     _plain(batch, memo)
+    _cropped(batch, memo)
     return _copy(batch, memo)
 
 
@@ -53,6 +55,21 @@ def _plain(value: Any, memo: dict[int, Any]) -> None:
     for tensor in _held(value, depth=4):
         if not tensor.is_leaf and id(tensor) not in memo:
             memo[id(tensor)] = tensor.detach().clone()
+
+
+def _cropped(value: Any, memo: dict[int, Any]) -> None:
+    """Tell a copy to take a view's own elements alone: `copy.deepcopy` takes the whole memory that it looks into.
+
+    Batches cut from one tensor would be copied with all of the data every time. Views that share memory with others of
+    the batch are left alone, as what is written into one has to be seen in the other.
+    """
+    views = [tensor for tensor in _held(value, depth=4) if type(tensor) is torch.Tensor and id(tensor) not in memo]
+    views = list({id(view): view for view in views if view.layout is torch.strided}.values())
+    shared = Counter(view.untyped_storage().data_ptr() for view in views)
+    for view in views:
+        storage = view.untyped_storage()
+        if shared[storage.data_ptr()] == 1 and view.nbytes < storage.nbytes() and not view.requires_grad:
+            memo[id(view)] = view.clone()
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from reprune.torch.tracing.running.dispatch import DispatchMode
 
 
 @contextmanager
@@ -21,11 +22,11 @@ def own_randomness(seed: int = 0) -> Iterator[OwnRandomness]:
         yield drawn
 
 
-class OwnRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OwnRandomness(DispatchMode):
     """See `own_randomness`."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 

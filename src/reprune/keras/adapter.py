@@ -109,10 +109,7 @@ def arrays(found: Trace, model: Any, structure: Structure) -> dict[str, Any]:
 def observe_readings(
     found: Trace, model: Any, structure: Structure, batches: Iterable[Any], forward: Forward | None, told: Told
 ) -> tuple[Statistics, Mapping[Axis, Any]]:
-    """Statistics with those of what consumers read, and how much the output depends on the consumers.
-
-    Nobody is told answers: of the graph, only what leads to readings is run.
-    """
+    """Statistics with those of what consumers read, and how much the output depends on the consumers."""
     importance, of_output = Importance(), OutputImportance(found.graph, structure.consumers)
 
     def looked_at() -> Iterator[Any]:
@@ -123,7 +120,7 @@ def observe_readings(
             yield from stretch
             importance.add(gradients, stretch.batches)
 
-    return observe(model, structure, looked_at(), forward, readings=True), importance.mean()
+    return observe(model, structure, looked_at(), forward, readings=True, told=told), importance.mean()
 
 
 def gates(model: Any, small: Any, plan: Plan, answers: Answers, forward: Forward | None) -> None:

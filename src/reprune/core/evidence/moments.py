@@ -172,10 +172,12 @@ def to_numpy(array: Array) -> NDArray[np.float64]:
 def _in_single(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and scatter of rows, by products in single precision; not finite where these overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = rows.mean(axis=0, dtype=np.float64)
-        about = mean.astype(np.float32)
+        about = rows.mean(axis=0)
         centred = rows - about
-        return about + centred.mean(axis=0, dtype=np.float64), (centred.T @ centred).astype(np.float64)
+        # A sum in single precision has rounded; what it left over is small, and known to more digits.
+        rest = centred.mean(axis=0, dtype=np.float64)
+        scatter = (centred.T @ centred).astype(np.float64)
+        return about + rest, scatter - len(rows) * rest[:, None] * rest
 
 
 def _widest(xp: Any, rows: Array) -> Any:

@@ -27,7 +27,6 @@ class OutputImportance:
     """
 
     def __init__(self, graph: ModelGraph, consumers: Iterable[Consumer]) -> None:
-        self._graph = graph
         self._run = Runner(graph, loosely(graph))
         places = {name: place for place, name in enumerate(graph.weights())}
         self._axes: dict[Axis, int] = {(c.tensor, c.axis): places[c.tensor] for c in consumers}
@@ -45,13 +44,13 @@ class OutputImportance:
         Returns:
             Sums, in double precision. Empty when the output has no gradient.
         """
-        inputs = shortened(self._graph, inputs, SEQUENCES, STEPS)
         rng = np.random.default_rng(seed)
         total: dict[Axis, Any] = {}
         if any(value is None for value in inputs):
             return total
         try:
-            shapes = [tuple(out.shape) for out in _floats(self._run(inputs))]
+            inputs, outputs = shortened(self._run, inputs, SEQUENCES, STEPS)
+            shapes = [tuple(out.shape) for out in _floats(outputs)]
             for _ in range(draws if shapes else 0):
                 signs = [random_signs(rng, shape).astype("float32") for shape in shapes]
                 found = self._squares(self._run.values(), signs, inputs)

@@ -20,7 +20,7 @@ from reprune.keras.calibration.responses import Probe
 from reprune.keras.surgery.apply import masked_weights
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.configuration import sublayers
-from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of
+from reprune.keras.tracing.graph import ModelGraph, array, flat_inputs, graph_of, widened
 from reprune.keras.tracing.record import Forward, Trace, captured
 
 
@@ -157,7 +157,7 @@ class Pupil:
 
     def read(self, names: Sequence[str]) -> Tensors:
         """Weights by name."""
-        return {name: _widened(array(self._variables[name])) for name in names}
+        return {name: widened(array(self._variables[name])) for name in names}
 
     def write(self, tensors: Tensors) -> None:
         """Set weights."""
@@ -210,10 +210,4 @@ def _recurs(operation: Any) -> bool:
 
 
 def _arrays(outputs: Any) -> list[NDArray[Any]]:
-    return [_widened(array(value)) for value in keras.tree.flatten(outputs)]
-
-
-def _widened(values: NDArray[Any]) -> NDArray[Any]:
-    """Half precision in single: exponentials overflow in it, and NumPy knows only one kind of it."""
-    half = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype)) and values.dtype.itemsize < 4
-    return values.astype("float32") if half else values
+    return [widened(array(value)) for value in keras.tree.flatten(outputs)]

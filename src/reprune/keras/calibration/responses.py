@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from reprune.core.answers.answers import Told
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
@@ -17,7 +18,7 @@ from reprune.core.layers import WIDTHS, Structure
 from reprune.keras.calibration.readers import makers, own_readers, readers
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
-from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run
+from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
 from reprune.keras.tracing.record import Forward, captured
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
 
@@ -73,6 +74,7 @@ def observe(
     forward: Forward | None = None,
     *,
     readings: bool = False,
+    told: Told | None = None,
 ) -> Statistics:
     """Mean and covariance of the responses of every layer; padding never counts.
 
@@ -82,12 +84,13 @@ def observe(
         batches: Inputs as the model takes them, one held at a time.
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
+        told: Told what the model answers to every batch.
     """
     examples = (captured(model, batch, forward) for batch in batches)
     first = next(examples, None)
     if first is None:
         raise StatisticsError("batches is empty: give at least one input.")
-    probe = Probe(graph_of(model, first), structure, readings=readings)
+    probe = Probe(graph_of(model, first), structure, readings=readings, told=told)
     return gather(probe, structure, chain([first], examples))
 
 
@@ -130,13 +133,16 @@ class Probe:
         structure: What a trace of it found.
         readings: Whether inputs of consumers are yielded, too, where they can be had; responses of widths are among
             them, and do not come by themselves.
+        told: Told what the model answers to every batch.
 
     Attributes:
         shown: For each width, a weight that shows its responses.
     """
 
-    def __init__(self, graph: ModelGraph, structure: Structure, *, readings: bool = False) -> None:
-        self._graph = graph
+    def __init__(
+        self, graph: ModelGraph, structure: Structure, *, readings: bool = False, told: Told | None = None
+    ) -> None:
+        self._graph, self._told = graph, told
         self._names = {id(cell): name for cell, name in named_cells(graph)}
         wide = {(slot.tensor, slot.axis) for slot in structure.slots if slot.size > WIDEST}
         consumers = [(consumer.tensor, consumer.axis) for consumer in structure.consumers]
@@ -175,6 +181,8 @@ class Probe:
             if key in self._own:
                 ends = None if backwards is None else _ends(sequence, valid, start, backwards=backwards)
                 yield found._replace(key=self._own[key], ends=ends)
+        if self._told is not None:
+            self._told(list(map(widened, parts)))
 
     def _of_widths(self, found: Response) -> Iterator[Response]:
         """Responses of the widths that show in what a weight reads, or a layer makes."""
@@ -184,13 +192,15 @@ class Probe:
                 yield found._replace(key=name, rows=found.rows[:, places])
 
     def walk(self, inputs: list[Any]) -> list[Any]:
-        """Sequences, each followed by its mask and its start if it has them, in the order in which they were seen."""
+        """Sequences, each followed by its mask and its start if it has them, in the order in which they were seen; then
+        the outputs, if somebody is told."""
         self._seen = []
-        run(self._graph.root, inputs, self._call)
+        outputs = run(self._graph.root, inputs, self._call)
         seen, self._seen = self._seen, []
         self._order = [(s.key, s.mask is not None, s.start is not None, s.backwards, s.first) for s in seen]
         self._likes = self._alike(seen)
-        return [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
+        parts = [part for s in seen for part in (s.sequence, s.mask, s.start) if part is not None]
+        return parts if self._told is None else [*parts, *keras.tree.flatten(outputs)]
 
     def _alike(self, seen: Sequence[Seen]) -> dict[Key, Axis]:
         """Keys whose rows are, one by one, those that a layer's recurrent weight reads."""

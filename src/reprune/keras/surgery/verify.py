@@ -75,11 +75,11 @@ class _Trial:
         # A model of Keras's own classes computes what its graph does; any other one is called, as its class allows.
         self._is_graph = type(model).__module__.split(".")[0] == "keras"
         open_time = self._is_graph or all(None in spec.shape[1:2] for spec in found.graph.root.inputs)
-        self._inputs = shortened(found.graph, found.inputs, 2, STEPS) if open_time else found.inputs
         self._taken, self._returned = found.states
         self._model = model
         self._graph, self._run = found.graph, Runner(found.graph, loosely(found.graph))
-        self._outputs = self._run.arrays(self._inputs)
+        self._inputs, outputs = shortened(self._run, found.inputs, 2, STEPS, time_is_open=open_time)
+        self._outputs = list(map(array, outputs))
         # A model that is random even when it infers cannot be compared, only rebuilt.
         self.comparable = not self.differs(self._outputs, self._run.arrays(self._inputs, draw=1))
 

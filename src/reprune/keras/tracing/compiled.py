@@ -37,7 +37,8 @@ class Compiled:
 
     def __call__(self, *given: Sequence[Any]) -> Tensors:
         """The function's tensors for lists of arrays, the last of which holds the sequences whose length counts."""
-        tensors = [[keras.ops.convert_to_tensor(value) for value in part] for part in given]
+        # Tensors, no variables: for those, TensorFlow would compile the function once more.
+        tensors = [[keras.ops.stop_gradient(keras.ops.convert_to_tensor(value)) for value in part] for part in given]
         while True:
             way = self._way(tensors[-1])
             try:
@@ -132,7 +133,7 @@ class Runner:
     """
 
     def __init__(self, graph: ModelGraph, look: Callable[[Tensors], Tensors] | None = None) -> None:
-        self._graph = graph
+        self.graph = graph
         self._weights = graph.weights()
         known = {id(variable) for variable in self._weights.values()}
         self._others = [variable for variable in graph.root.variables if id(variable) not in known]
@@ -178,8 +179,8 @@ class Runner:
             return self._look(inputs)
 
     def _outputs(self, inputs: Tensors) -> Tensors:
-        packed = keras.tree.pack_sequence_as(self._graph.root.input, inputs)
-        return list(keras.tree.flatten(self._graph.root(packed, training=False)))
+        packed = keras.tree.pack_sequence_as(self.graph.root.input, inputs)
+        return list(keras.tree.flatten(self.graph.root(packed, training=False)))
 
 
 def _batch_is_fixed(graph: ModelGraph) -> bool:
@@ -193,32 +194,37 @@ def few_sequences(graph: ModelGraph, inputs: Sequence[Any], count: int) -> list[
     return [value[:count] if value is not None and len(value.shape) else value for value in inputs]
 
 
-def shortened(graph: ModelGraph, inputs: Sequence[Any], sequences: int, steps: int) -> list[Any]:
+def shortened(
+    run: Runner, inputs: Sequence[Any], sequences: int, steps: int, *, time_is_open: bool = True
+) -> tuple[list[Any], Tensors]:
     """The first steps of the first sequences of a batch, where the model can be run on them; else as much as it needs.
 
     Args:
-        graph: The graph.
+        run: Runs the graph (`loosely`).
         inputs: A batch, as the graph takes it.
         sequences: Sequences that are enough.
         steps: Time steps that are enough.
+        time_is_open: Whether time steps may be left out.
+
+    Returns:
+        The part of the batch, and the output tensors for it.
     """
-    few = few_sequences(graph, inputs, sequences)
-    if _batch_is_fixed(graph):
-        return few
+    few = few_sequences(run.graph, inputs, sequences)
     whole = max((value.shape[1] for value in few if value is not None and len(value.shape) > 1), default=0)
-    if whole <= steps:
-        return few
+    if whole <= steps or not time_is_open or _batch_is_fixed(run.graph):
+        return few, run(few)
 
     def time(value: Any) -> bool:
         return value is not None and len(value.shape) > 1 and value.shape[1] == whole
 
     short = [value[:, :steps] if time(value) else value for value in few]
     try:
-        Runner(graph, loosely(graph))(short)
+        found = run(short)
     except Exception:
         # A length is written into the model: whatever its layers raise, they run on the whole.
-        return few
-    return short
+        return few, run(few)
+    # What has no elements agrees with everything, and shows nothing.
+    return (short, found) if all(0 not in out.shape for out in found) else (few, run(few))
 
 
 def loosely(graph: ModelGraph) -> Callable[[Tensors], Tensors]:

@@ -252,6 +252,12 @@ def array(value: Any) -> Any:
     return np.array(keras.ops.convert_to_numpy(tensor))
 
 
+def widened(values: Any) -> Any:
+    """An array, half precision in single: exponentials overflow in it, and NumPy knows only one kind of it."""
+    half = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype)) and values.dtype.itemsize < 4
+    return values.astype("float32") if half else values
+
+
 def run(graph: Graph, inputs: list[Any], call: Callable[..., Any]) -> Any:
     """Run a graph, with `call(operation, *args, **kwargs)` in place of every operation."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, rel_entr
 
 from reprune.core.answers.answers import NUMBERS, Answers, Fidelity, Meaning, Sample, as_rows
 from reprune.core.budget.budget import PRECISION, Request, most_within
@@ -162,3 +162,17 @@ class TestTolerance:
 def test_states_that_the_caller_carries_are_no_answers():
     held = Answers([0], lambda batch: [DENSE[0], DENSE[1]], meaning=Meaning(states=[1]))
     assert [pair.place for pair in held.compared(0, [SMALL[0], SMALL[1]], "all")] == [0]
+
+
+def test_what_a_sigmoid_made_are_chances():
+    dense, small = expit(DENSE[0]), expit(SMALL[0])
+    held = Answers([0], lambda batch: [dense], meaning=Meaning(chances=[0]))
+    expected = (rel_entr(dense, small) + rel_entr(1 - dense, 1 - small)).sum(-1).mean()
+    assert held.divergence(lambda batch: [small], [0], "all") == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "error", "poor"), [(None, 0.6, True), (0.7, 0.6, True), (0.9, 0.6, False), (0.7, 0.4, False)]
+)
+def test_poor_is_far_off_and_of_another_opinion(agreement, error, poor):
+    assert Fidelity(0.1, agreement, error).poor is poor

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reprune.core.budget.budget import Block, Budget, allocate
+from reprune.core.budget.budget import Block, Budget, _fill_up, allocate
 from reprune.core.budget.cost import COUNTED, CostModel
 from reprune.core.errors import BudgetError
 from tests.helpers.builders import stack
@@ -184,3 +184,9 @@ def test_fixed_layers_stay_and_the_others_meet_the_budget():
     with pytest.raises(BudgetError, match=r"counts= alone lose 0\.2083\. Ask for ratio=0\.2084 or more"):
         allocate(Budget(0.1), blocks, cost, before, {"a": 3})
     assert allocate(Budget(0.9), [], cost, before, dict.fromkeys("abc", 5)) == dict.fromkeys("abc", 5)
+
+
+def test_a_block_of_which_one_step_does_not_fit_gives_no_more():
+    first, second, other = (0.1, 0, 3), (0.2, 0, 2), (0.3, 1, 5)
+    room = {(first,): -1.0, (second,): 1.0, (other,): 1.0, (second, other): 1.0}
+    assert _fill_up([], [first, second, other], lambda steps: room[tuple(steps)]) == [other]

@@ -80,7 +80,9 @@ def test_mean_compensation_moves_the_bias_alone():
     found = readings(model.structure, model.tensors, moments, {})
     first = next(iter(responses))
     kept = {name: list(range(layer.units)) for name, layer in model.structure.layers.items()} | {first: [0, 2]}
-    for fold in COMPENSATIONS["mean"](model.structure, kept, found, {}):
+    folds = COMPENSATIONS["mean"](model.structure, kept, found, {})
+    assert [fold.tensor for fold in folds] == ["a.w_hh", "b.w_ih"]
+    for fold in folds:
         coefficients, offsets = fold.arrays(2, 2)
         assert not coefficients.any()
         expected = responses[first].mean(0)[[1, 3]] if fold.bias is not None else np.zeros(2)
@@ -94,3 +96,10 @@ def test_too_few_rows_are_reported():
     moments = {name: layer.moments for name, layer in model.evidence(responses).layers.items()}
     with pytest.warns(CalibrationWarning, match="2 rows of 4 features"):
         readings(model.structure, model.tensors, moments, {})
+
+
+def test_a_single_row_holds_nothing_out():
+    reading = reading_of(rows_of(1), bias=True)
+    assert reading.halves is None
+    coefficients, _ = predict(reading, np.array([0]), np.arange(1, 9), {})
+    np.testing.assert_array_equal(coefficients, np.zeros((1, 8)))

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 
 from reprune.core.budget.budget import Budget
 from reprune.core.budget.cost import CostModel
-from reprune.core.decide import CONTENDERS, decide, excluded, free_blocks, left_out, matches
+from reprune.core.decide import CONTENDERS, _saved, decide, excluded, free_blocks, left_out, matches
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
@@ -238,3 +238,10 @@ def test_nothing_is_tried_where_there_is_no_choice():
     judge = Judging(best=4)
     decide(model.evidence(rows), Budget(0.5), Method("measured", "geometric-median"), counts={"b": 2}, judge=judge)
     assert judge.tried == []
+
+
+def test_what_the_first_unit_saves_is_the_difference_that_it_makes():
+    model = stack((6, 5))
+    before = model.structure.counts()
+    found = _saved(CostModel(model.structure), "parameters", before, ["a"])
+    assert found == model.parameters(before) - model.parameters(before | {"a": 5})

@@ -80,3 +80,8 @@ def test_files(tmp_path):
     # As the library for it says.
     assert digest_of_file(tmp_path / "file") == digest_of_bytes(content) == f"crc32c:{google_crc32c.value(content):08x}"
     assert digest_of_file(tmp_path / "empty") == digest_of_bytes(b"") == "crc32c:00000000"
+
+
+def test_numbers_that_are_none_are_digested_as_they_lie():
+    content = b"(2,)" + np.array([np.nan, 1], "<f4").tobytes()
+    assert digest_of_arrays([np.array([np.nan, 1], "f4")]) == f"crc32c:{google_crc32c.value(content):08x}"

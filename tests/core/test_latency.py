@@ -233,3 +233,13 @@ def test_damaged_bytes_are_tables_or_plan_errors(start, inserted, dropped):
     except PlanError:
         return
     assert np.isfinite(table(table.small))
+
+
+def test_layers_count_as_measured_where_no_second_size_of_the_model_says_otherwise():
+    # 12 of 14 ms are the layer's, and at 4 units 4.
+    assert replace(ONE, small={"a": 8}, small_ms=14.0)({"a": 4}) == 4.0 + 2.0
+
+
+def test_no_size_takes_no_time():
+    with pytest.raises(PlanError, match="not positive and finite"):
+        replace(ONE, grids=(replace(ONE.grids[0], ms=((0.0, 4.0, 12.0),)),))

@@ -101,7 +101,8 @@ def test_counts_and_removed():
 
 
 def test_other_units_may_be_kept():
-    plan = full_plan().with_kept({"b": np.array([1]), "c": (1,)})
+    plan = full_plan().decisions().with_kept({"b": np.array([1]), "c": (1,)})
+    assert not plan.folded
     assert plan.kept == {"a": [0, 1, 2, 3], "b": [1], "c": [1]}
     assert plan.method == "custom"
     assert Plan.from_json(plan.to_json()) == plan

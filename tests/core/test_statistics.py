@@ -178,3 +178,16 @@ def test_many_features_of_single_precision(monkeypatch):
     np.testing.assert_allclose(moments_of(huge).covariance, expected, rtol=1e-6)
     half = moments_of(torch.from_numpy(rows).bfloat16())
     assert half.mean.dtype == torch.float64
+
+
+def test_what_is_left_of_nothing_taken_away_is_a_copy():
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    whole = moments_of(rows[:10])
+    rest = whole.without(Moments("l", 3))
+    rest.merge(moments_of(rows[10:]))
+    np.testing.assert_allclose(whole.covariance, np.cov(rows[:10].T, bias=True), rtol=1e-12)
+
+
+def test_squares_that_overflow_are_no_covariance():
+    with pytest.raises(StatisticsError, match="NaN or infinite"):
+        _ = moments_of(torch.tensor([[1e200], [-1e200]], dtype=torch.float64)).mean

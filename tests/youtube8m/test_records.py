@@ -333,6 +333,7 @@ def test_reads_and_writes_what_tensorflow_does(tmp_path):
     ]
     write_records(tmp_path / "ours", records, FEATURES)
     write_records(tmp_path / "ours.gz", records, FEATURES, "GZIP")
+    assert (tmp_path / "ours.gz").read_bytes()[4:8] == bytes(4)  # no time stamp, by RFC 1952
     subprocess.run([sys.executable, "-c", TENSORFLOW, str(tmp_path)], check=True, capture_output=True)
     assert_same(list(read_records(tmp_path / "plain", FEATURES)), records)
     assert_same(list(read_records(tmp_path / "gzip", FEATURES)), records)

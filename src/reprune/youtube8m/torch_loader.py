@@ -76,7 +76,6 @@ class RecordDataset(IterableDataset[Batch | _Sent | int]):
         batches_per_epoch: int | None = None,
         whole: bool = False,
     ) -> None:
-        super().__init__()
         numbers = {
             "classes": classes,
             "batch_size": batch_size,

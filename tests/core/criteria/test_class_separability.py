@@ -67,3 +67,10 @@ def test_moments_merge_and_travel() -> None:
     first.merge(copy)
     assert first.count == whole.count == int(members.sum())
     np.testing.assert_allclose(first.separability(), whole.separability(), rtol=1e-12)
+
+
+def test_there_are_as_many_classes_as_were_named():
+    moments = ClassMoments("a", 2)
+    for labels in ([[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0, 1.0]]):
+        moments.update(np.ones((1, 2)), np.array(labels))
+    assert moments.state()["counts"].tolist() == [1, 1, 1]

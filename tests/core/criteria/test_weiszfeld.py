@@ -32,3 +32,9 @@ def test_scores_are_distances_to_it():
     layer = stack((6,)).evidence().layers["a"]
     expected = np.linalg.norm(layer.incoming - geometric_median_of(layer.incoming), axis=1)
     np.testing.assert_allclose(Weiszfeld().rank([layer], np.random.default_rng(0)).scores, expected)
+
+
+def test_a_point_holds_the_median_that_the_others_pull_less_than_it_weighs():
+    # Three unit vectors away from the first point add up to one of length 2 / √1.25 − 1 = 0.79 < 1.
+    points = np.array([[0.0, 0.0], [-2.0, 0.0], [1.0, 0.5], [1.0, -0.5]])
+    np.testing.assert_array_equal(geometric_median_of(points), [0.0, 0.0])

@@ -1,0 +1,46 @@
+"""What gates do, against PyTorch's own cells: their input is the pre-activations, their slopes those of autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reprune.core.answers.gates import targets
+
+UNITS, SIZES = 3, (4, 2)
+
+CELLS = {
+    "lstm": (4, nn.LSTMCell),
+    "gru": (3, nn.GRUCell),
+    "rnn_tanh": (1, nn.RNNCell),
+    "rnn_relu": (1, lambda *sizes: nn.RNNCell(*sizes, nonlinearity="relu")),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_slopes_are_those_of_the_cell(name):
+    torch.manual_seed(0)
+    gates, make = CELLS[name]
+    cell = make(gates * UNITS, UNITS).double().requires_grad_(False)
+    cell.weight_ih.copy_(torch.eye(gates * UNITS))
+    for bias in (cell.bias_ih, cell.bias_hh):
+        bias.zero_()
+    incoming = torch.randn(sum(SIZES), gates * UNITS, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(sum(SIZES), UNITS, dtype=torch.float64)
+    memory = before = torch.randn(SIZES[0], UNITS, dtype=torch.float64)
+    total = torch.zeros(())
+    for given, held in zip(incoming.split(SIZES), state.split(SIZES), strict=True):
+        if name == "lstm":
+            shown, before = cell(given, (held, before[: len(given)].detach()))
+        else:
+            shown = cell(given, held)
+        total = total + shown.sum()
+    total.backward()
+    recurrent = state @ cell.weight_hh.T
+    arrays = [part.detach().numpy() for part in (incoming, recurrent, state, memory)]
+    found = targets(name, *arrays, SIZES)
+    np.testing.assert_allclose(found.slopes, incoming.grad, rtol=1e-10, atol=1e-14)
+    if name != "gru":
+        np.testing.assert_allclose(found.wanted, arrays[0] + arrays[1], rtol=1e-12)

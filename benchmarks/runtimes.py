@@ -211,7 +211,7 @@ class Bench:
     def _models(self, form: str, steps: int) -> dict[str, Any]:
         torch.manual_seed(0)
         dense = self.subject.build(self.options.units, steps if "fused" in self.name or form == "frame" else None)
-        length = steps if "unrolled" in self.name or "fused" in self.name else 8
+        length = 8 if isinstance(dense, nn.Module) else dense.input_shape[1] or 8
         batches = [self.rng.normal(size=(1, length, FEATURES)).astype("float32") for _ in range(2)]
         given = [torch.from_numpy(batch) for batch in batches] if isinstance(dense, nn.Module) else batches
         options: dict[str, Any] = {"method": "magnitude", "uniform": True} if isinstance(dense, nn.Module) else {}

@@ -265,6 +265,19 @@ def test_executorch_runs_what_was_written(tmp_path: Path) -> None:
     assert report.difference < 1e-5
 
 
+@pytest.mark.parametrize(("suffix", "tool"), [("pte", "executorch"), ("tflite", "litert_torch")])
+@pytest.mark.parametrize("way", ["dynamic", "static"])
+def test_unrolled_steps_are_in_8_bits(suffix: str, tool: str, way: str, tmp_path: Path) -> None:
+    pytest.importorskip(tool, reason=f"{tool} is not installed")
+    torch.manual_seed(0)
+    batches = None if way == "dynamic" else [torch.randn(1, 3, 6) for _ in range(8)]
+    report = export(Looped().eval(), torch.randn(1, 3, 6), tmp_path / f"model.{suffix}", int8=way, calibration=batches)
+    assert report.eight_bits is not None
+    assert report.eight_bits.weights >= 4 * (6 + 4)
+    assert report.eight_bits.weights / report.eight_bits.of_weights > 0.9
+    assert 0 < report.quantised_difference < 0.1
+
+
 def test_coreml_package_is_written(tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     report = export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.mlpackage")

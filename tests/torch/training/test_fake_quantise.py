@@ -78,3 +78,29 @@ def test_the_file_holds_what_was_trained(ragged: bool, tmp_path: Path) -> None:
             held = tensors[node.input[place]][0].astype(np.float64) * tensors[node.input[scale]][0]
             trained = getattr(small.lstm, f"weight_{kind}_l{index}").detach().numpy()
             np.testing.assert_allclose(held.T, trained[order], rtol=1e-5, atol=1e-7)
+
+
+def test_static_files_hold_what_was_trained(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model, x = reprune.torch.fake_quantise(Net()), torch.randn(16, 7, 5)
+    path = tmp_path / "model.onnx"
+    reprune.export(model, x[:1], path, int8="static", calibration=[x])
+    graph = onnx.load(str(path)).graph
+    graphs = [graph, *(entry.g for node in graph.node for entry in node.attribute if entry.HasField("g"))]
+    stored = {t.name: onnx.numpy_helper.to_array(t) for part in graphs for t in part.initializer}
+    held = []
+    for node in (node for part in graphs for node in part.node if node.op_type == "DequantizeLinear"):
+        whole, scale = (stored.get(name) for name in node.input[:2])
+        if whole is not None and whole.dtype == np.int8 and whole.ndim == 2:
+            axis = next(entry.i for entry in node.attribute if entry.name == "axis")
+            real = whole * np.expand_dims(scale.astype(np.float64), 1 - axis)
+            held.append(real if real.shape[0] in (32, 3) else real.T)
+    order = np.concatenate([np.arange(8) + gate * 8 for gate in (0, 3, 1, 2)])  # i, o, f, c of i, f, c, o
+    weights = model.lstm.parametrizations
+    trained = [rounded(weights[f"weight_{kind}_l{layer}"].original)[order] for kind in ("ih", "hh") for layer in (0, 1)]
+    trained.append(rounded(model.head.parametrizations["weight"].original))
+    assert len(held) == len(trained)
+    for matrix in trained:
+        assert any(own.shape == matrix.shape and np.allclose(own, matrix, rtol=1e-5, atol=1e-7) for own in held)

@@ -255,16 +255,18 @@ def _compare_calls(job: Job, arrays: Sequence[Any], runner: Any) -> Comparison:
 
 
 def _calibration(job: Job, batches: Sequence[Any]) -> list[list[Any]]:
-    """Inputs of the file for each batch, states running on from zeros."""
+    """Inputs of the file for each batch, states running on from zeros: several times, as inputs that stay drive states
+    further than any that change do."""
     found = []
     states: list[Any] = []
     for batch in batches:
         arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(batch)]
         if not states or states[0].shape[0] != arrays[0].shape[0]:
             states = job.states.zeros(arrays[0].shape[0])
-        found.append([*arrays, *states])
-        if states:
-            states = [np.asarray(state) for state in job.call(found[-1])[-len(states) :]]
+        for _ in range(CALLS if states else 1):
+            found.append([*arrays, *states])
+            if states:
+                states = [np.asarray(state) for state in job.call(found[-1])[-len(states) :]]
     return found
 
 

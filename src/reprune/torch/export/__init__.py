@@ -49,8 +49,9 @@ def export(
         example: An input as the model takes it: a tensor, a tuple of arguments, or a dict of them.
         path: Where to write; its suffix decides the format: `.onnx`, `.pt2`, `.pte`, `.tflite` or `.mlpackage`.
         int8: Also quantise to 8 bits with the runtime's own kernels: `"dynamic"` (or True) quantises weights, and
-            activations on the fly; `"static"` quantises both, with ranges from `calibration`.
-        calibration: For `int8="static"`: batches as the model takes them.
+            activations on the fly; `"static"` quantises both, with ranges from `calibration`; `"int16x8"` (`.tflite`)
+            keeps activations in 16 bits.
+        calibration: For `"static"` and `"int16x8"`: batches as the model takes them.
         opset: `.onnx`: the version of the standard's operators; 18 by default.
         submodule: Write this part of the model only, such as the recurrent core between operations that a format does
             not know. Its inputs are those that it gets when the model runs on the example.

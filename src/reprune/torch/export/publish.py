@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from reprune.core.exporting import (
     require_close,
     worst,
 )
-from reprune.runtimes import Runner, count_eight_bits, need, open_file
+from reprune.runtimes import Runner, need, open_file
 from reprune.torch.export.carried import carried_states
 from reprune.torch.export.errors import converting
 from reprune.torch.export.example import Example
@@ -101,8 +101,8 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         eight_bits = None
         if options.int8:
             batches = _calibration(plain, given, model, inputs, states, options.calibration)
-            part, left = form.quantise[options.int8](part, options.int8, batches)
-            eight_bits = replace(count_eight_bits(part), left=tuple(left))
+            with converting(model, path):
+                part, eight_bits = form.quantise[options.int8](job, part, options.int8, batches)
             runner = open_file(part)
             quantised = [compare_calls(model, runner, example, states) for example in (inputs, *sizes.others())]
             if options.evaluate is not None:
@@ -196,7 +196,11 @@ def _calibration(
     states: Sequence[StateTensor],
     batches: Iterable[Any] | None,
 ) -> list[list[Any]]:
-    """Inputs of the file for each calibration batch, states running on from the first one's beginning."""
+    """Inputs of the file for each calibration batch, states running on from the first one's beginning.
+
+    With states each batch comes several times in a row: inputs that stay drive states further than any that change do,
+    and a range that is too narrow cuts them off.
+    """
     found = []
     names = {state.input for state in states}
     current = inputs
@@ -208,9 +212,10 @@ def _calibration(
                 tensor if inputs.names[position] in names else _like(own[inputs.names[position]], tensor)
             )
         )
-        found.append(example.arrays())
-        if states:
-            current = feed_back(example, states, example.call(model))
+        for _ in range(CALLS if states else 1):
+            found.append(example.arrays())
+            if states:
+                current = example = feed_back(example, states, example.call(model))
     if batches is not None and not found:
         raise ExportError("calibration= holds no batch.")
     return found

@@ -9,13 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from reprune.core.exporting import StatePair
+from reprune.core.exporting import EightBits, StatePair
 from reprune.torch.export.capture import Captured
 from reprune.torch.export.states import StateTensor
-
-Quantise = Callable[[Path, str, Sequence[Sequence[Any]]], tuple[Path, list[str]]]
-"""Takes a float file, the way (`dynamic` or `static`) and calibration inputs; returns the 8-bit file beside it, and
-what stayed in single precision."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,11 @@ class Job:
             return "zeros" if state.start is None else f"the values {state.start.flatten().tolist()}"
 
         return tuple(StatePair(state.input, self.outputs[state.output], start(state)) for state in self.states)
+
+
+Quantise = Callable[[Job, Path, str, Sequence[Sequence[Any]]], tuple[Path, EightBits]]
+"""Takes a job and its file in single precision, the way that `int8=` names, and calibration inputs; returns the 8-bit
+file beside it, and what that really holds in 8 bits."""
 
 
 @dataclass(frozen=True)

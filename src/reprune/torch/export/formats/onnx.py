@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import EightBits, ExportError
+from reprune.runtimes import count_eight_bits
 from reprune.runtimes.onnx_int8 import quantise
 from reprune.torch.export.capture import quiet
 from reprune.torch.export.formats.format import Format, Job
@@ -106,10 +108,15 @@ def _default(graph: Any, state: StateTensor, axes: Mapping[str, Any], sources: M
     graph.node.extend([*nodes, *old])
 
 
+def _quantise(job: Job, path: Path, way: str, batches: Sequence[Sequence[Any]]) -> tuple[Path, EightBits]:
+    target, left = quantise(path, way, batches)
+    return target, replace(count_eight_bits(target), left=tuple(left))
+
+
 FORMAT = Format(
     write,
     operators=True,
     optional=True,
-    quantise={"dynamic": quantise, "static": quantise},
+    quantise={"dynamic": _quantise, "static": _quantise},
     needs=(("onnx", "onnx"), ("onnxscript", "onnxscript")),
 )

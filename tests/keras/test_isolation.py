@@ -44,7 +44,7 @@ MODELS: dict[str, Callable[[], Any]] = {"stateful": _stateful, "random": _random
 
 
 def _batches() -> list[Any]:
-    return list(np.random.default_rng(0).normal(size=(3, 4, 7, 3)).astype("float32"))
+    return list(np.random.default_rng(0).normal(size=(3, 4, 3, 3)).astype("float32"))
 
 
 def _loss(model: Any, batch: Any) -> Any:

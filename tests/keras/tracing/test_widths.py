@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -101,6 +102,24 @@ def test_pruned_equals_masked(name: str) -> None:
     assert error(outputs(model, inputs), outputs(masked, inputs)) > 1e-4
     assert parameters(small) == CostModel(structure)("parameters", plan.counts())
     assert all(np.array_equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
+
+
+def test_what_is_left_of_attention_is_the_sum_over_the_heads_that_stay() -> None:
+    x = keras.Input((5, 4))
+    attention = L.MultiHeadAttention(3, 4, value_dim=2, name="attention")
+    model = randomise(keras.Model(x, attention(x, x, use_causal_mask=True)))
+    batch = inputs_for(model)
+    plan = reprune.plan(model, [batch], scope="all", include=["*:heads"], counts={"attention:heads": 2})
+    kept = plan.kept["attention:heads"]
+    small = reprune.apply(model, replace(plan, folds=(), refits=()))
+    assert (len(kept), small.get_layer("attention").num_heads) == (2, 2)
+    dense = (attention.query_dense, attention.key_dense, attention.value_dense)
+    query, key, value = (np.einsum("btd,dhe->bhte", batch, array(p.kernel)) + array(p.bias)[:, None] for p in dense)
+    scores = np.einsum("bhte,bhse->bhts", query, key) / 2 + np.where(np.tri(5), 0, -np.inf)
+    chances = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    merged = np.einsum("bhts,bhse,heo->bhto", chances, value, array(attention.output_dense.kernel))
+    expected = merged[:, kept].sum(1) + array(attention.output_dense.bias)
+    assert error([expected], outputs(small, batch)) < 1e-10
 
 
 class Mapped(L.Layer):

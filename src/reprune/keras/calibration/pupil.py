@@ -135,6 +135,9 @@ class Pupil:
         for consumer in consumers:
             variable = self._variables[consumer.tensor]
             nodes = calls.get(id(variable), [])
+            merging = getattr(nodes[0].operation, "output_dense", None) if nodes else None
+            if merging is not None and merging.kernel is variable:
+                continue  # Heads of attention are merged inside.
             if len(nodes) == 1 and nodes[0].input_tensors[0].shape[-1] == variable.shape[consumer.axis]:
                 read[consumer.tensor] = consumer, nodes[0].input_tensors[0]
         seen = Seen(

@@ -16,6 +16,8 @@ from reprune.keras.tracing.rules.einsums import letters_of
 from reprune.keras.tracing.rules.recurrent import cells_of
 
 Features = Callable[[Any], Any]
+INSIDE = -1
+"""The place of what a weight reads that no argument of the layer is: what the heads of attention have found."""
 
 
 class Reads(NamedTuple):
@@ -23,7 +25,7 @@ class Reads(NamedTuple):
 
     Attributes:
         axis: The weight, and its axis that is contracted.
-        place: Which argument of the layer.
+        place: Which argument of the layer, or `INSIDE`.
         features: From the argument to what is contracted with the weight (sequences × … × features).
         first: Whether the rows of the first time step, or place, of all sequences come first, as in `reprune.torch`:
             what is fitted on one half of the rows is judged on the other.
@@ -58,6 +60,7 @@ def _weights(layer: Any) -> Iterator[tuple[Any, int, int, Features, bool]]:
     elif isinstance(layer, keras.layers.MultiHeadAttention):
         for place, part in enumerate((layer.query_dense, layer.value_dense, layer.key_dense)):
             yield part.kernel, 0, place, _as_it_is, False
+        yield layer.output_dense.kernel, 0, INSIDE, _moved(-2), True
     elif isinstance(layer, keras.layers.EinsumDense):
         for axis in range(len(layer.kernel.shape)):
             yield layer.kernel, axis, 0, _named(layer.equation, axis), False

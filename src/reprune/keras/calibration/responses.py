@@ -15,7 +15,7 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
 from reprune.core.layers import WIDTHS, Structure
-from reprune.keras.calibration.readers import makers, own_readers, readers
+from reprune.keras.calibration.readers import INSIDE, makers, own_readers, readers
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
@@ -218,7 +218,7 @@ class Probe:
         self._note_inputs(operation, args, kwargs)
         if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
             return self._folded(operation, args[0])
-        output = operation(*args, **kwargs)
+        output = self._looked_into(operation)(*args, **kwargs)
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
         for name, _ in self._makers.get(id(target), ()):
             made = keras.tree.flatten(output)[0]
@@ -229,6 +229,21 @@ class Probe:
         elif isinstance(operation, (keras.layers.RNN, keras.layers.Bidirectional)):
             self._record(operation, args, kwargs, output)
         return output
+
+    def _looked_into(self, operation: Any) -> Any:
+        """The operation, or a twin of attention that shows what its heads hand to the weight that merges them."""
+        reads = [read for read in self._readers.get(id(operation), ()) if read.place == INSIDE]
+        if not reads:
+            return operation
+        merging = operation.output_dense
+
+        def show(found: Any) -> Any:
+            self._seen += [Seen(read.axis, read.features(found), first=read.first) for read in reads]
+            return merging(found)
+
+        twin = object.__new__(type(operation))
+        twin.__dict__.update({**vars(operation), "_output_dense": show})
+        return twin
 
     def _within(self, layer: Any) -> bool:
         return id(layer) in self._graph.inner or isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
@@ -315,7 +330,7 @@ class Probe:
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
         named = (kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs)
         given = [*args, *named]
-        for read in self._readers.get(id(target), ()):
+        for read in (read for read in self._readers.get(id(target), ()) if read.place != INSIDE):
             tensor = given[min(read.place, len(given) - 1)]
             mask = getattr(tensor, "_keras_mask", None)
             features = read.features(tensor)

@@ -178,11 +178,14 @@ def _written(value: Any, place: list[int], size: int) -> Any:
 def weight_arrays(graph: ModelGraph) -> dict[str, Any]:
     """The weights, in a precision that linear algebra accepts.
 
-    Biases are no part of what criteria compare. Those of a GRU that resets after the product are a matrix of two, which
-    would be taken for weights: they are zeros here.
+    Biases are no part of what criteria compare. Those of a GRU that resets after the product, and those of attention's
+    heads, are matrices, which would be taken for weights: they are zeros here.
     """
     arrays = {name: array(weight) for name, weight in graph.weights().items()}
-    for cell, _ in named_cells(graph):
-        if len(getattr(getattr(cell, "bias", None), "shape", ())) == 2:
-            arrays.update({name: 0 * arrays[name] for name, weight in graph.weights().items() if weight is cell.bias})
+    parts = [cell for cell, _ in named_cells(graph)]
+    for _, layer in graph.layers():
+        if isinstance(layer, keras.layers.MultiHeadAttention):
+            parts += [layer.query_dense, layer.key_dense, layer.value_dense]
+    biases = {id(part.bias) for part in parts if len(getattr(getattr(part, "bias", None), "shape", ())) == 2}
+    arrays.update({name: 0 * arrays[name] for name, weight in graph.weights().items() if id(weight) in biases})
     return {name: value.astype("float32") if value.dtype.itemsize < 4 else value for name, value in arrays.items()}

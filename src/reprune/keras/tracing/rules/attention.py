@@ -38,7 +38,7 @@ def additive_attention(call: Call) -> Any:
 
 
 def multi_head(call: Call) -> Any:
-    """MultiHeadAttention: four products, each head by itself; what it returns may follow units it is added to."""
+    """MultiHeadAttention: products of each head by itself; what it returns may follow units it is added to."""
     layer = call.operation
     given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
     query, value = given["query"], given["value"]
@@ -47,6 +47,8 @@ def multi_head(call: Call) -> Any:
     if getattr(layer, "_use_gate", False) or getattr(layer, "_quantization_mode", None):
         return call.pinned("gated or quantised attention is not known")
     outputs = call.values()
+    heads = call.tracer.begin(call, "attention", layer.query_dense.kernel, 1)
+    call.tracer.size(call, ("num_heads",), heads)
     for tensor, part in ((query, layer.query_dense), (key, layer.key_dense), (value, layer.value_dense)):
         if tensor.shadow is not None and tensor.shadow.axis != len(tensor.shape) - 1:
             call.tracer.pin(tensor, call.site, "attention runs over its units as over time")
@@ -55,17 +57,26 @@ def multi_head(call: Call) -> Any:
         if (labels > NONE).any():
             bias = call.tracer.name(part.bias) if part.bias is not None else None
             call.tracer.records.consumers[call.tracer.name(part.kernel), 0] = bias
-        inner = prod(part.kernel.shape[1:])
-        call.tracer.product(prod(tensor.shape[:-1]), labels if labels.any() else len(labels), inner)
+        call.tracer.slot(part.kernel, 1, heads, "own", call.site)
+        call.tracer.slot(part.bias, 0, heads, "own", call.site)
+        rows, each = prod(tensor.shape[:-1]), part.kernel.shape[2]
+        call.tracer.product(rows, labels if labels.any() else len(labels), np.repeat(heads, each))
+    pairs = prod(query.shape[:-1]) * prod(key.shape[axis] for axis in layer.attention_axes)
+    for part in (layer.key_dense, layer.value_dense):
+        call.tracer.product(pairs, heads, part.kernel.shape[2])
     projection = layer.output_dense
     made: Ids = np.zeros(outputs_width(outputs), dtype=np.int64)
-    rank = len(projection.kernel.shape)
-    if rank == 3:
+    call.tracer.slot(projection.kernel, 0, heads, "reads", call.site)
+    bias = call.tracer.name(projection.bias) if projection.bias is not None else None
+    call.tracer.records.consumers[call.tracer.name(projection.kernel), 0] = bias
+    if len(projection.kernel.shape) == 3:
         made = call.tracer.begin(call, "linear", projection.kernel, 2)
         call.tracer.size(call, ("output_shape", 0), made)
         call.tracer.slot(projection.bias, 0, made, "own", call.site)
-        call.tracer.product(prod(query.shape[:-1]), prod(projection.kernel.shape[:-1]), made)
+        call.tracer.product(prod(query.shape[:-1]), np.repeat(heads, projection.kernel.shape[1]), made)
     flat = keras.tree.flatten(outputs)
+    if len(flat) > 1:
+        call.tracer.pin_labels(heads, call.site, "it returns the scores of each head")
     traced = [Traced(flat[0], shadow(len(flat[0].shape) - 1, made)), *map(Traced, flat[1:])]
     return keras.tree.pack_sequence_as(outputs, traced)
 

@@ -29,7 +29,7 @@ def observe_classes(
     Raises:
         StatisticsError: When labels and sequences of a batch differ in number.
     """
-    moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items()}
+    moments = {name: ClassMoments(name, layer.units) for name, layer in structure.layers.items() if layer.pin is None}
     model = duplicate(model)
     for number, batch in enumerate(batches):
         with torch.no_grad(), watch_classes(model, structure, moments, labels(batch)):
@@ -89,7 +89,8 @@ def _sequences(
         found = found.repeat_interleave(repeats) if first else found.repeat(repeats)
     if count != labelled:
         raise StatisticsError(
-            f"{name}: {labelled} labels for a batch of {count} sequences: give one for each sequence."
+            f"{name}: {labelled} labels for a batch of {count} sequences: give one for each sequence. Where the "
+            f"model lays sequences and steps side by side, as attention does, leave the layer out: exclude=[{name!r}]."
         )
     return found
 

@@ -204,15 +204,19 @@ def _open_axis(tracer: Tracer, labels: torch.Tensor, dims: Sequence[int]) -> int
     sizes = tracer.given
     if len(sizes) == labels.ndim:
         return next((dim for dim in dims if isinstance(sizes[dim], SizeInt) or int(sizes[dim]) == -1), None)
-    # Within a function of PyTorch that views by itself: an axis that holds so many of each example.
-    for size in sizes:
-        dim = next((dim for dim in dims if isinstance(size, SizeInt) and labels.size(dim) % size == 0), None)
-        if dim is not None:
-            whole = size * (labels.size(dim) // int(size))
-            for line in lines(tracer.representatives(labels), dim) if whole.expression else ():
-                tracer.constrain(whole.expression, line)
-            return dim
-    return None
+    if len(sizes) != 2:
+        return None
+    # Within PyTorch's attention, which views by itself: an axis that holds so many heads of each example. Queries, keys
+    # and values side by side, which it takes apart likewise, are as wide as all heads together.
+    heads, width = sizes
+    if not isinstance(heads, SizeInt) or labels.size(dims[-1]) * heads != width:
+        return None
+    dim = next((dim for dim in dims if labels.size(dim) % heads == 0), None)
+    if dim is not None and heads.expression:
+        whole = heads * (labels.size(dim) // int(heads))
+        for line in lines(tracer.representatives(labels), dim):
+            tracer.constrain(whole.expression, line)
+    return dim
 
 
 def _holds_parts(tracer: Tracer, labels: torch.Tensor, dim: int) -> bool:

@@ -69,12 +69,14 @@ _NARROW = ((1, "dim"), (2, "start"), (3, "length"))
 
 
 def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-    """The sizes that a view is given, one for every dimension of what comes out; of attention the number of heads.
+    """The sizes that a view is given, one for every dimension of what comes out.
+
+    Of attention, the number of heads and how wide they are together.
 
     Of what cuts, the sizes that follow when units go: those that remember where they came from, and those of chunks.
     """
     if name == "multi_head_attention_forward":
-        return args[4:5]
+        return args[4], args[3]
     if name == "chunk":
         count, dim = (kwargs.get(key, args[k] if k < len(args) else 0) for k, key in ((1, "chunks"), (2, "dim")))
         return [-(-args[0].size(dim) // count)]

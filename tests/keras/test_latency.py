@@ -67,6 +67,53 @@ def test_a_plan_from_real_times(tmp_path, monkeypatch):
     np.testing.assert_array_equal(reprune.load(tagger(), tmp_path)(frames), result.model(frames))
 
 
+def stateful():
+    inputs = keras.Input((7, 6), batch_size=2)
+    x = keras.layers.LSTM(16, stateful=True, return_sequences=True, name="lstm")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3)(x)), FRAMES
+
+
+def handed():
+    inputs, states = keras.Input((7, 6)), [keras.Input((16,), name=name) for name in ("hidden", "cell")]
+    x, *after = keras.layers.LSTM(16, return_sequences=True, return_state=True, name="lstm")(inputs, states)
+    model = keras.Model([inputs, *states], [keras.layers.Dense(3)(x), *after])
+    return model, [FRAMES, *np.random.default_rng(1).normal(size=(2, 2, 16)).astype("float32")]
+
+
+@pytest.mark.parametrize("build", [stateful, handed])
+def test_states_of_the_file_are_fed(build, monkeypatch):
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    fed = []
+
+    def shortest_ms(call, **_):
+        call()
+        fed.extend([[array.shape for array in call.args]] if hasattr(call, "args") else [])
+        return 1.0
+
+    monkeypatch.setattr(timing, "shortest_ms", shortest_ms)
+    model, example = build()
+    model(example)
+    before = [np.array(variable) for variable in model.variables]
+    table = reprune.measure_latency(model, example)
+    assert fed == [[(2, 7, 6), (2, units), (2, units)] for units in (16, table.small["lstm"])]
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_stateful_model_is_pruned_to_a_time(monkeypatch):
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+
+    def shortest_ms(call, **_):
+        """As many ms as a layer's answer is wide; for the model, as its states and its answer are."""
+        answer = call()[0].shape[-1]
+        return float(call.args[-1].shape[-1] + answer if hasattr(call, "args") else answer)
+
+    monkeypatch.setattr(timing, "shortest_ms", shortest_ms)
+    model, frames = stateful()
+    result = reprune.prune(model, [frames], of="latency", target_ms=8 + 3, method="magnitude")
+    assert result.plan.counts() == {"lstm": 8}
+
+
 def test_errors_name_what_cannot_be_timed():
     with pytest.raises(BudgetError, match="onnxruntime-int8"):
         reprune.measure_latency(build(), FRAMES, runtime="torch")

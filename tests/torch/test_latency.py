@@ -139,6 +139,59 @@ class Tagger(nn.Module):
 FRAMES = torch.randn(1, 20, 64)
 
 
+class Handed(nn.Module):
+    """A tagger that is handed its state and returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x, state = self.lstm(x, state)
+        return self.head(x), state
+
+
+class Keeping(nn.Module):
+    """The same with a state that it keeps."""
+
+    state: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 16)
+        self.head = nn.Linear(16, 2)
+        self.register_buffer("state", torch.zeros(1, 2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, self.state = self.gru(x, self.state)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "states", "wanted"), [(Handed(), [torch.rand(1, 2, 16)] * 2, 2), (Keeping(), None, 0)]
+)
+def test_states_of_the_file_are_fed(
+    model: nn.Module, states: list[Tensor] | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    fed = []
+
+    def shortest_ms(call: Any, **_: Any) -> float:
+        call()
+        fed.extend([[array.shape for array in call.args]] if hasattr(call, "args") else [])
+        return 1.0
+
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "shortest_ms", shortest_ms)
+    x = torch.randn(5, 2, 3)
+    table = reprune.measure_latency(model.eval(), (x, states) if states else x, runtime="onnxruntime")
+    (small,) = set(table.small.values())
+    assert small < 16
+    assert fed == [[(5, 2, 3), *[(1, 2, units)] * wanted] for units in (16, small)]
+
+
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_a_real_model_gets_faster(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ROUNDS", 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from reprune.core.answers.answers import Answers, Meaning, Run, Told
 from reprune.core.evidence.passes import Forward, Loss, stretches
 from reprune.core.evidence.readings import Axis, Importance, Statistics
@@ -24,7 +22,7 @@ from reprune.keras.surgery import verify as rehearsal
 from reprune.keras.surgery.apply import apply, mask
 from reprune.keras.surgery.cloning import weight_arrays
 from reprune.keras.surgery.rename import fitted
-from reprune.keras.surgery.verify import cut
+from reprune.keras.surgery.verify import narrowed
 from reprune.keras.tracing import record as tracing
 from reprune.keras.tracing.graph import check_keras as checked
 from reprune.keras.tracing.graph import flat_inputs, graph_of, is_tensor
@@ -137,17 +135,6 @@ def planned(found: Trace, model: Any, plan: Plan | None, forward: Forward | None
     if plan is not None and inexact(plan):
         return answering(apply(model, plan), narrowed(found, model, plan, forward))
     return masked_answers(found, model, plan, forward)
-
-
-def narrowed(found: Trace, model: Any, plan: Plan, forward: Forward | None) -> Forward:
-    """How the plan's model is called: with the entries of the kept units of the states that the dense one takes."""
-
-    def call(small: Any, batch: Any) -> Any:
-        given = cut(flat_inputs(found.graph.root, captured(model, batch, forward)), taken, plan)
-        return small(keras.tree.pack_sequence_as(found.graph.root.input, given))
-
-    taken, _ = found.states
-    return call
 
 
 def meaning(found: Trace, model: Any, example: Any, forward: Forward | None) -> Meaning:

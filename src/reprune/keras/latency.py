@@ -14,8 +14,9 @@ from reprune.core.layers import Extent, Structure
 from reprune.keras.export.formats import export
 from reprune.keras.surgery.apply import apply
 from reprune.keras.surgery.cloning import named_cells
+from reprune.keras.surgery.verify import narrowed
 from reprune.keras.tracing.graph import graph_of
-from reprune.keras.tracing.record import Forward, captured, trace
+from reprune.keras.tracing.record import Forward, captured, record
 from reprune.runtimes.timing import ONNX_RUNTIMES, Seen, check_covered, check_runtime, small_plan, tabulate_onnx
 
 _KINDS: dict[type, str] = {
@@ -36,14 +37,18 @@ def measure_latency(
     runtime = runtime or ONNX_RUNTIMES[0]
     check_runtime(runtime, ONNX_RUNTIMES, threads)
     example = captured(model, example, forward)
-    structure = structure or trace(model, example)
+    found = record(model, example)
+    structure = structure or found.structure()
     arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
     seen = _layers(model, structure, arrays[0].shape[0], example)
     check_covered(seen, structure)
     small = small_plan(structure)
-    models = [(structure.counts(), model), (small.counts(), apply(model, small))]
+    thin = apply(model, small)
+    # States that a model is handed have fewer units in the small one.
+    narrow = captured(thin, example, narrowed(found, model, small, None))
+    models = [(structure.counts(), model, example), (small.counts(), thin, narrow)]
     int8 = runtime.endswith("int8")
-    files = [(counts, partial(export, network, example, int8=int8)) for counts, network in models]
+    files = [(counts, partial(export, network, given, int8=int8)) for counts, network, given in models]
     return tabulate_onnx(seen, files, arrays, threads=threads, int8=int8)
 
 

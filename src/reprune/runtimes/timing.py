@@ -15,6 +15,7 @@ import numpy as np
 from reprune.core.budget.latency import LatencyTable, TimedPart, TimeGrid
 from reprune.core.decide import free_blocks
 from reprune.core.errors import BudgetError, UnsupportedModelError
+from reprune.core.exporting import ExportReport
 from reprune.core.layers import WIDTHS, Counts, Extent, Structure
 from reprune.core.plan import Plan
 from reprune.runtimes import need, open_file
@@ -222,7 +223,7 @@ def small_plan(structure: Structure) -> Plan:
 
 def tabulate_onnx(
     seen: Sequence[Seen],
-    models: Sequence[tuple[Counts, Callable[[Path], object]]],
+    models: Sequence[tuple[Counts, Callable[[Path], ExportReport]]],
     arrays: Sequence[Any],
     *,
     threads: int,
@@ -240,9 +241,9 @@ def tabulate_onnx(
     with TemporaryDirectory() as folder:
         path, calls = Path(folder) / "model.onnx", []
         for counts, write in models:
-            write(path)
+            given = first_call(write(path), arrays)
             run = open_file(path, threads=threads)
-            calls.append(Model(counts, partial(run, *arrays)))
+            calls.append(Model(counts, partial(run, *given)))
         return tabulate(
             seen,
             _onnx_builder(Path(folder), threads, int8=int8),
@@ -251,6 +252,28 @@ def tabulate_onnx(
             threads=threads,
             shapes=[array.shape for array in arrays],
         )
+
+
+def first_call(report: ExportReport, arrays: Sequence[Any]) -> list[Any]:
+    """What a file is given at the beginning of a sequence, in its own order, to be timed.
+
+    States that the file takes beside the model's own inputs start from zeros, or are left out where they may be. So do
+    inputs as wide as units of the dense model, in the width that the file has: times do not depend on values.
+
+    Args:
+        report: What the export of the file found.
+        arrays: The model's own inputs as the dense model takes them; they come first in the file.
+    """
+    own = dict(zip(report.inputs, arrays, strict=False))
+    sizes = {size: array.shape[axis] for name, array in own.items() for axis, size in enumerate(report.inputs[name])}
+    optional = {pair.input for pair in report.states if pair.start == "nothing"}
+    found = []
+    for name, axes in report.inputs.items():
+        if name in own or name not in optional:
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in axes)
+            given = own.get(name, np.zeros(shape, np.float32))
+            found.append(given if given.shape == shape else np.zeros(shape, given.dtype))
+    return found
 
 
 def _onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:

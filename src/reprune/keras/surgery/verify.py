@@ -19,9 +19,9 @@ from reprune.core.plan import Plan
 from reprune.core.rehearsal import Blocks, blocks_of, held_back, inexact, random_plan
 from reprune.keras.surgery.apply import apply, masked_weights
 from reprune.keras.tracing.compiled import Compiled, Runner, loosely, shortened
-from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.tracing.graph import array, flat_inputs, graph_of
 from reprune.keras.tracing.positional import ManyArguments
-from reprune.keras.tracing.record import Trace
+from reprune.keras.tracing.record import Forward, Trace, captured
 
 Array = Any
 STEPS = 32
@@ -186,6 +186,17 @@ def cut(values: Sequence[Any], axes: Sequence[Slot | None], plan: Plan) -> list[
         value if slot is None else np.delete(array(value), slot.positions(removed), axis=slot.axis)
         for value, slot in zip(values, axes, strict=True)
     ]
+
+
+def narrowed(found: Trace, model: Any, plan: Plan, forward: Forward | None) -> Forward:
+    """How the plan's model is called: with the entries of the kept units of the states that the dense one takes."""
+
+    def call(small: Any, batch: Any) -> Any:
+        given = cut(flat_inputs(found.graph.root, captured(model, batch, forward)), taken, plan)
+        return small(keras.tree.pack_sequence_as(found.graph.root.input, given))
+
+    taken, _ = found.states
+    return call
 
 
 def _add_noise(weights: dict[str, Array], plan: Plan) -> None:

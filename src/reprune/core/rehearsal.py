@@ -30,7 +30,10 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
     taken: dict[int, set[int]] = {}
     last: dict[int, int] = {}
     kept = {name: list(range(layer.units)) for name, layer in structure.layers.items()}
-    for block in blocks:
+    # A layer that is cut in parts is as wide as they are together: they are drawn first, and no other becomes as wide.
+    owners = {frozenset(span.layer for span in slot.spans) for slot in structure.slots if slot.role == "own"}
+    cut = [names for names in owners if len(names) > 1]
+    for block in sorted(blocks, key=lambda block: all(names.isdisjoint(block) for names in cut)):
         units = structure.layers[block[0]].units
         least = least_of(structure, block)
         if units <= least:
@@ -40,7 +43,7 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
         # but for the last one: neighbours differ.
         free = set(range(least, units)) - taken.setdefault(units, set())
         if not free:
-            taken[units] = {last[units]} if units > least + 1 else set()
+            taken[units] = {last[units]} if units in last and units > least + 1 else set()
             free = set(range(least, units)) - taken[units]
         count = last[units] = min(free, key=lambda number: abs(number - wanted))
         taken[units].add(count)
@@ -48,6 +51,9 @@ def random_plan(structure: Structure, blocks: Iterable[Sequence[str]], seed: int
             if group[0] in block:
                 stay = sorted(rng.choice(units, size=count, replace=False).tolist())
                 kept.update({name: list(stay) for name in group})
+        for names in (names for names in cut if not names.isdisjoint(block)):
+            whole = sum(structure.layers[name].units for name in names)
+            taken.setdefault(whole, set()).add(sum(len(kept[name]) for name in names))
     return Plan(structure, kept)
 
 

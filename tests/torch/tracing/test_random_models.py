@@ -333,3 +333,10 @@ def test_more_layers_of_one_size_than_numbers_to_tell_them_apart() -> None:
     }  # fmt: skip
     check([block, block], "state", 1, train=False)
     check([block, {**block, "layers": 2}], "state", 1, train=False)
+
+
+def test_layer_cut_in_parts_is_as_wide_as_they_are_together() -> None:
+    """Both layers of a GRU were rehearsed on equal numbers by chance, so that code that needs that was not seen."""
+    blocks = [piece("gru", "chain", 7, bidirectional=True), piece("gru", "chain", 6, 2), piece("gru", "joined", 6, 2)]
+    for seed in (1, 2):
+        check(blocks, "state", seed, train=False)

@@ -10,6 +10,8 @@ import pytest
 
 import reprune
 from reprune.core.answers.answers import Sample
+from reprune.core.answers.gauss_newton import Seen
+from reprune.keras.calibration.readers import argument
 
 L = keras.layers
 
@@ -42,3 +44,40 @@ def test_answers_are_those_of_the_pass_that_observes(monkeypatch: pytest.MonkeyP
     for batch, outputs in zip(batches, told, strict=True):
         for found, wanted in zip(outputs, keras.tree.flatten(model(batch)), strict=True):
             np.testing.assert_allclose(found, np.asarray(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_reads_what_each_of_its_kernels_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    keras.utils.set_random_seed(0)
+    ask, tell = keras.Input((3, 2), name="ask"), keras.Input((4, 2), name="tell")
+    query = L.LSTM(6, return_sequences=True, name="query")(ask)
+    value = L.LSTM(8, return_sequences=True, name="value")(tell)
+    key = L.LSTM(6, return_sequences=True, name="key")(tell)
+    once = L.MultiHeadAttention(2, 3, output_shape=4, name="once")(query, value)
+    both = L.MultiHeadAttention(2, 3, output_shape=4, name="both")(query, key=key, value=value)
+    model = keras.Model([ask, tell], L.Dense(3, name="head")(L.Concatenate()([once, both])))
+    model.get_layer("head").kernel.assign(8 * model.get_layer("head").kernel)
+    rng = np.random.default_rng(0)
+    batches = [[rng.normal(0, 2, (64, steps, 2)).astype("float32") for steps in (3, 4)] for _ in range(4)]
+    seen: dict[str, np.ndarray] = {}
+    add = Seen.add
+    monkeypatch.setattr(Seen, "add", lambda self, name, rows: (seen.update({name: rows}), add(self, name, rows)))
+    result = reprune.prune(model, batches, 0.7, method="reconstruct")
+
+    made = [result.model.get_layer(name).output for name in ("query", "value", "key")]
+    given = keras.Model(result.model.inputs, made)(batches[-1])
+    query, value, key = (np.asarray(rows).reshape(-1, rows.shape[-1]) for rows in given)
+    wanted = {
+        "once/query/kernel": query, "once/key/kernel": value, "once/value/kernel": value,
+        "both/query/kernel": query, "both/key/kernel": key, "both/value/kernel": value,
+    }  # fmt: skip
+    for name, rows in wanted.items():
+        np.testing.assert_allclose(seen[name], rows, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert {refit.tensor for refit in result.plan.refits} == wanted.keys()
+    masked = reprune.mask(model, reprune.Plan.from_json(result.plan.to_json()))
+    np.testing.assert_allclose(np.asarray(result.model(batches[0])), np.asarray(masked(batches[0])), atol=1e-5)
+
+
+def test_a_key_that_is_not_given_is_the_value() -> None:
+    for args, given in [(("q", "v"), {}), (("q", "v", None, "mask"), {}), (("q",), {"key": None, "value": "v"})]:
+        assert [argument(place, args, given) for place in range(3)] == ["q", "v", "v"]
+    assert argument(2, (), {"key": "k", "value": "v", "query": "q"}) == "k"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from reprune.core.answers.gauss_newton import Refitted, Seen, Tensors, last_cons
 from reprune.core.layers import Consumer, Structure
 from reprune.core.plan import Plan
 from reprune.keras.calibration.gradients import pullback
+from reprune.keras.calibration.readers import read_in, readers
 from reprune.keras.calibration.responses import Probe
 from reprune.keras.surgery.apply import masked_weights
 from reprune.keras.tracing.compiled import Runner
@@ -80,7 +81,7 @@ class Pupil:
         self._answers = answers
         example = captured(model, answers.batches[0], forward)
         graph = graph_of(model, example)
-        self._variables = graph.weights()
+        self._graph, self._variables = graph, graph.weights()
         self.weights: Sequence[Refitted] = []
         self._whole = answering(model, forward)
         self._head: Any = None
@@ -126,30 +127,16 @@ class Pupil:
         return [(key, size) for key, size in seen if key in probe.shown]
 
     def _observed(self, consumers: Sequence[Consumer]) -> list[Refitted]:
-        """The consumers that multiply the last axis of a layer's input, with what they read."""
-        read: dict[str, tuple[Consumer, Any]] = {}
-        calls: dict[int, list[Any]] = {}
-        for node in chain.from_iterable(self._head._nodes_by_depth.values()):
-            for weight in getattr(node.operation, "weights", ()):
-                calls.setdefault(id(weight), []).append(node)
-        for consumer in consumers:
-            variable = self._variables[consumer.tensor]
-            nodes = calls.get(id(variable), [])
-            merging = getattr(nodes[0].operation, "output_dense", None) if nodes else None
-            if merging is not None and merging.kernel is variable:
-                continue  # Heads of attention are merged inside.
-            if len(nodes) == 1 and nodes[0].input_tensors[0].shape[-1] == variable.shape[consumer.axis]:
-                read[consumer.tensor] = consumer, nodes[0].input_tensors[0]
-        seen = Seen(
-            [consumer for consumer, _ in read.values()],
-            {name: tuple(variable.shape) for name, variable in self._variables.items()},
-        )
-        if read:
-            taps = keras.Model(self._head.inputs, [tensor for _, tensor in read.values()])
-            for features in self._features.values():
-                found = _arrays(taps(features, training=False))
-                for name, rows in zip(read, found, strict=True):
-                    seen.add(name, rows.reshape(-1, rows.shape[-1]))
+        """The consumers whose inputs can be seen in the head, each of them once in a pass, with what they read."""
+        by_axis = {(consumer.tensor, consumer.axis): consumer for consumer in consumers}
+        known = readers(self._graph, by_axis)
+        seen = Seen(consumers, {name: tuple(variable.shape) for name, variable in self._variables.items()})
+        for features in self._features.values():
+            found = read_in(self._graph, self._head, list(features), known)
+            times = Counter(key for key, _ in found)
+            for (name, axis), read in found:
+                if times[name, axis] == 1:
+                    seen.add(name, widened(array(read)).reshape(-1, read.shape[-1]))
         return seen.weights()
 
     def run(self, place: int) -> list[NDArray[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +11,7 @@ from reprune.core.evidence.readings import Axis
 from reprune.core.evidence.widths import Reader
 from reprune.core.layers import WIDTHS, Structure
 from reprune.keras.surgery.cloning import named_cells
-from reprune.keras.tracing.graph import ModelGraph
+from reprune.keras.tracing.graph import Graph, ModelGraph, run
 from reprune.keras.tracing.rules.einsums import letters_of
 from reprune.keras.tracing.rules.recurrent import cells_of
 
@@ -46,6 +46,39 @@ def readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[int, list[Reads]]
             key = (named.get(id(weight), ""), axis % max(len(getattr(weight, "shape", ())), 1))
             if key in axes:
                 found.setdefault(id(layer), []).append(Reads(key, place, features, first))
+    return found
+
+
+def argument(place: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A call's tensor at the place of `Reads`; a key that attention is not given is the value."""
+    named = [kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs]
+    return next(tensor for tensor in reversed([*args, *named][: place + 1]) if tensor is not None)
+
+
+def read_in(
+    graph: ModelGraph, part: Graph, inputs: list[Any], known: Mapping[int, Sequence[Reads]]
+) -> list[tuple[Axis, Any]]:
+    """What weights read while a part of a graph runs (… × features each), in the order in which they do.
+
+    Args:
+        graph: The whole graph.
+        part: The part of it.
+        inputs: Tensors that the part takes.
+        known: The weights, as from `readers`; what is read inside of attention is left out.
+    """
+    found: list[tuple[Axis, Any]] = []
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(operation) in graph.inner:
+            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(leaf)]
+            return run(graph.inner[id(operation)], tensors, call)
+        target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
+        for read in known.get(id(target), ()):
+            if read.place != INSIDE:
+                found.append((read.axis, read.features(argument(read.place, args, kwargs))))
+        return operation(*args, **kwargs)
+
+    run(part, inputs, call)
     return found
 
 

@@ -15,7 +15,7 @@ from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
 from reprune.core.layers import WIDTHS, Structure
-from reprune.keras.calibration.readers import INSIDE, makers, own_readers, readers
+from reprune.keras.calibration.readers import INSIDE, argument, makers, own_readers, readers
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
@@ -328,10 +328,8 @@ class Probe:
 
     def _note_inputs(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
-        named = (kwargs[name] for name in ("sequences", "inputs", "query", "value", "key") if name in kwargs)
-        given = [*args, *named]
         for read in (read for read in self._readers.get(id(target), ()) if read.place != INSIDE):
-            tensor = given[min(read.place, len(given) - 1)]
+            tensor = argument(read.place, args, kwargs)
             mask = getattr(tensor, "_keras_mask", None)
             features = read.features(tensor)
             same = mask is not None and tuple(features.shape[:-1])[: len(mask.shape)] == tuple(mask.shape)

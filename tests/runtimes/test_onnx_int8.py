@@ -105,6 +105,32 @@ def test_a_small_gru_stays_as_it_is_and_the_report_says_so(tmp_path: Path) -> No
     assert "single precision: 1 GRU operator(s) of fewer than 384 units" in str(report)
 
 
+class Running(nn.Module):
+    """A step from what all rows are on average: a product reads the state that it keeps, one row, as it comes in."""
+
+    state: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 16)
+        self.register_buffer("state", torch.rand(1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x.mean(0, keepdim=True), self.state)
+        return self.state
+
+
+def test_states_that_may_be_left_out_stay_inputs(tmp_path: Path) -> None:
+    model, x = Running().eval(), torch.randn(4, 3)
+    export(model, x, tmp_path / "small.onnx", int8=True)
+    run = open_file(tmp_path / "small.onnx")
+    first, state = run(x.numpy())
+    again, _ = run(x.numpy(), state)
+    wanted = [model(x).detach().numpy() for _ in range(2)]
+    np.testing.assert_allclose([first, again], wanted, atol=0.02)
+    assert np.abs(again - first).max() > 0.05
+
+
 def test_ways_and_calibration_go_together(tmp_path: Path) -> None:
     model, x = Plain("GRU"), torch.randn(2, 9, 6)
     with pytest.raises(ExportError, match="the ways to quantise such a file"):

@@ -41,7 +41,14 @@ def quantise(path: Path, way: str = "dynamic", batches: Sequence[Sequence[Any]] 
 
     refused = write_out(proto, wanted, static=static)
     prepared, target = path.with_name(f"prepared-{path.name}"), path.with_name(f"int8-{path.name}")
-    onnx.save(proto, str(prepared))
+    ports = {port.name for port in proto.graph.input}
+    defaults = [weight for weight in proto.graph.initializer if weight.name in ports]
+    # The tool would take what inputs are when they are left out for weights, and the inputs away.
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for weight in defaults:
+        bare.graph.initializer.remove(weight)
+    onnx.save(bare, str(prepared))
     with _quiet():
         if static:
             tool.quantize_static(
@@ -67,7 +74,10 @@ def quantise(path: Path, way: str = "dynamic", batches: Sequence[Sequence[Any]] 
                 per_channel=True,
             )
     prepared.unlink()
-    return target, [*refused, *_left(onnx.load(str(target)), static)]
+    written = onnx.load(str(target))
+    written.graph.initializer.extend(defaults)
+    onnx.save(written, str(target))
+    return target, [*refused, *_left(written, static)]
 
 
 def _left(proto: Any, static: bool) -> list[str]:

@@ -96,9 +96,10 @@ class Moments:
         xp = array_namespace(rows)
         on_processor = getattr(device(rows), "type", "cpu") == "cpu"
         if self.size >= WIDE and on_processor and xp.finfo(rows.dtype).bits <= 32:
-            mean, scatter = _in_single(np.asarray(xp.astype(rows, xp.float32)))
-            if np.isfinite(scatter.diagonal()).all():
-                self._merge(rows.shape[0], xp.asarray(mean), xp.asarray(scatter))
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, scatter = _in_single(xp, xp.astype(rows, xp.float32))
+            if bool(xp.all(xp.isfinite(scatter.diagonal()))):
+                self._merge(rows.shape[0], mean, scatter)
                 return
         rows = xp.astype(rows, _widest(xp, rows))
         mean = xp.mean(rows, axis=0)
@@ -169,15 +170,17 @@ def to_numpy(array: Array) -> NDArray[np.float64]:
     return np.array(array, dtype=np.float64)
 
 
-def _in_single(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and scatter of rows, by products in single precision; not finite where these overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        about = rows.mean(axis=0)
-        centred = rows - about
-        # A sum in single precision has rounded; what it left over is small, and known to more digits.
-        rest = centred.mean(axis=0, dtype=np.float64)
-        scatter = (centred.T @ centred).astype(np.float64)
-        return about + rest, scatter - len(rows) * rest[:, None] * rest
+def _in_single(xp: Any, rows: Array) -> tuple[Array, Array]:
+    """Mean and scatter of rows in double, by products in single precision; not finite where these overflow.
+
+    By the library that the rows are of: the threads of two would get in each other's way.
+    """
+    about = xp.mean(rows, axis=0)
+    centred = rows - about
+    # A sum in single precision has rounded; what it left over is small, and known to more digits.
+    rest = xp.sum(centred, axis=0, dtype=xp.float64) / rows.shape[0]
+    scatter = xp.astype(centred.T @ centred, xp.float64)
+    return xp.astype(about, xp.float64) + rest, scatter - rows.shape[0] * rest[:, None] * rest[None, :]
 
 
 def _widest(xp: Any, rows: Array) -> Any:

@@ -217,6 +217,7 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         (("folds", 0, "bias"), "out.bias", "no such consumer"),
         (("folds", 0, "coefficients"), "AAAA", "coefficients"),
         (("folds", 0, "coefficients"), "é", "coefficients"),
+        (("folds", 0, "coefficients"), [1.5], "coefficients: Value error, expected base64"),
         (("folds", 0, "offsets"), "", "0 offsets"),
         (("folds", 0, "offsets"), base64.b64encode(np.array([np.nan]).tobytes()).decode(), "NaN"),
         (("folds",), DOCUMENT["folds"] * 2, "folded twice"),

@@ -14,7 +14,9 @@ from pydantic import BeforeValidator, PlainSerializer
 from reprune.core.errors import PlanError
 
 
-def _from_text(text: str) -> bytes:
+def _from_text(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("expected base64 text")
     return base64.b64decode(text, validate=True)
 
 

@@ -78,12 +78,13 @@ class Gates:
         """Whether a layer has become smaller, and is small enough."""
         own: dict[str, set[str]] = {}
         for slot in self._plan.structure.slots:
-            if slot.role == "own" and slot.tensor in dense and dense[slot.tensor].ndim == 2:
+            name = slot.tensor
+            if slot.role == "own" and name in dense and name in self._parameters and dense[name].ndim == 2:
                 for span in slot.spans:
-                    own.setdefault(span.layer, set()).add(slot.tensor)
+                    own.setdefault(span.layer, set()).add(name)
         for names in own.values():
-            shapes = [self._parameters[name].shape for name in names if name in self._parameters]
-            changed = any(self._parameters[name].shape != dense[name].shape for name in names & self._parameters.keys())
+            shapes = [self._parameters[name].shape for name in names]
+            changed = shapes != [dense[name].shape for name in names]
             if changed and affordable(shapes[0][0], sum(shape[1] + 1 for shape in shapes)):
                 return True
         return False

@@ -104,13 +104,31 @@ def test_nothing_is_written(name: str, verb: str, written: list[Any]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_threads_plan_alike_while_the_model_answers() -> None:
+PLANS: dict[str, Callable[[Any, list[Any]], Any]] = {
+    "0.5": lambda model, data: reprune.plan(model, data, 0.5),
+    "0.25": lambda model, data: reprune.plan(model, data, 0.25),
+    "iss-gm": lambda model, data: reprune.plan(model, data, 0.5, method="iss-gm"),
+    "labels": lambda model, data: reprune.plan(model, data, method="fsdp", labels=lambda x: np.arange(4) % 2),
+    "loss": lambda model, data: reprune.plan(model, data, method="taylor", loss=_loss),
+    "scope": lambda model, data: reprune.plan(model, data, 0.5, scope="all"),
+    "prune": lambda model, data: reprune.prune(model, data, 0.5).plan,
+    "calibrate": lambda model, data: reprune.calibrate(model, data).plan(0.4, "macs"),
+    "pruned": lambda model, data: reprune.plan(reprune.prune(model, data, 0.5).model, data, 0.2, method="magnitude"),
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "each"),
+    [(["0.5", "0.25"], 1), pytest.param(list(PLANS), 3, marks=pytest.mark.slow)],
+    ids=["two", "every verb"],
+)
+def test_threads_plan_alike_while_the_model_answers(which: list[str], each: int) -> None:
     model = _plain()
     batches = [np.asarray(batch) for batch in _batches()]
-    wanted = reprune.plan(model, batches, 0.5).to_json()
+    wanted = {name: PLANS[name](model, batches).to_json() for name in which}
     answer = outputs(model, batches[0])[0]
-    with ThreadPoolExecutor(3) as pool:
-        plans = [pool.submit(lambda: reprune.plan(model, batches, 0.5).to_json()) for _ in range(2)]
-        while not all(plan.done() for plan in plans):
+    with ThreadPoolExecutor(len(which)) as pool:
+        plans = [(name, pool.submit(PLANS[name], model, batches)) for _ in range(each) for name in which]
+        while not all(plan.done() for _, plan in plans):
             np.testing.assert_array_equal(outputs(model, batches[0])[0], answer)
-    assert [plan.result() for plan in plans] == [wanted, wanted]
+    assert [name for name, plan in plans if plan.result().to_json() != wanted[name]] == []

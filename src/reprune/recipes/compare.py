@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -83,7 +83,7 @@ def compare(
     stages = sorted({0, *asked})
     if stages[0] < 0:
         raise RecipeError(f"finetune_steps={finetune_steps} must be whole numbers, at least 0.")
-    if stages[-1] and finetune is None and iter(batches) is batches:
+    if stages[-1] and finetune is None and isinstance(batches, Iterator):
         raise RecipeError(
             f"Distillation goes through the batches again and again, and a {type(batches).__name__} gives only one "
             "pass: give a list or a data loader, or finetune=."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def prune_to(
     if asked.needs_table:
         first, everything = first_batch(batches, lambda value: hasattr(value, "shape"))
         table = timing.measure(model, first, options.get("scope", "recurrent"))
-        batches = everything if iter(batches) is batches else batches
+        batches = everything if isinstance(batches, Iterator) else batches
     result = reprune.prune(model, batches, latency=table, **options)
     result.save(out)
     if distill_steps:

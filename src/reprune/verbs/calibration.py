@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import length_hint
 from typing import Any, Generic, Literal, TypeVar
@@ -197,7 +197,7 @@ def calibrate(
     example, passes = several_passes(batches, adapter.is_tensor, len(wanted - {"readings"}))
     forward = adapter.accepted(model, example, forward)
     # Of batches that come only once, none is kept but the first.
-    once = iter(batches) is batches
+    once = isinstance(batches, Iterator)
     sample = Sample(most=1 if once else MOST)
     size = length_hint(batches) or None
     watched = (told("observing batches", sample.watch(given), size) for given in passes)

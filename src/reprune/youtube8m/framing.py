@@ -81,12 +81,23 @@ class FrameFile:
         self._size: int | None = path.stat().st_size
         self.count = 0
         """Records and faults passed so far; after `frames()` has ended, how many the file holds."""
-        start = self._file.read(_HEADER.size)
-        # 35,615 + 65,536 k is both a possible first length and GZIP's magic number: a header whose checksum fits wins.
-        if start.startswith(_GZIP_MAGIC) and not _sound_header(start):
+        if self._is_gzip():
             self._file.seek(0)
             self._file = cast("BinaryIO", gzip.GzipFile(fileobj=self._file))  # type: ignore[assignment]
             self._size = None
+
+    def _is_gzip(self) -> bool:
+        """Whether the file is one GZIP stream: its magic number is a possible length of a plain file's first record."""
+        start = self._file.read(_HEADER.size)
+        if not start.startswith(_GZIP_MAGIC) or _sound_header(start):
+            return False
+        self._file.seek(0)
+        try:
+            gzip.GzipFile(fileobj=self._file).read(1)
+            return True
+        except _GZIP_FAULTS:
+            # One or the other, damaged at its start: where whole headers of records follow, these can be read.
+            return next(self._candidates(1), None) is None
 
     def __enter__(self) -> FrameFile:
         return self

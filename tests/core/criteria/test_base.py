@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from reprune.core.criteria import CRITERIA
 from reprune.core.criteria.base import rank_by
 
 
@@ -26,3 +27,16 @@ def test_layers_of_a_group_count_alike_whatever_their_scale():
 def test_nothing_but_zeros():
     for scores in ([np.zeros(3)], [np.zeros(3), np.zeros(3)]):
         assert rank_by(scores).order.tolist() == [0, 1, 2]
+
+
+def test_what_has_to_be_seen_of_a_model_for_each_criterion():
+    by_need = {
+        need: {name for name, kind in CRITERIA.items() if getattr(kind, f"needs_{need}")}
+        for need in ("statistics", "readings", "labels", "loss")
+    }
+    assert by_need == {
+        "statistics": {"correlation", "reconstruction", "response-median", "variance"},
+        "readings": {"reconstruction"},
+        "labels": {"class-separability", "discriminant"},
+        "loss": {"taylor"},
+    }

@@ -33,7 +33,7 @@ def test_scores_are_those_of_an_analysis_of_variance():
 
 def test_the_mixture_takes_its_share_from_each():
     layer, *_ = labelled(units=10)
-    ranking = Discriminant(share=0.2).rank([layer], np.random.default_rng(0))
+    ranking = Discriminant().rank([layer], np.random.default_rng(0))  # FSDP's own share: a fifth.
     separability, median = np.argsort(layer.separability), np.argsort(distance_sums(layer.incoming))
     assert set(median[:4]) <= set(ranking.order[:5].tolist())
     assert ranking.order[4] == next(unit for unit in separability if unit not in median[:4])

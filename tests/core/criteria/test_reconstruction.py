@@ -130,6 +130,25 @@ def test_layers_that_are_read_together_lose_units_in_one_sequence(each, seed):
         gone += places(name, unit)
 
 
+def test_layers_that_lose_the_same_units_are_read_by_one_weight():
+    rng = np.random.default_rng(2)
+    rows, weight = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(3, 8))
+    layers = two_towers((4, 4), 1, rows, weight).layers
+    ranking = Reconstruction(ridge=1e-12).rank([layers["a"], layers["b"]], rng)
+    moments, left, gone = rows.T @ rows / 300, [0, 1, 2, 3], []
+    while len(left) > 1:
+        so_far = refitted_error(moments, weight.T, gone) if gone else 0.0
+        rises = {
+            unit: sum(refitted_error(moments, weight.T, [*gone, place]) - so_far for place in (unit, 4 + unit))
+            for unit in left
+        }
+        unit = min(left, key=rises.__getitem__)
+        assert ranking.order[4 - len(left)] == unit
+        np.testing.assert_allclose(ranking.scores[unit], rises[unit], rtol=1e-6)
+        left.remove(unit)
+        gone += [unit, 4 + unit]
+
+
 def test_groups_of_one_set_lose_units_in_step():
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(300, 8)) * np.array([1, 1, 1, 1, 9, 9, 9, 9.0])

@@ -64,7 +64,7 @@ def several_passes(
         StatisticsError: As for `first_batch`; or when they can be iterated only once and are needed more often.
     """
     example, first = first_batch(batches, is_tensor)
-    if count > 1 and iter(batches) is batches:
+    if count > 1 and isinstance(batches, Iterator):  # A data loader that is asked for one starts its workers.
         raise StatisticsError(
             f"These methods need {count} passes over batches, and a {type(batches).__name__} gives only one: give a "
             "list or a data loader."
@@ -122,7 +122,7 @@ def endless(batches: Iterable[Any], is_tensor: Callable[[Any], bool], count: int
     Raises:
         StatisticsError: As for `first_batch`; or when they can be iterated only once.
     """
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise StatisticsError(
             f"batches are gone through again and again, and a {type(batches).__name__} gives only one pass: give a "
             "list or a data loader."

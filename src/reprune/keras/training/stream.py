@@ -25,7 +25,7 @@ class Stream:
     def __init__(self, batches: Iterable[Any]) -> None:
         if is_tensor(batches):
             raise RecipeError("batches is a single tensor: give a list of batches or a dataset, as to prune().")
-        if iter(batches) is batches:
+        if isinstance(batches, Iterator):
             raise RecipeError("batches can be gone through only once: give a dataset or a list, not a generator.")
         self.count = 0
         self._batches = _endless(batches)

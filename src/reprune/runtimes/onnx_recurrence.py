@@ -175,16 +175,13 @@ class _Layer:
             new = [step.node("Where", [valid, one, old]) for one, old in zip(new, states, strict=True)]
         # Every output of a graph has a name of its own.
         outputs = [*new, step.node("Identity", [emitted]) if emitted in new else emitted]
-        make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
-        ports = [
-            make(
-                name, kinds.INT32 if name.endswith("/time") else kinds.FLOAT, None if not name.endswith("/time") else []
-            )
-            for name in inputs
-        ]
-        return self.onnx.helper.make_graph(
-            step.nodes, f"{self.kind}_step", ports, [make(name, kinds.FLOAT, None) for name in outputs], step.weights
-        )
+        port, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
+        given = [port(name, kinds.FLOAT, [None, self.units]) for name in states]
+        given.append(port(f"{step.prefix}/x", kinds.FLOAT, [None, self.gates * self.units]))
+        given += [port(name, kinds.INT32, []) for name in inputs[len(given) :]]
+        # Where the shapes outside are not known, a Scan asks for those of its results.
+        results = [port(name, kinds.FLOAT, [None, self.units]) for name in outputs]
+        return self.onnx.helper.make_graph(step.nodes, f"{self.kind}_step", given, results, step.weights)
 
     def _node(self, kind: str, inputs: Sequence[str], output: str = "", **options: Any) -> str:
         name = output or f"{self.prefix}/{kind}_{len(self.nodes)}"

@@ -183,10 +183,10 @@ class Looped(nn.Module):
         return state
 
 
-def test_cells_say_that_their_steps_are_fixed(tmp_path: Path) -> None:
+def test_steps_of_a_loop_are_fixed_and_the_report_says_so(tmp_path: Path) -> None:
     report = export(Looped(), torch.randn(2, 3, 6), tmp_path / "model.onnx")
     assert report.inputs == {"frames": ("batch", 3, 6)}
-    assert any("'cell' is a cell" in note for note in report.notes)
+    assert any(note.startswith("frames: axis 1 is fixed at 3: the trace unrolls loops") for note in report.notes)
 
 
 def test_streaming_carries_states_that_may_be_left_out(tmp_path: Path) -> None:

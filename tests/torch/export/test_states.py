@@ -295,3 +295,36 @@ def test_sizes_that_only_the_first_call_could_vary_are_fixed(tmp_path: Path) -> 
         output, *given = run(frame.numpy(), *given)
         wanted, *expected = model(frame, *expected)
         np.testing.assert_allclose(output, wanted.detach().numpy(), atol=1e-6)
+
+
+class AnyName(WrittenStep):
+    """A step whose state has no telling name, in one tensor."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        output, *after = super().forward(x, *y.chunk(2, 1))
+        return output, {"y": torch.cat(after, 1)}
+
+
+def test_a_state_is_known_by_its_units_not_by_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = AnyName().eval(), torch.randn(4, 2, 5)
+    batches = [(frame, torch.zeros(2, 16)) for frame in x]
+    small = reprune.prune(model, batches, 0.5, method="magnitude").model
+    report = export(small, batches[0], tmp_path / "step.onnx")
+    assert [(pair.output, pair.input) for pair in report.states] == [("output_1", "y")]
+    assert report.inputs["y"][1] == report.outputs["output_1"][1] == 8
+    run, state, expected = open_file(tmp_path / "step.onnx"), np.zeros((2, 8), np.float32), torch.zeros(2, 16)
+    for frame in x:
+        output, state = run(frame.numpy(), state)
+        wanted, after = small(frame, expected)
+        expected = after["y"]
+        np.testing.assert_allclose(output, wanted.detach().numpy(), atol=1e-6)
+
+
+def test_a_state_that_the_example_leaves_out_is_told(tmp_path: Path) -> None:
+    report = export(nn.GRU(3, 4), torch.randn(5, 2, 3), tmp_path / "gru.onnx")
+    assert not report.states
+    assert any("the model takes states (hx) that the example leaves out" in note for note in report.notes)
+    streaming = export(nn.GRU(3, 4), torch.randn(5, 2, 3), tmp_path / "gru.onnx", streaming=True)
+    assert streaming.states
+    assert not streaming.notes

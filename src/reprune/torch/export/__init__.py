@@ -80,16 +80,19 @@ def export(
     if path.suffix not in FORMATS:
         raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(FORMATS)}.")
     form: Format = importlib.import_module(f"reprune.torch.export.formats.{FORMATS[path.suffix]}").FORMAT
+    single = _settled(duplicate(unwrap(model, computed=True)).cpu().eval().float())
+
+    def given(batch: Any) -> Example:
+        inputs = Example.of(single, pytree.tree_map(_as_single, batch))
+        return inputs if submodule is None else submodule_example(single, inputs, submodule)
+
     options = Options.checked(
-        path, form, int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed, streaming=streaming,
-        optional_states=optional_states, evaluate=evaluate,
+        path, form, int8=int8, calibration=None if calibration is None else map(given, calibration), opset=opset,
+        dynamic=dynamic, fixed=fixed, streaming=streaming, optional_states=optional_states, evaluate=evaluate,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    single = _settled(duplicate(unwrap(model, computed=True)).cpu().eval().float())
-    inputs = Example.of(single, pytree.tree_map(_as_single, example))
-    if submodule is not None:
-        single, inputs = submodule_example(single, inputs, submodule)
-    return publish(single, inputs, path, form, options)
+    inputs = given(example)
+    return publish(single if submodule is None else single.get_submodule(submodule), inputs, path, form, options)
 
 
 def _settled(model: nn.Module) -> nn.Module:

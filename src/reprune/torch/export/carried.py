@@ -1,135 +1,118 @@
 """For export: which inputs of a model are states, and which of its outputs are their next values.
 
-Recurrent modules hand states on unchanged: whatever moves them about, every number of the state that a module is given
-comes from the input, and every number of the output comes from the state that it returns. So values tell them apart.
+The trace tells, which follows units from what `forward` takes to what it returns. What it has no units of, such as a
+running mean, or the memory of a recurrence that only multiplies number by number, is known by its name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from reprune.core.errors import RepruneError
 from reprune.torch.export.example import Example
-from reprune.torch.export.recurrent import recurrent_modules
 from reprune.torch.export.states import StateTensor
-from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.leaves import Path, leaves, named, positional_names
+from reprune.torch.tracing.record import record
+from reprune.torch.tracing.running.shortening import shortened
 
 _STATE_NAMES = re.compile(r"hidden|state|(^|_)[hc]_?(0|n|x|prev)?(_|$)|hx|carry|memory|prev|cache")
 
 
 @dataclass
-class _Meeting:
-    """What one recurrent module was given in its first call of a pass, and what it returned in its last."""
+class Carried:
+    """The states that a caller hands in and gets back.
 
-    given: list[list[Tensor]] = field(default_factory=list)
-    ended: list[list[Tensor]] = field(default_factory=list)
+    Attributes:
+        example: The example, with states of the model's own width.
+        states: The inputs that are states, and where their next values are returned.
+        left_out: Arguments for states that the example leaves out, though the model returns them.
+    """
+
+    example: Example
+    states: list[StateTensor]
+    left_out: list[str]
 
 
-def carried_states(model: nn.Module, example: Example) -> tuple[Example, list[StateTensor]]:
-    """The states that a caller hands in and gets back: the example with states of the model's own width, and the pairs.
+def carried_states(model: nn.Module, example: Example) -> Carried:
+    """Find the states that a caller hands in and gets back.
 
     A pruned model takes states of the width before pruning as well as its own and returns its own; a file takes one
     width only, the one that can be fed back.
     """
-    probe = _distinct(example)
-    meetings, outputs = _meet(model, probe)
-    pairs: dict[int, list[int]] = {}
-    taken: set[int] = set()
-    for position, leaf in enumerate(probe.tensors):
-        if leaf.is_floating_point():
-            found = _next_values(leaf, meetings, outputs, taken)
-            if found:
-                pairs[position] = found
-                taken.update(found)
-    _pair_by_name(probe, outputs, pairs, taken)
+    outputs = example.call(model)
+    pairs, left_out = _followed(model, example)
+    _pair_by_name(example, outputs, pairs)
     if not pairs:
-        return example, []
+        return Carried(example, [], left_out)
     narrowed = _narrowed(model, example, {position: [outputs[k] for k in found] for position, found in pairs.items()})
     if narrowed is None:
-        return example, []
+        return Carried(example, [], left_out)
     owners = [position for position in range(len(example.tensors)) for _ in pairs.get(position, [0])]
     states = []
     for position, found in pairs.items():
         inputs = [name for owner, name in zip(owners, narrowed.names, strict=True) if owner == position]
         states += [StateTensor(name, output) for name, output in zip(inputs, found, strict=True)]
-    return narrowed, states
+    return Carried(narrowed, states, left_out)
 
 
-def _distinct(example: Example) -> Example:
-    """The example with numbers that occur once in the place of its real ones."""
-    generator = torch.Generator().manual_seed(0)
+def _followed(model: nn.Module, example: Example) -> tuple[dict[int, list[int]], list[str]]:
+    """Positions of the inputs that are states, with those of the outputs that hold their next values; what is left out.
 
-    def change(_: int, tensor: Tensor) -> Tensor:
-        return torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
-
-    return example.with_tensors(change)
-
-
-def _meet(model: nn.Module, example: Example) -> tuple[list[_Meeting], list[Tensor]]:
-    meetings: dict[str, _Meeting] = {}
-    handles = []
-
-    def watch(path: str, module: Any) -> None:
-        pair = module.mode == "LSTM" if hasattr(module, "mode") else isinstance(module, nn.LSTMCell)
-
-        def kinds(state: Any) -> list[list[Tensor]]:
-            return [[t.clone() for t in tensors_in(kind)] for kind in (state if pair else (state,))]
-
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            state = args[1] if len(args) > 1 else kwargs.get("hx")
-            if path not in meetings:
-                meetings[path] = _Meeting(kinds(state) if state is not None else [])
-
-        def after(_: Any, args: Any, returned: Any) -> None:
-            meetings[path].ended = kinds(returned if isinstance(module, nn.RNNCellBase) else returned[1])
-
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
-
-    for path, module in recurrent_modules(model):
-        watch(path, module)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.RNNCellBase):
-            watch(path, module)
+    A ragged module returns a state in several tensors: the first of them has the input beside it, the others none.
+    """
+    pairs: dict[int, list[int]] = {}
     try:
-        outputs = example.call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(meetings.values()), outputs
+        batch, _ = shortened(model, (example.args, example.kwargs), _called)
+        states = record(model, batch, _called, share=True).structure().states
+    except RepruneError:
+        return {}, []
+    given = _positions(example.tensors, _given(model, example))
+    with torch.no_grad():
+        returned = _called(model, (example.args, example.kwargs))
+    back = _positions(pytree.tree_leaves(returned), leaves(returned))
+    left_out: dict[str, None] = {}
+    held: list[int] = []
+    for state in states:
+        if state.given is not None:
+            held = []
+            if state.given.path in given:
+                held = pairs.setdefault(given[state.given.path], [])
+            elif state.returned is not None:
+                left_out[str(state.given.path[0])] = None
+        if state.returned is not None:
+            held.append(back[state.returned.path])
+    return {position: found for position, found in pairs.items() if found}, list(left_out)
 
 
-def _within(part: Tensor, whole: Sequence[Tensor]) -> bool:
-    values = torch.cat([tensor.flatten() for tensor in whole]) if whole else torch.zeros(0)
-    return bool(part.numel()) and part.dtype == values.dtype and bool(torch.isin(part, values).all())
+def _called(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = batch
+    return model(*args, **kwargs)
 
 
-def _next_values(leaf: Tensor, meetings: Sequence[_Meeting], outputs: Sequence[Tensor], taken: set[int]) -> list[int]:
-    """Positions of the outputs that hold the state which `leaf` gives: one, or a ragged module's pieces."""
-    ended = [
-        tensor
-        for meeting in meetings
-        for kind, end in zip(meeting.given, meeting.ended, strict=False)
-        if any(_within(given, [leaf]) for given in kind)
-        for tensor in end
-    ]
-    numbers = sum(tensor.numel() for tensor in ended)
-    found = [k for k, output in enumerate(outputs) if k not in taken and numbers and _within(output, ended)]
-    whole = [k for k in found if outputs[k].numel() == numbers and outputs[k].dim() == leaf.dim()]
-    if whole:
-        return whole[-1:]  # Of a single step, the output holds the same numbers and comes first.
-    pieces = [k for k in found if outputs[k].numel() < numbers]
-    return pieces if sum(outputs[k].numel() for k in pieces) == numbers else []
+def _positions(tensors: list[Any], found: Iterator[tuple[Path, Tensor]]) -> dict[Path, int]:
+    """Where tensors that are found by path stand in a flat list."""
+    places = {
+        id(tensor): position
+        for position, tensor in reversed(list(enumerate(t for t in tensors if isinstance(t, Tensor))))
+    }
+    return {path: places[id(tensor)] for path, tensor in found if id(tensor) in places}
 
 
-def _pair_by_name(example: Example, outputs: Sequence[Tensor], pairs: dict[int, list[int]], taken: set[int]) -> None:
-    """States of cells written by hand: inputs with the name of a state, outputs of their shape but for the width."""
+def _given(model: nn.Module, example: Example) -> Iterator[tuple[Path, Tensor]]:
+    for name, value in named(positional_names(model.forward), example.args, example.kwargs):
+        yield from leaves(value, (name,))
+
+
+def _pair_by_name(example: Example, outputs: Sequence[Tensor], pairs: dict[int, list[int]]) -> None:
+    """Add inputs with the name of a state, and outputs of their shape but for the width."""
+    taken = {output for found in pairs.values() for output in found}
     named = [
         position
         for position, (name, leaf) in enumerate(zip(example.names, example.tensors, strict=True))

@@ -124,13 +124,13 @@ class Example:
         return [tensor.numpy() for tensor in self.tensors]
 
 
-def submodule_example(model: nn.Module, example: Example, path: str) -> tuple[nn.Module, Example]:
-    """A part of a model, and what it is given first when the model runs on an example.
+def submodule_example(model: nn.Module, example: Example, path: str) -> Example:
+    """What a part of a model is given first when the model runs on an example.
 
     Raises:
         ExportError: When there is no such part, or it does not run.
     """
-    own, twin = dict(model.named_modules()), duplicate(model)
+    twin = duplicate(model)
     parts = dict(twin.named_modules())
     if path not in parts:
         near = ", ".join(name for name in parts if name and "." not in name)
@@ -150,7 +150,7 @@ def submodule_example(model: nn.Module, example: Example, path: str) -> tuple[nn
     args, kwargs = seen[0]
     bound = inspect.signature(part.forward).bind(*args, **kwargs)
     given = bound.args if not bound.kwargs else {**bound.arguments, **bound.arguments.pop("kwargs", {})}
-    return own[path], Example.of(part, given).with_tensors(lambda _, tensor: tensor.detach())
+    return Example.of(part, given).with_tensors(lambda _, tensor: tensor.detach())
 
 
 def title(model: nn.Module) -> str:

@@ -22,6 +22,7 @@ from reprune.core.exporting import (
     worst,
 )
 from reprune.runtimes import Runner, need, open_file
+from reprune.torch.export.calibration import calibration_inputs
 from reprune.torch.export.carried import carried_states
 from reprune.torch.export.errors import converting
 from reprune.torch.export.example import Example
@@ -41,7 +42,7 @@ class Options:
     """What the caller of `export` asked for; see there."""
 
     int8: str | None
-    calibration: Iterable[Any] | None
+    calibration: Iterable[Example] | None
     opset: int | None
     dynamic: Selection
     fixed: Selection
@@ -76,7 +77,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
     """
     for module, package in form.needs:
         need(module, package, f"Exporting PyTorch models to {path.suffix}")
-    plain, given = model, inputs
+    plain = model
     model, inputs, states, notes = _stateful(model, inputs, options.streaming)
     sizes = Sizes(
         model,
@@ -100,7 +101,9 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         quantised: list[Comparison] = []
         eight_bits = None
         if options.int8:
-            batches = _calibration(plain, given, model, inputs, states, options.calibration)
+            batches = []
+            if options.calibration is not None:
+                batches = calibration_inputs(plain, model, job.captured, states, options.calibration)
             with converting(model, path):
                 part, eight_bits = form.quantise[options.int8](job, part, options.int8, batches)
             runner = open_file(part)
@@ -116,11 +119,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         tuple(comparisons),
         tuple(quantised),
         quality,
-        tuple(
-            dict.fromkeys(
-                [*sizes.notes, *job.captured.seen.fixed.values(), *notes, *([form.note] if form.note else [])]
-            )
-        ),
+        tuple(dict.fromkeys([*sizes.notes, *sizes.unrolled(), *notes, *([form.note] if form.note else [])])),
         job.pairs(),
         eight_bits,
     )
@@ -130,15 +129,22 @@ def _stateful(
     model: nn.Module, inputs: Example, streaming: bool
 ) -> tuple[nn.Module, Example, list[StateTensor], list[str]]:
     """The model with all its states as arguments and results."""
-    inputs, carried = carried_states(duplicate(model), inputs)
+    carried = carried_states(duplicate(model), inputs)
+    inputs = carried.example
     kept, notes = kept_states(model, inputs)
+    if not streaming:
+        notes += [
+            f"every call of the file starts anew: the model takes states ({name}) that the example leaves out. Give "
+            "them in the example, or pass streaming=True"
+            for name in carried.left_out
+        ]
     carriers: list[Carrier] = [] if kept is None else [kept]
     if streaming:
         carriers += module_states(model, inputs)
         if kept is not None:
             kept.reset()
     stateful, longer, states = with_states(model, inputs, carriers)
-    return stateful, longer, [*carried, *states], notes
+    return stateful, longer, [*carried.states, *states], notes
 
 
 def _write(
@@ -186,43 +192,6 @@ def compare_calls(model: nn.Module, runner: Runner, example: Example, states: Se
         mine = feed_back(mine, states, expected)
         theirs = feed_back(theirs, states, [torch.from_numpy(array) for array in got])
     return worst(found)
-
-
-def _calibration(
-    plain: nn.Module,
-    given: Example,
-    model: nn.Module,
-    inputs: Example,
-    states: Sequence[StateTensor],
-    batches: Iterable[Any] | None,
-) -> list[list[Any]]:
-    """Inputs of the file for each calibration batch, states running on from the first one's beginning.
-
-    With states each batch comes several times in a row: inputs that stay drive states further than any that change do,
-    and a range that is too narrow cuts them off.
-    """
-    found = []
-    names = {state.input for state in states}
-    current = inputs
-    for batch in batches or ():
-        fresh = iter(Example.of(plain, batch).tensors)
-        own = dict(zip(given.names, fresh, strict=False))
-        example = current.with_tensors(
-            lambda position, tensor, own=own: (  # type: ignore[misc]
-                tensor if inputs.names[position] in names else _like(own[inputs.names[position]], tensor)
-            )
-        )
-        for _ in range(CALLS if states else 1):
-            found.append(example.arrays())
-            if states:
-                current = example = feed_back(example, states, example.call(model))
-    if batches is not None and not found:
-        raise ExportError("calibration= holds no batch.")
-    return found
-
-
-def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return value.detach().cpu().to(like.dtype)
 
 
 def _output_names(model: nn.Module, inputs: Example, states: Sequence[StateTensor]) -> list[str]:

@@ -68,14 +68,12 @@ class Seen:
     """What the recurrent modules met while the model was traced.
 
     Attributes:
-        fixed: Modules whose number of steps or batch is a constant of the trace, with that constant.
         packed: Whether any read a packed sequence.
         loops: How often cells were called, which is the number of steps of an unrolled loop.
     """
 
     def __init__(self) -> None:
         self._axes: list[tuple[torch.SymInt, str]] = []
-        self.fixed: dict[str, str] = {}
         self.packed = False
         self.loops: Counter[str] = Counter()
 
@@ -92,18 +90,10 @@ class Seen:
         if not isinstance(size, int):
             self._axes.append((size, name))
 
-    def read(self, path: str, data: Tensor) -> None:
+    def read(self, data: Tensor) -> None:
         """Note the sizes of (T, B, F) data."""
-        sizes: list[Any] = [data.shape[0], data.shape[1]]
-        for name, size in zip(("time", "batch"), sizes, strict=True):
-            if isinstance(size, int):
-                self.fixed.setdefault(f"{path}: {name}", f"{name} is fixed at {size} in {_shown(path)!r}")
-            self.name(size, name)
-
-
-def _shown(path: str) -> str:
-    """A module's path in the user's model, which is the attribute `model` of one with states as arguments."""
-    return path.removeprefix("model.")
+        self.name(data.shape[0], "time")
+        self.name(data.shape[1], "batch")
 
 
 def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -127,14 +117,11 @@ def watch_cells(model: nn.Module, seen: Seen) -> None:
     """Note the batches that cells in loops meet; the model gets hooks."""
 
     def watch(path: str) -> Callable[..., None]:
-        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             data = args[0] if args else kwargs["input"]
             seen.loops[path] += 1
             if data.dim() == 2:
                 seen.name(data.shape[0], "batch")
-                text = f"{_shown(path)!r} is a cell: loops over it are unrolled, their steps are fixed"
-                if seen.loops[path] > 1:
-                    seen.fixed.setdefault(path, text)
 
         return note
 
@@ -151,7 +138,7 @@ def watch_forwards(model: nn.Module) -> Seen:
         def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             data = args[0] if args else kwargs["input"]
             if isinstance(data, Tensor) and data.dim() == 3:
-                seen.read(path, data.transpose(0, 1) if module.batch_first else data)
+                seen.read(data.transpose(0, 1) if module.batch_first else data)
 
         return note
 
@@ -266,7 +253,7 @@ class _Forward:
 
     def _run(self, data: Tensor, lengths: Tensor | None, given: list[Any] | None) -> tuple[Tensor, list[list[Tensor]]]:
         """All layers on (T, B, F), from initial states in either form to final ones of (D, B, H) per call."""
-        self.seen.read(self.path, data)
+        self.seen.read(data)
         kinds = 2 if self.module.mode == "LSTM" else 1
         pieces = self.module.num_layers * (2 if self.module.bidirectional else 1)
         if any(len(state) != pieces for state in given or ()):

@@ -13,6 +13,8 @@ from reprune.torch.export.capture import Captured, capture
 from reprune.torch.export.example import Axis, Example
 from reprune.torch.export.states import StateTensor, feed_back
 
+CONSTANT = "the trace unrolls loops over it, and takes len(x) or int() of it for a constant"
+
 
 class Sizes:
     """The free sizes of an export, and why others are not.
@@ -41,6 +43,8 @@ class Sizes:
         self.notes: list[str] = []
         axes = {(position, axis) for position, t in enumerate(example.tensors) for axis in range(t.dim())}
         self._free: set[Axis] = set() if dynamic is False else axes
+        self._wanted = set(self._free)
+        self._told: set[Axis] = set()
         self._asked: set[Axis] = set()
         self._chosen = isinstance(dynamic, bool) or (dynamic is None and not fixed)
         self.captured = self._settle()
@@ -74,6 +78,18 @@ class Sizes:
                 alone.update(axes)
         return alone or set(captured.symbols)
 
+    def unrolled(self) -> list[str]:
+        """Notes on axes that are fixed although the model takes other sizes of them."""
+        fixed = sorted(self._wanted - self._told - set(self.captured.symbols))
+        # Inputs that only fit each other have one size and are tried together.
+        sizes = dict.fromkeys(self._size(self.given, axis) for axis in fixed)
+        tries = [[a] for a in fixed] + [[a for a in self._wanted if self._size(self.given, a) == n] for n in sizes]
+        found = set()
+        for axes in tries:
+            if self._refuses(self.given.resized({axis: self._size(self.given, axis) + 1 for axis in axes})) is None:
+                found.update(axes)
+        return [self._note(axis, f"{CONSTANT}; the model itself takes others") for axis in fixed if axis in found]
+
     def _settle(self) -> Captured:
         """Trace with as much free as the tracer and the model can vary."""
         while True:
@@ -90,8 +106,7 @@ class Sizes:
             elif not self._chosen:
                 self._choose(captured)
             else:
-                reason = "the trace takes it for a constant (does the model call len(x), or int() of a size?)"
-                self._require(self._asked - set(captured.symbols), reason)
+                self._require(self._asked - set(captured.symbols), CONSTANT)
                 return captured
 
     def _choose(self, captured: Captured) -> None:
@@ -102,13 +117,16 @@ class Sizes:
             self._free = set(self._asked)
         if self.fixed_by_user is not None:
             self._free -= self._positions(chosen_axes(self.fixed_by_user, captured.inputs, "fixed"))
+        self._wanted &= self._free
 
     def _fix(self, captured: Captured, axes: set[Axis], reason: str) -> None:
         self._require(self._asked & axes, reason)
         self._free -= axes
-        for position, axis in sorted(axes):
-            size = self._size(self.given, (position, axis))
-            self.notes.append(f"{self.given.names[position]}: axis {axis} is fixed at {size}: {reason}")
+        self._told |= axes
+        self.notes += [self._note(axis, reason) for axis in sorted(axes)]
+
+    def _note(self, axis: Axis, reason: str) -> str:
+        return f"{self.given.names[axis[0]]}: axis {axis[1]} is fixed at {self._size(self.given, axis)}: {reason}"
 
     def _require(self, refused: set[Axis], reason: str) -> None:
         if refused:
@@ -137,8 +155,11 @@ class Sizes:
         """None if the model takes these inputs, and then the states that it returned, else what it says."""
         try:
             outputs = example.call(self.model)
+            again = feed_back(example, self._states, outputs)
+            if [tensor.shape for tensor in again.tensors] != [tensor.shape for tensor in example.tensors]:
+                return f"with {_shapes(example)} the model returns states of other sizes"
             if self._states:
-                feed_back(example, self._states, outputs).call(self.model)
+                again.call(self.model)
         except Exception as error:  # Whatever the model's own code raises for a size that it does not know.
             return f"the model does not run with {_shapes(example)} ({_first_line(error)})"
         return None

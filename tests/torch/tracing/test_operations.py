@@ -186,3 +186,49 @@ def test_a_question_that_fewer_units_answer_otherwise() -> None:
     _, layer = inspected(lambda h: h * 2 if (h.abs() > 1e-9).all() else h)
     assert layer.pin is not None
     assert "count there even when they are zero" in layer.pin.reason
+
+
+class OneHot(nn.Module):
+    """Words as rows of a buffer that the model keeps and fills in place, read by a GRU with a state from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.rnn, self.out = torch.zeros(4, 9), nn.GRU(9, 8), nn.Linear(8, 3)
+
+    def forward(self, words: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.rows = self.rows.to(state.dtype).zero_().scatter_(1, words[:, None], 1)
+        h, state = self.rnn(self.rows[None], state)
+        return self.out(h[0]), state
+
+
+def test_a_number_that_is_scattered_is_no_unit() -> None:
+    torch.manual_seed(0)
+    batch = torch.tensor([0, 3, 8, 2]), torch.randn(1, 4, 8, dtype=torch.float64)
+    structure = reprune.torch.inspect(OneHot().double(), [batch]).structure
+    assert structure.prunable == ("rnn:l0",)
+    assert not [slot for slot in structure.slots if (slot.tensor, slot.axis) == ("rnn.weight_ih_l0", 1)]
+
+
+class Looks(nn.Module):
+    """A cut at a place that the caller hands in as numbers, of steps of which there are none at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), self.cell.hidden_size)
+        done = h[:0]
+        for t in range(x.size(1)):
+            h = self.cell(x[:, t], h[: len(x)])
+            done = torch.cat([done, h[len(x) :], h])
+        return self.out(done[int(places[0].long()) :])
+
+
+def test_empty_tensors_of_units_and_places_from_the_caller() -> None:
+    torch.manual_seed(0)
+    model, batch = Looks().double(), (frames(), torch.tensor([1.0, 2.0], dtype=torch.float64))
+    structure = reprune.torch.inspect(model, [batch]).structure
+    assert structure.prunable == ("cell:l0",)
+    for plan in random_plans(structure, 2):
+        check_oracle(model, plan, batch)

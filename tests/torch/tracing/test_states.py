@@ -318,3 +318,22 @@ def test_what_a_block_makes_of_its_input_is_no_projected_state() -> None:
 
     structure = found(seeded(Corrects), inputs(3), *doubled((torch.zeros(3, 4), torch.zeros(3, 8))))
     assert all(structure.layers[name].units != 4 for name in structure.prunable)
+
+
+class JoinedWithNoise(nn.Module):
+    """An initial state of a map's outputs and of noise as wide as a number that is written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.rnn, self.out = nn.Linear(5, 5), nn.GRU(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.cat([self.make(x[0]), torch.randn(x.size(1), 3, dtype=x.dtype)], 1)
+        return self.out(self.rnn(x, state[None])[0])
+
+
+def test_a_state_that_is_joined_with_something_of_a_size_of_its_own_stays() -> None:
+    layer = found(seeded(JoinedWithNoise), torch.randn(4, 3, 5, dtype=torch.float64)).layers["rnn:l0"]
+    assert layer.pin is not None
+    assert "joined of units and of something whose size does not follow" in layer.pin.reason
+    assert __file__ in layer.pin.site.location

@@ -179,14 +179,25 @@ def _initial_states(tracer: Tracer, pieces: Sequence[_Piece], states: Sequence[t
             if origins is not None:
                 tracer.origins.meet("state", origins[k], layer.labels)
             given = lines(labels[k], -1) if labels is not None else np.zeros((0, 0), dtype=np.int64)
+            if labels is not None:
+                _fixed_part(tracer, layer, labels[k], None if origins is None else origins[k])
             for line in given:
                 for tag in np.unique(line[line >= TAG]):
-                    tracer.constrain(tracer.tags[tag - TAG], layer.labels, hard=False)
+                    tracer.constrain(tracer.tags[tag - TAG], layer.labels[line == tag], hard=False)
                 tracer.couple_lines(np.where(line < TAG, line, NONE), layer.labels)
             unknown = not len(given) or bool(((given == NONE) | (given >= TAG)).any())
             # What came from outside the call may be a carried state; it is judged when all calls are over.
             if unknown and not learned and origins is None:
                 tracer.recording.outside_states.add(layer.name)
+
+
+def _fixed_part(tracer: Tracer, layer: RecurrentLayer, units: torch.Tensor, origins: torch.Tensor | None) -> None:
+    """An initial state is as wide as its units and what stands beside them: noise of a size of its own, say."""
+    known = units > NONE if origins is None else (units > NONE) | (origins != NONE)
+    followed = known.reshape(-1, known.size(-1)).any(0)
+    if bool(followed.any()) and not bool(followed.all()):
+        reason = "its initial state is joined of units and of something whose size does not follow"
+        tracer.pin(torch.from_numpy(layer.labels), "initial state", reason)
 
 
 def _outputs(tracer: Tracer, pieces: Sequence[_Piece], out: Sequence[torch.Tensor], directions: int) -> None:

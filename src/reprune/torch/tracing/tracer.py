@@ -86,7 +86,7 @@ class Tracer:
     def units(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the units in an activation (0 or more), or None when it holds none."""
         found = None if self.is_parameter(tensor) else self.memory.get(tensor)
-        if found is None:
+        if found is None or not found.numel():
             return None
         small = compact(found)
         highest, lowest = int(small.max()), int(small.min())

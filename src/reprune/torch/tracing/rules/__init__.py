@@ -50,17 +50,17 @@ def _label(op: Op, outputs: Sequence[torch.Tensor]) -> None:
         return
     labels = rule(op)
     if not isinstance(labels, (list, tuple)):
-        labels = [_or_origins(op, labels)] + [None] * (len(outputs) - 1)
+        labels = [_or_origins(op, labels, outputs)] + [None] * (len(outputs) - 1)
     for tensor, found in zip(outputs, labels, strict=False):
         op.tracer.memory.set(tensor, found)
 
 
-def _or_origins(op: Op, labels: torch.Tensor | None) -> torch.Tensor | None:
+def _or_origins(op: Op, labels: torch.Tensor | None, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """What came from outside keeps that name through whatever keeps its shape: a normalisation, say."""
-    if labels is not None or op.func._schema.is_mutable:
+    if labels is not None or not outputs or op.func._schema.is_mutable:
         return labels
     found = [found for found in map(op.tracer.origin, tensors_in(op.args)) if found is not None]
-    return found[0] if len(found) == 1 and found[0].shape == op.out_tensor.shape else None
+    return found[0] if len(found) == 1 and found[0].shape == outputs[0].shape else None
 
 
 def _follow_states(tracer: Tracer, name: str, inputs: Sequence[torch.Tensor], out: Any) -> None:

@@ -48,7 +48,9 @@ def _as_labels(tracer: Tracer, value: Any) -> Any:
         found = tracer.labels(value)
         # Doubles hold every label exactly, and more operations run on them than on integers.
         return torch.zeros(value.shape, dtype=torch.float64, device=value.device) if found is None else found.double()
-    return [_as_labels(tracer, item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_as_labels(tracer, item) for item in value]
+    return NONE if isinstance(value, (int, float)) else value  # `x.scatter_(1, index, 1)`: a number is no label.
 
 
 def pixel_shuffle(op: Op) -> Labels:

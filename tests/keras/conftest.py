@@ -26,9 +26,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(COPY))
-
-
-@pytest.fixture
-def without_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's gates are refitted, Keras's are not: what else the two do is alike."""
-    monkeypatch.setattr("reprune.torch.adapter.gates", lambda *_: None)

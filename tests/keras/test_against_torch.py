@@ -20,8 +20,6 @@ from reprune.youtube8m.keras_model import video_classifier
 from reprune.youtube8m.model import VideoClassifier
 from tests.helpers.keras_models import outputs
 
-pytestmark = pytest.mark.usefixtures("without_gates")
-
 L = keras.layers
 T, F, CLASSES = 6, 4, 3
 

@@ -19,8 +19,6 @@ from tests.helpers.keras_models import error, in_double, outputs
 from tests.helpers.keras_zoo import randomise
 from tests.keras.test_against_torch import kernels
 
-pytestmark = pytest.mark.usefixtures("without_gates")
-
 L = keras.layers
 CLASSES = 3
 

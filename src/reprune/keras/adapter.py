@@ -11,6 +11,7 @@ from reprune.core.evidence.readings import Axis, Importance, Statistics
 from reprune.core.layers import Scope, Structure
 from reprune.core.plan import Plan
 from reprune.core.rehearsal import inexact
+from reprune.keras.calibration import gates as gated
 from reprune.keras.calibration import labelled
 from reprune.keras.calibration.importance import OutputImportance
 from reprune.keras.calibration.labelled import observe_classes
@@ -60,6 +61,8 @@ __all__ = [
     "student",
     "verify",
 ]
+
+gates = gated.Gates
 
 
 def accepted(model: Any, example: Any, forward: Forward | None) -> Forward | None:
@@ -119,10 +122,6 @@ def observe_readings(
             importance.add(gradients, stretch.batches)
 
     return observe(model, structure, looked_at(), forward, readings=True, told=told), importance.mean()
-
-
-def gates(model: Any, small: Any, plan: Plan, answers: Answers, forward: Forward | None) -> None:
-    """Gates are not refitted: what is inside of a compiled recurrent layer does not show."""
 
 
 def pupil(small: Any, structure: Structure, answers: Answers, forward: Forward | None) -> Pupil:

@@ -134,8 +134,17 @@ class Adapter(Protocol):
     def pupil(self, small: Any, structure: Structure, answers: Answers, forward: Forward | None, /) -> Pupil:
         """A pruned model whose consumers are refitted in place; `structure` is its own."""
 
-    def gates(self, model: Any, small: Any, plan: Plan, answers: Answers, forward: Forward | None, /) -> Learner | None:
-        """A pruned model whose gates are refitted in place; None where the framework cannot."""
+    def gates(
+        self,
+        model: Any,
+        small: Any,
+        plan: Plan,
+        answers: Answers,
+        forward: Forward | None,
+        narrowed: Forward | None,
+        /,
+    ) -> Learner:
+        """A pruned model whose gates are refitted in place; it takes a batch as `narrowed` says."""
 
     def measure_latency(
         self,

@@ -72,8 +72,8 @@ class Panel:
         small, forward = self._adapter.apply(self._model, plan), self._narrowed(plan)
         changed = {}
         if gates:
-            learner = self._adapter.gates(self._model, small, plan, self._answers, self._forward)
-            changed = {} if learner is None else refit_gates(learner, self._answers)
+            learner = self._adapter.gates(self._model, small, plan, self._answers, self._forward, forward)
+            changed = refit_gates(learner, self._answers)
             if not changed:
                 return inf, plan
         pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, forward)

@@ -12,10 +12,18 @@ import reprune
 from reprune.core.answers.answers import Sample
 from reprune.core.answers.gauss_newton import Seen
 from reprune.keras.calibration.readers import argument
+from reprune.verbs.panel import Panel
 
 L = keras.layers
 
 
+@pytest.fixture
+def without_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers alone are refitted."""
+    monkeypatch.setattr(Panel, "regated", lambda panel, value, plan: plan)
+
+
+@pytest.mark.usefixtures("without_gates")
 def test_the_head_is_refitted() -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5, 3))
@@ -46,6 +54,7 @@ def test_answers_are_those_of_the_pass_that_observes(monkeypatch: pytest.MonkeyP
             np.testing.assert_allclose(found, np.asarray(wanted), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_gates")
 def test_attention_reads_what_each_of_its_kernels_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(0)
     ask, tell = keras.Input((3, 2), name="ask"), keras.Input((4, 2), name="tell")

@@ -127,7 +127,7 @@ def test_steps_are_those_of_weighted_least_squares(kind, suffix):
     given = batches(3)
     plan = reprune.plan(model, given, 0.5, method=LEAST_SQUARES)
     small = reprune.apply(model, plan)
-    gates = Gates(model, small, plan, Answers(given, answering(model, None)), None)
+    gates = Gates(model, small, plan, Answers(given, answering(model, None)), None, None)
     assert gates.layers == ["rnn.weight_ih_l0", "rnn.weight_ih_l0_reverse"]
 
     names = [f"rnn.{part}_{suffix}" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]

@@ -11,12 +11,12 @@ what they answer. States change with the rows that they were regressed on, and t
 lengths, that one is taken whose answers are nearest to the dense model's on rows held out, or none.
 
 The new gate of a GRU is a = a_x + r a_h with the reset gate r: there z holds r times the state, with the dense model's
-r.
+r. A GRU that resets before the product, as Keras has it, has a = a_x + W (r h): there z holds r h, unit by unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from reprune.core.answers.answers import Answers
-from reprune.core.answers.divergence import sigmoid
+from reprune.core.answers.gate_targets import Steps, Targets, targets
 from reprune.core.answers.gauss_newton import Tensors
 from reprune.core.evidence.moments import to_numpy
 from reprune.core.evidence.readings import Matrix
@@ -47,97 +47,14 @@ WORK = 5e11
 """Multiplications that a layer's regressions may take: a few seconds, some 250 units."""
 
 
-class Targets(NamedTuple):
-    """What the gates of a layer did in the dense model (N time steps × gate rows).
-
-    Attributes:
-        wanted: Pre-activations a.
-        slopes: Derivatives ∂h/∂a of the unit's response.
-        reset: What the part of a that comes from the state is multiplied with, or None if with nothing.
-    """
-
-    wanted: Array
-    slopes: Array
-    reset: Array | None = None
-
-    def take(self, steps: Any, rows: Any) -> Targets:
-        """Some steps, of some rows."""
-        return Targets(*(None if part is None else part[steps][:, rows] for part in self))
-
-
-def targets(
-    cell: str, incoming: Array, recurrent: Array, state: Array, memory: Array | None, sizes: Sequence[int]
-) -> Targets:
-    """What gates do, time step by time step.
-
-    Args:
-        cell: `lstm`, `gru`, `rnn_tanh` or `rnn_relu`, with the gates in PyTorch's order.
-        incoming: Part of the pre-activations that comes from the input, with its bias (N × gate rows).
-        recurrent: The part that comes from the state, likewise.
-        state: The states before the steps (N × units).
-        memory: `c` of an LSTM before the first step (sequences × units).
-        sizes: How many sequences there are at every step; they add up to N.
-    """
-    return _TARGETS[cell](incoming, recurrent, state, memory, sizes)
-
-
-def _lstm(incoming: Array, recurrent: Array, state: Array, memory: Array | None, sizes: Sequence[int]) -> Targets:
-    xp, units = array_namespace(incoming), state.shape[1]
-    wanted = incoming + recurrent
-    into, keep, new, out = (wanted[:, place * units : (place + 1) * units] for place in range(4))
-    into, keep, new, out = sigmoid(into), sigmoid(keep), xp.tanh(new), sigmoid(out)
-    before: list[Array] = []
-    after: list[Array] = []
-    start = 0
-    for size in sizes:
-        held = memory[:size] if not after else after[-1][:size]  # type: ignore[index]
-        here = slice(start, start + size)
-        before.append(held)
-        after.append(keep[here] * held + into[here] * new[here])
-        start += size
-    earlier, shown = xp.concat(before), xp.tanh(xp.concat(after))
-    through = out * (1 - shown**2)
-    slopes = (
-        through * new * into * (1 - into),
-        through * earlier * keep * (1 - keep),
-        through * into * (1 - new**2),
-        shown * out * (1 - out),
-    )
-    return Targets(wanted, xp.concat(slopes, axis=1))
-
-
-def _gru(incoming: Array, recurrent: Array, state: Array, memory: Array | None, sizes: Sequence[int]) -> Targets:
-    xp, units = array_namespace(incoming), state.shape[1]
-    gates = sigmoid(incoming[:, : 2 * units] + recurrent[:, : 2 * units])
-    reset, keep, fed = gates[:, :units], gates[:, units:], recurrent[:, 2 * units :]
-    inner = incoming[:, 2 * units :] + reset * fed
-    new = xp.tanh(inner)
-    through = (1 - keep) * (1 - new**2)
-    slopes = (through * fed * reset * (1 - reset), (state - new) * keep * (1 - keep), through)
-    wanted = xp.concat((incoming[:, : 2 * units] + recurrent[:, : 2 * units], inner), axis=1)
-    whole = xp.ones_like(gates)
-    return Targets(wanted, xp.concat(slopes, axis=1), xp.concat((whole, reset), axis=1))
-
-
-def _tanh(incoming: Array, recurrent: Array, state: Array, memory: Array | None, sizes: Sequence[int]) -> Targets:
-    wanted = incoming + recurrent
-    return Targets(wanted, 1 - array_namespace(wanted).tanh(wanted) ** 2)
-
-
-def _relu(incoming: Array, recurrent: Array, state: Array, memory: Array | None, sizes: Sequence[int]) -> Targets:
-    wanted = incoming + recurrent
-    return Targets(wanted, array_namespace(wanted).astype(wanted > 0, wanted.dtype))
-
-
-_TARGETS: dict[str, Callable[..., Targets]] = {"lstm": _lstm, "gru": _gru, "rnn_tanh": _tanh, "rnn_relu": _relu}
-
-
 def affordable(rows: int, width: int) -> bool:
     """Whether so many gate rows can be regressed on so many features in reasonable time."""
     return rows * width**2 * ROWS <= WORK
 
 
-def regressed(read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Targets) -> tuple[Matrix, Matrix]:
+def regressed(
+    read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Targets, *, before: bool = False
+) -> tuple[Matrix, Matrix]:
     """The steps of a layer's rows.
 
     Args:
@@ -145,6 +62,7 @@ def regressed(read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Ta
         state: Its states before the steps, likewise (N × states).
         held: Its rows for both (gate rows × inputs, gate rows × states).
         wanted: What the same rows do in the dense model.
+        before: Whether states are reset before the product.
 
     Returns:
         What is to be added to both.
@@ -152,7 +70,7 @@ def regressed(read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Ta
     xp = array_namespace(read)
     found = []
     for row in range(wanted.wanted.shape[1]):
-        reset = 1.0 if wanted.reset is None else wanted.reset[:, row : row + 1]
+        reset = 1.0 if wanted.reset is None else wanted.reset[:, _resets(row, state.shape[1], before)]
         weights = wanted.slopes[:, row : row + 1] ** 2
         root = xp.sqrt(weights + FLOOR * xp.mean(weights))
         features = xp.concat((read, reset * state), axis=1)
@@ -170,6 +88,86 @@ def regressed(read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Ta
         )
     whole = np.stack(found)
     return whole[:, : read.shape[1]], whole[:, read.shape[1] :]
+
+
+def _resets(row: int, units: int, before: bool) -> slice:
+    """Whose resets the states are multiplied with: the row's own, or those of all units, which lie side by side."""
+    return slice(row // units * units, (row // units + 1) * units) if before else slice(row, row + 1)
+
+
+class _Aim(NamedTuple):
+    """What a layer did in one call: its cell, how many steps it took, which of them are looked at, and those."""
+
+    cell: str
+    steps: int
+    chosen: Array
+    targets: Targets
+
+
+class Aims:
+    """What the gates of some layers did in the dense model, and what their rows in the pruned one need to do so.
+
+    Args:
+        batches: How many batches are shown.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._share, self._aims = ROWS // batches, dict[str, list[_Aim]]()
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers that were shown, in that order."""
+        return list(self._aims)
+
+    def add(self, layer: str, cell: str, weights: Sequence[Array], steps: Steps, stay: NDArray[np.int64]) -> None:
+        """A call of a layer in the dense model.
+
+        Args:
+            layer: Its name.
+            cell: See `targets`.
+            weights: Likewise.
+            steps: Likewise.
+            stay: Gate rows that stay in the pruned model.
+        """
+        xp, held = array_namespace(steps.read), self._aims.setdefault(layer, [])
+        drawn = np.random.default_rng(len(held)).permutation(len(steps.read))[: self._share]
+        chosen, rows = (xp.asarray(part, device=device(steps.read)) for part in (drawn, stay))
+        found = targets(cell, weights, steps).take(chosen, rows)
+        held.append(_Aim(cell, len(steps.read), chosen, found))
+
+    def steps(self, layer: str, weights: Sequence[Matrix], seen: Sequence[Steps]) -> list[Matrix]:
+        """What is to be added to the weights of a layer in the pruned model; nothing if it took other steps.
+
+        Args:
+            layer: Its name.
+            weights: As they are, as in `targets`.
+            seen: Its calls in the pruned model, for the same batches.
+        """
+        aims = self._aims[layer]
+        # A loop that ends when the model says so takes other steps in both.
+        if [len(steps.read) for steps in seen] != [aim.steps for aim in aims]:
+            return []
+        xp, biases = array_namespace(seen[0].read), weights[2:]
+        read, state = (
+            xp.concat([_with_one(part[aim.chosen], len(biases) > place) for part, aim in zip(parts, aims, strict=True)])
+            for place, parts in enumerate(([steps.read for steps in seen], [steps.state for steps in seen]))
+        )
+        parts = zip(*(aim.targets for aim in aims), strict=True)
+        wanted = Targets(*(None if part[0] is None else xp.concat(part) for part in parts))
+        rows = [np.column_stack(weights[place::2]).astype(np.float64) for place in range(2)]
+        found = regressed(read, state, (rows[0], rows[1]), wanted, before=aims[0].cell == "gru_before")
+        matrices = [step[:, : weight.shape[1]] for step, weight in zip(found, weights[:2], strict=True)]
+        return [*matrices, *(step[:, -1] for step, _ in zip(found, biases, strict=False))]
+
+
+def _with_one(rows: Array, biased: bool) -> Array:
+    xp = array_namespace(rows)
+    return xp.concat((rows, xp.ones_like(rows[:, :1])), axis=1) if biased else rows
+
+
+def spread(places: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of some places, evenly spread."""
+    return places[:: -(-len(places) // most)]
 
 
 class Learner(Protocol):

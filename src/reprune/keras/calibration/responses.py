@@ -16,11 +16,12 @@ from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments,
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
 from reprune.core.layers import WIDTHS, Structure
 from reprune.keras.calibration.readers import INSIDE, argument, makers, own_readers, readers
+from reprune.keras.calibration.recurrences import Piece, Recurrences, entered, is_recurrent
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
 from reprune.keras.tracing.record import Forward, captured
-from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
+from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of
 
 Array = Any
 Key = str | Axis
@@ -158,7 +159,7 @@ class Probe:
         self._made = {name: reader for found in self._makers.values() for name, reader in found}
         self._readers = readers(graph, kept | self._apart.keys())
         self._own = own_readers(graph, consumers if readings else ())
-        self._siblings: dict[int, Any] = {}
+        self._recurrences = Recurrences(self._piece)
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
         self._order: list[tuple[Key, bool, bool, bool | None, bool]] = []
@@ -212,12 +213,12 @@ class Probe:
         return {**{key: self._own[key] for key in times if key in self._own}, **alike}
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(operation) in self._graph.inner:
-            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(leaf)]
-            return run(self._graph.inner[id(operation)], tensors, self._call)
         self._note_inputs(operation, args, kwargs)
-        if isinstance(operation, keras.layers.TimeDistributed) and self._within(operation.layer):
-            return self._folded(operation, args[0])
+        found = entered(self._graph, operation, args, kwargs, self._call)
+        if found is not None:
+            return found
+        if is_recurrent(operation):
+            return self._recurrences.call(operation, args, kwargs)
         output = self._looked_into(operation)(*args, **kwargs)
         target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
         for name, _ in self._makers.get(id(target), ()):
@@ -225,9 +226,7 @@ class Probe:
             first = getattr(target, "data_format", None) == "channels_first"
             self._seen.append(Seen(name, keras.ops.moveaxis(made, 1, -1) if first else made))
         if cell_kind(operation) is not None or isinstance(operation, keras.layers.StackedRNNCells):
-            self._cells(operation, output, args)
-        elif isinstance(operation, (keras.layers.RNN, keras.layers.Bidirectional)):
-            self._record(operation, args, kwargs, output)
+            self._cells(operation, output)
         return output
 
     def _looked_into(self, operation: Any) -> Any:
@@ -245,80 +244,7 @@ class Probe:
         twin.__dict__.update({**vars(operation), "_output_dense": show})
         return twin
 
-    def _within(self, layer: Any) -> bool:
-        return id(layer) in self._graph.inner or isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
-
-    def _folded(self, operation: Any, x: Any) -> Any:
-        """A layer under TimeDistributed, with time folded into the batch, mask included."""
-        steps = keras.ops.shape(x)[:2]
-        flat = keras.ops.reshape(x, (-1, *x.shape[2:]))
-        mask = getattr(x, "_keras_mask", None)
-        if mask is not None and len(mask.shape) > 2:
-            flat._keras_mask = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
-        outputs = self._call(operation.layer, flat)
-        return keras.tree.map_structure(lambda part: keras.ops.reshape(part, (*steps, *part.shape[1:])), outputs)
-
-    def _record(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        sequences = args[0] if args else kwargs["sequences"]
-        mask = kwargs.get("mask", getattr(sequences, "_keras_mask", None))
-        cells = cells_of(layer)
-        if not any(id(cell) in self._names and cell_kind(cell) for _, cell in cells):
-            return
-        if isinstance(layer, keras.layers.Bidirectional):
-            self._directions(layer, sequences, mask, args, kwargs, output)
-            return
-        states = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
-        if layer.return_sequences and len(cells) == 1:
-            whole = keras.tree.flatten(output)[0]
-            end = None if layer.stateful else False
-            self._note(cells[0][1], whole, _turned(mask, layer.go_backwards), states, backwards=end)
-            return
-        self._run_cells(layer, sequences, mask, states)
-
-    def _directions(
-        self, layer: Any, sequences: Any, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        parts = (layer.forward_layer, layer.backward_layer)
-        given = kwargs.get("initial_state", args[1] if len(args) > 1 else None)
-        given = None if given is None else list(given)
-        starts = (None, None) if given is None else (given[: len(given) // 2], given[len(given) // 2 :])
-        plain = layer.return_sequences and layer.merge_mode == "concat" and all(len(cells_of(p)) == 1 for p in parts)
-        if plain and all(getattr(part, "data_format", None) != "channels_first" for part in parts):
-            whole = keras.tree.flatten(output)[0]
-            (_, forward), (_, backward) = (cells_of(part)[0] for part in parts)
-            middle = width(forward)
-            # The second half comes turned back, so the same mask fits both.
-            turned = _turned(mask, layer.forward_layer.go_backwards)
-            for cell, own, states, last in (
-                (forward, whole[..., :middle], starts[0], False),
-                (backward, whole[..., middle:], starts[1], True),
-            ):
-                self._note(cell, own, turned, states, backwards=None if layer.stateful else last)
-            return
-        for part, states in zip(parts, starts, strict=True):
-            self._run_cells(part, sequences, mask, states)
-
-    def _run_cells(self, layer: Any, sequences: Any, mask: Any, states: Any) -> None:
-        """Run a layer once more, cell by cell, with all its time steps."""
-        cells = cells_of(layer)
-        given = [states] if keras.ops.is_tensor(states) else states
-        for index, (_, cell) in enumerate(cells):
-            state = None
-            if given is not None:
-                state = given[index] if len(cells) > 1 else given
-            sibling = self._sibling(layer, cell, backwards=layer.go_backwards and index == 0)
-            sequences = sibling(sequences, initial_state=state, mask=_turned(mask, layer.go_backwards and index > 0))
-            self._note(cell, sequences, _turned(mask, layer.go_backwards), state, backwards=False)
-
-    def _sibling(self, layer: Any, cell: Any, backwards: bool) -> Any:
-        """A layer around the same cell that returns all time steps."""
-        if id(cell) not in self._siblings:
-            options = {"return_sequences": True, "go_backwards": backwards, "unroll": layer.unroll}
-            options["dtype"] = layer.dtype_policy
-            self._siblings[id(cell)] = keras.layers.RNN(cell, **options)
-        return self._siblings[id(cell)]
-
-    def _cells(self, operation: Any, output: Any, args: tuple[Any, ...]) -> None:
+    def _cells(self, operation: Any, output: Any) -> None:
         cells = cells_of(operation)
         if len(cells) == 1:
             self._note(cells[0][1], keras.tree.flatten(output)[0])
@@ -335,11 +261,15 @@ class Probe:
             same = mask is not None and tuple(features.shape[:-1])[: len(mask.shape)] == tuple(mask.shape)
             self._seen.append(Seen(read.axis, features, mask if same else None, first=read.first))
 
+    def _piece(self, piece: Piece) -> None:
+        """Note what a cell responds over a sequence."""
+        start = next((state for state in keras.tree.flatten(piece.states) if state is not None), None)
+        self._note(piece.cell, piece.response, piece.mask, start, backwards=piece.backward)
+
     def _note(
-        self, cell: Any, sequence: Any, mask: Any = None, states: Any = None, *, backwards: bool | None = None
+        self, cell: Any, sequence: Any, mask: Any = None, start: Any = None, *, backwards: bool | None = None
     ) -> None:
         if id(cell) in self._names and cell_kind(cell) is not None:
-            start = next((state for state in keras.tree.flatten(states) if state is not None), None)
             if getattr(cell, "data_format", None) == "channels_first":
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
                 start = start if start is None else keras.ops.moveaxis(start, 1, -1)
@@ -379,7 +309,3 @@ def _ends(sequence: Array, valid: Array | None, start: Array | None, *, backward
     last = sequence[np.arange(len(sequence)), place][some]
     first = np.zeros_like(last) if start is None else start[some]
     return first.reshape(-1, last.shape[-1]), last.reshape(-1, last.shape[-1])
-
-
-def _turned(mask: Any, backwards: bool) -> Any:
-    return keras.ops.flip(mask, axis=1) if mask is not None and backwards else mask

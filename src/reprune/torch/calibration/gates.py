@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from reprune.core.answers.answers import Answers
-from reprune.core.answers.gates import JUDGED, PASSES, ROWS, Targets, affordable, regressed, targets
+from reprune.core.answers.gate_targets import Steps
+from reprune.core.answers.gates import JUDGED, PASSES, Aims, affordable, spread
 from reprune.core.answers.gauss_newton import Tensors
 from reprune.core.evidence.passes import Forward
 from reprune.core.plan import Plan
@@ -24,28 +23,18 @@ from reprune.torch.ragged.kernels import reversal, reverse
 See = Callable[[str, Piece], None]
 
 
-class _Steps(NamedTuple):
-    """One direction of one layer in one call, step by step in its own direction of time (N × …)."""
-
-    read: torch.Tensor
-    state: torch.Tensor
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, piece: Piece) -> _Steps:
-        data, emitted, first = (
-            widened(part.detach()) for part in (piece.read, piece.response, piece.first) if part is not None
-        )
-        if piece.batch_sizes is None:
-            sizes, order = [data.shape[1]] * data.shape[0], None
-        else:
-            sizes, order = piece.batch_sizes.tolist(), reversal(piece.batch_sizes).to(data.device)
-        if piece.backward:
-            data, emitted = reverse(data, order), reverse(emitted, order)
-        answered = torch.split(emitted.reshape(-1, emitted.shape[-1]), sizes)
-        states = [first, *answered[:-1]]
-        before = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])
-        return cls(data.reshape(-1, data.shape[-1]), before, sizes)
+def _steps(piece: Piece) -> Steps:
+    data, emitted, first = (
+        widened(part.detach()) for part in (piece.read, piece.response, piece.first) if part is not None
+    )
+    if piece.batch_sizes is None:
+        sizes, order = [data.shape[1]] * data.shape[0], None
+    else:
+        sizes, order = piece.batch_sizes.tolist(), reversal(piece.batch_sizes).to(data.device)
+    if piece.backward:
+        data, emitted = reverse(data, order), reverse(emitted, order)
+    memory = None if piece.memory is None else widened(piece.memory.detach())
+    return Steps.of(data.reshape(-1, data.shape[-1]), emitted.reshape(-1, emitted.shape[-1]), sizes, first, memory)
 
 
 class Gates:
@@ -58,21 +47,30 @@ class Gates:
         small: The pruned one.
         plan: What was removed.
         answers: The dense model's.
-        forward: Replaces `model(batch)`.
+        forward: Replaces `model(batch)` of the dense model.
+        narrowed: Replaces that of the pruned one.
     """
 
-    def __init__(self, dense: nn.Module, small: nn.Module, plan: Plan, answers: Answers, forward: Forward | None):
+    def __init__(
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        answers: Answers,
+        forward: Forward | None,
+        narrowed: Forward | None,
+    ) -> None:
         self._answers, self._plan = answers, plan
-        self._run_dense, self._run_small = answering(dense, forward), answering(small, forward)
+        self._run_dense, self._run_small = answering(dense, forward), answering(small, narrowed)
         self._parameters = dict(small.named_parameters())
         self._small_names = _names(self._parameters)
-        self.places, self._some = (_spread(answers.places, most) for most in (JUDGED, PASSES))
+        self.places, self._some = (spread(answers.places, most) for most in (JUDGED, PASSES))
         self._weights: dict[str, list[str]] = {}
-        self._targets: dict[str, list[tuple[int, Targets, torch.Tensor]]] = {}
+        self._aims = Aims(len(self._some))
         whole = dict(dense.named_parameters())
         if self._worth_a_look(whole):
             self._observe(_names(whole))
-        self.layers = list(self._targets)
+        self.layers = self._aims.layers
 
     def _worth_a_look(self, dense: Mapping[str, nn.Parameter]) -> bool:
         """Whether a layer has become smaller, and is small enough."""
@@ -102,19 +100,9 @@ class Gates:
                 shapes[0][0], sum(shape[1] + 1 for shape in shapes[:2])
             ):
                 return
-            own = [widened(weight.detach()) for weight in piece.weights]
-            steps = _Steps.of(piece)
-            incoming, recurrent = (
-                F.linear(part, own[place], own[2 + place] if len(own) > 2 else None)
-                for place, part in enumerate((steps.read, steps.state))
-            )
-            found = targets(cell, incoming, recurrent, steps.state, piece.memory, steps.sizes)
-            rows = torch.from_numpy(self._plan.stays(known[0], piece.weights[0].shape)[0]).to(incoming.device)
-            generator = torch.Generator().manual_seed(len(self._targets.get(known[0], ())))
-            chosen = torch.randperm(len(incoming), generator=generator)[: ROWS // len(self._some)]
-            chosen = chosen.to(incoming.device)
             self._weights[known[0]] = known
-            self._targets.setdefault(known[0], []).append((len(incoming), found.take(chosen, rows), chosen))
+            own = [widened(weight.detach()) for weight in piece.weights]
+            self._aims.add(known[0], cell, own, _steps(piece), self._plan.stays(known[0], piece.weights[0].shape)[0])
 
         for place in self._some:
             with _Pieces(see):
@@ -126,32 +114,13 @@ class Gates:
 
         def see(_: str, piece: Piece) -> None:
             if self._small_names.get(_key(piece.weights[0])) == layer:
-                seen.append(_Steps.of(piece))
+                seen.append(_steps(piece))
 
         for place in self._some:
             with _Pieces(see):
                 self.run(place)
-        held = self._targets[layer]
-        # A loop that ends when the model says so takes other steps in both.
-        if [len(steps.read) for steps in seen] != [count for count, _, _ in held]:
-            return {}
-        biased = len(known) > 2
-        read, state = (
-            torch.cat(
-                [
-                    _with_one(getattr(steps, part)[chosen], biased)
-                    for steps, (*_, chosen) in zip(seen, held, strict=True)
-                ]
-            )
-            for part in ("read", "state")
-        )
-        parts = [found for _, found, _ in held]
-        wanted = Targets(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
-        tensors = [value.astype(np.float64) for value in self.read(known).values()]
-        rows = [np.column_stack(tensors[place::2]) for place in range(2)]
-        found = regressed(read, state, (rows[0], rows[1]), wanted)
-        whole = [step[:, : tensor.shape[1]] for step, tensor in zip(found, tensors[:2], strict=True)]
-        return dict(zip(known, [*whole, *(step[:, -1] for step in found if biased)], strict=True))
+        found = self._aims.steps(layer, list(self.read(known).values()), seen)
+        return dict(zip(known, found, strict=False))
 
     def run(self, place: int) -> list[torch.Tensor]:
         """The output tensors of the pruned model."""
@@ -164,15 +133,6 @@ class Gates:
     def write(self, tensors: Tensors) -> None:
         """Set weights."""
         write_weights(self._parameters, tensors)
-
-
-def _spread(places: Sequence[int], most: int) -> Sequence[int]:
-    """At most so many of some places, evenly spread."""
-    return places[:: -(-len(places) // most)]
-
-
-def _with_one(rows: torch.Tensor, biased: bool) -> torch.Tensor:
-    return F.pad(rows, (0, 1), value=1.0) if biased else rows
 
 
 def _key(weight: torch.Tensor) -> tuple[int, torch.Size]:

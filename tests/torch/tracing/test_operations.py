@@ -103,6 +103,8 @@ EXACT: dict[str, Use] = {
     "any": checked(lambda h: not torch.isnan(h).any()),
     "isfinite of the sum": checked(lambda h: torch.isfinite(h.sum())),
     "largest": checked(lambda h: h.abs().max() < 2),
+    "zeros like a mean": lambda h: h + torch.zeros_like(h.mean(-1, keepdim=True)),
+    "the largest over time": lambda h: h.gather(1, h.argmax(1, keepdim=True)),
     "cdist": lambda h: torch.cdist(h, h[:, :2]),
     "sum": lambda h: h.sum(-1, keepdim=True),
     "sparse product": lambda h: torch.stack([torch.sparse.mm(torch.eye(6).double().to_sparse(), one) for one in h]),
@@ -129,6 +131,19 @@ PINNED: dict[str, tuple[Use, str]] = {
     "deviation": (lambda h: h.std(-1), "'std' runs over its units"),
     "all as a value": (lambda h: h * (h < 2).all(-1, keepdim=True), "'all' runs over its units"),
     "largest as a number": (lambda h: h + float(h.max()), "'max' runs over its units"),
+    "which is largest": (lambda h: h + h.argmax(-1, keepdim=True), "'argmax' runs over its units"),
+    "when they vary most": (
+        lambda h: h.gather(1, h.std(-1).argmax(-1)[:, None, None].expand(-1, 1, h.size(-1))), "'std' runs over its",
+    ),
+    "how many": (lambda h: h + (h > 0.3).nonzero().sum(), "'nonzero' runs over its units"),
+    "drawn by a mean": (lambda h: h * h.mean(-1, keepdim=True).sigmoid().bernoulli(), "'mean' runs over its units"),
+    "drawn by a mean, in place": (
+        lambda h: h * h.new_empty(4, 6, 1).bernoulli_(h.mean(-1, keepdim=True).sigmoid()), "'mean' runs over its",
+    ),
+    "filled with a deviation": (lambda h: h * h.new_empty(4, 6, 1).fill_(h.std()), "'std' runs over its units"),
+    "filled in part": (
+        lambda h: h * h.new_ones(4, 6, 1).index_fill(1, torch.tensor([1]), h.std()), "'std' runs over its units",
+    ),
     "softmax": (lambda h: h.softmax(-1), "'_softmax' runs over its units"),
     "scatter_add over units": (
         lambda h: torch.zeros_like(h).scatter_add(2, torch.zeros_like(h).long(), h), "along the axis of its",

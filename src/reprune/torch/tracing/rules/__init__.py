@@ -50,7 +50,7 @@ def _label(op: Op, outputs: Sequence[torch.Tensor]) -> None:
         return
     labels = rule(op)
     if not isinstance(labels, (list, tuple)):
-        labels = [_or_origins(op, labels, outputs)] + [None] * (len(outputs) - 1)
+        labels = [_or_origins(op, labels, outputs)] + [None] * len(outputs)
     for tensor, found in zip(outputs, labels, strict=False):
         op.tracer.memory.set(tensor, found)
 

@@ -81,6 +81,13 @@ def along_last(op: Op) -> Labels:
     return None
 
 
+def where_not_zero(op: Op) -> None:
+    """Positions, of which there are as many as values that are not zero."""
+    units = op.tracer.units(op.args[0])
+    if units is not None:
+        summarise(op, units)
+
+
 def within_matrices(op: Op) -> Labels:
     """Equations and inverses, matrix by matrix (`solve_triangular(A, B)`): units may lie along the matrices, as heads.
 

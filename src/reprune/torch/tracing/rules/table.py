@@ -23,7 +23,7 @@ from reprune.torch.tracing.rules.products import (
     matmul,
     matvec,
 )
-from reprune.torch.tracing.rules.reductions import along_last, over_dims, pooling, within_matrices
+from reprune.torch.tracing.rules.reductions import along_last, over_dims, pooling, where_not_zero, within_matrices
 
 # Elements are moved, copied or left out; each keeps its label.
 MOVES: dict[str, Rule] = {
@@ -52,19 +52,18 @@ ACCUMULATING: dict[str, Rule] = {
     "col2im": fold,
 }
 
-# A new tensor with a place for every unit of the one it is like.
+# A new tensor with a place for every unit of the one it is like, and none of its values.
 LIKE: dict[str, Rule] = dict.fromkeys(
-    ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "fill", "zero",
-     "index_fill", "bernoulli", "normal_functional", "binomial", "poisson", "_standard_gamma", "random", "uniform",
-     "normal", "exponential", "geometric", "cauchy", "log_normal"), like
+    ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "zero", "random",
+     "uniform", "exponential", "geometric", "cauchy", "log_normal"), like
 )  # fmt: skip
 
-# A result that holds no values of units: sizes, positions, constants.
+# A result that holds no values of units: sizes, constants.
 NOTHING: dict[str, Rule] = dict.fromkeys(
     ("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "arange", "new_empty_strided",
-     "empty_strided", "rand", "randn", "randint", "randperm", "scalar_tensor", "empty_permuted", "argmax", "argmin",
-     "sym_size", "_assert_async", "_functional_assert_async", "_assert_tensor_metadata", "nonzero", "nonzero_static",
-     "eye", "linspace", "one_hot", "resize", "set", "is_same_size", "is_pinned", "is_set_to", "is_coalesced",
+     "empty_strided", "rand", "randn", "randint", "randperm", "scalar_tensor", "empty_permuted", "sym_size",
+     "_assert_async", "_functional_assert_async", "_assert_tensor_metadata", "eye", "linspace", "one_hot", "resize",
+     "set", "is_same_size", "is_pinned", "is_set_to", "is_coalesced",
      "_has_same_storage_numel", "sparse_dim", "dense_dim", "_dimI", "_dimV", "_nnz", "record_stream",
      "_fused_sdp_choice", "_efficientzerotensor", "_functional_assert_scalar", "_functional_sym_constrain_range",
      "_functional_sym_constrain_range_for_size", "bartlett_window", "blackman_window", "hamming_window", "hann_window",
@@ -77,13 +76,14 @@ ALONG: dict[str, Rule] = {
     **dict.fromkeys(("sum", "nansum", "count_nonzero"), over_dims(1, sums=True)),
     **dict.fromkeys(("linalg_vector_norm", "linalg__powsum", "norm"), over_dims(2, sums=True)),
     **dict.fromkeys(("mean", "amax", "amin", "prod", "logsumexp", "max", "min", "median", "mode", "any", "all", "std",
-                     "var", "std_mean", "var_mean", "nanmedian", "aminmax", "_aminmax", "_is_all_true",
-                     "_is_any_true"), over_dims(1)),
+                     "argmax", "argmin", "var", "std_mean", "var_mean", "nanmedian", "aminmax", "_aminmax",
+                     "_is_all_true", "_is_any_true"), over_dims(1)),
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "logcumsumexp",
                      "_logcumsumexp", "cummax", "cummin", "_safe_softmax", "_fft_r2c", "_fft_c2r", "_fft_c2c"),
                     over_dims(1, reduces=False)),
     **dict.fromkeys(("topk", "kthvalue", "_masked_softmax"), over_dims(2, reduces=False)),
     "multinomial": along_last,
+    **dict.fromkeys(("nonzero", "nonzero_static"), where_not_zero),
     **dict.fromkeys(("linalg_solve_triangular", "linalg_inv_ex", "linalg_cholesky_ex", "linalg_matrix_exp"),
                     within_matrices),
     **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
@@ -127,8 +127,11 @@ POINTWISE: dict[str, Rule] = {
         "rrelu_with_noise", "rrelu_with_noise_functional", "dropout", "_fused_dropout", "_masked_scale",
         "lift", "lift_fresh_copy", "complex", "polar", "angle", "_prelu_kernel", "abs",
         "feature_dropout", "resolve_conj", "positive", "log_sigmoid_forward", "_add_relu", "floor_divide", "bucketize",
-        "isin", "_pin_memory", "_lazy_clone", "__irshift__", "hardswish",
+        "isin", "_pin_memory", "_lazy_clone", "__irshift__", "hardswish", "fill",
+        # Draws whose chances are values.
+        "bernoulli", "binomial", "poisson", "_standard_gamma", "normal", "normal_functional",
     ), pointwise),
+    "index_fill": like,
     "add": add,
     **dict.fromkeys(("view_as_real", "view_as_complex", "view_as_real_copy", "view_as_complex_copy"), real_and_complex),
     **dict.fromkeys(("equal", "allclose"), compare),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,42 @@ def test_any_order_of_axes(shape: tuple[int, ...], batch_first: bool) -> None:
     source, x = nn.MultiheadAttention(8, 2, batch_first=batch_first).eval(), torch.randn(shape)
     for found, wanted in zip(NarrowAttention(source)(x, x, x), source(x, x, x), strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+OPTIONS = {"plain": {}, "no biases": {"bias": False}, "a key more": {"add_bias_kv": True},
+           "a zero": {"add_zero_attn": True}, "other keys": {"kdim": 5, "vdim": 7}}  # fmt: skip
+DARK = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) > 0.6
+DARK.fill_diagonal_(False)
+PADDED = torch.tensor([[False] * 4, [False] * 3 + [True], [False] * 2 + [True] * 2])
+CALLS = {
+    "no mask": {},
+    "mask": {"attn_mask": DARK},
+    "added": {"attn_mask": torch.randn(4, 4)},
+    "mask for each head": {"attn_mask": torch.stack([DARK, DARK.T] * 3)},
+    "padding": {"key_padding_mask": PADDED},
+    "both": {"attn_mask": DARK & ~torch.eye(4, dtype=torch.bool), "key_padding_mask": PADDED},
+    "every head's weights": {"average_attn_weights": False},
+    "no weights": {"need_weights": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_any_module_called_in_any_way(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    source = nn.MultiheadAttention(8, 2, batch_first=True, **options).eval()
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    narrow = NarrowAttention(source)
+    query, key, value = (torch.randn(3, 4, size) for size in (8, options.get("kdim", 8), options.get("vdim", 8)))
+    for call in CALLS.values():
+        found, wanted = narrow(query, key, value, **call), source(query, key, value, **call)
+        for one, other in zip(found, wanted, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other)
+    alone = {"key_padding_mask": PADDED[1]}
+    torch.testing.assert_close(narrow(query[0], key[0], value[0], **alone), source(query[0], key[0], value[0], **alone))
 
 
 class Attended(nn.Module):

@@ -299,7 +299,7 @@ def _attention(module: nn.MultiheadAttention) -> nn.Module | None:
     return NarrowAttention(module) if type(module).forward is nn.MultiheadAttention.forward else None
 
 
-def _recurrent(module: nn.RNNBase) -> nn.Module:
+def _recurrent(module: nn.RNNBase) -> nn.Module | None:
     # Not weight_hh: it may be computed from another parameter before each call, and be of the old size until then.
     weights = {
         name: weight
@@ -318,7 +318,7 @@ def _recurrent(module: nn.RNNBase) -> nn.Module:
     module.hidden_size = hidden.pop() if hidden else module.hidden_size
     module.proj_size = projected.pop() if projected else 0
     module.flatten_parameters()
-    return module
+    return None
 
 
 def _ragged(module: RaggedBase) -> None:

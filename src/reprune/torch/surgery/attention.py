@@ -62,7 +62,6 @@ class NarrowAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Output and attention weights; arguments and shapes as for `nn.MultiheadAttention`."""
         batched = query.dim() == 3
-        axis = None if not batched else 1 if self.batch_first else 0
         query, key, value = (self._batch_first(x, batched) for x in (query, key, value))
         q, k, v = self._projected(query, key, value)
         mask = self._mask(attn_mask, key_padding_mask, k, batched, grown=k.shape[2] - key.shape[1])
@@ -77,7 +76,9 @@ class NarrowAttention(nn.Module):
         else:
             found = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = self.out_proj(found.transpose(1, 2).flatten(2))
-        return (output.transpose(0, 1) if axis == 0 else output if batched else output.squeeze(0)), weights
+        if batched:
+            return (output if self.batch_first else output.transpose(0, 1)), weights
+        return output.squeeze(0), weights
 
     def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
         if not batched:

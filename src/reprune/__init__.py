@@ -8,7 +8,6 @@ The verbs work on PyTorch and Keras models alike; importing reprune imports neit
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from reprune.core.errors import (
     VerificationError,
 )
 from reprune.core.exporting import Comparison, ExportError, ExportReport
+from reprune.core.extras import imported as _imported
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
 from reprune.verbs import (
@@ -100,7 +100,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`reprune.torch`, `reprune.keras` and `reprune.youtube8m` are imported when they are first asked for."""
     if name in _LAZY:
-        return importlib.import_module(f"reprune.{name}")
+        return _imported(f"reprune.{name}")
     raise AttributeError(f"module 'reprune' has no attribute {name!r}")
 
 

@@ -111,7 +111,7 @@ def test_help_imports_no_framework() -> None:
 
 
 def test_inspect(shop: str) -> None:
-    result = runner.invoke(app, ["inspect", "--model", f"{shop}:build", "--example", f"{shop}:batches"])
+    result = runner.invoke(app, ["inspect", "--model", f"{shop}:build", "--batches", f"{shop}:batches"])
     assert result.exit_code == 0, result.output
     assert "lstm:l0" in result.output
     assert "head.weight" in result.output

@@ -60,7 +60,7 @@ def test_methods_that_look_at_labels_or_a_loss(shop: str) -> None:
 
 
 def test_json_and_quiet(shop: str) -> None:
-    found = json.loads(run("inspect", "--model", f"{shop}:build", "--example", f"{shop}:batches", "--json"))
+    found = json.loads(run("inspect", "--model", f"{shop}:build", "--batches", f"{shop}:batches", "--json"))
     assert found["lstm:l0"]["units"] == 8
     assert found["lstm:l0"]["pinned"] is None
     assert "head.weight" in found["lstm:l0"]["read_by"]
@@ -84,7 +84,13 @@ def test_weights_of_torch_save_are_read_safely(shop: str, tmp_path: Path) -> Non
     same = reprune.load(more_shop.build(), "same")
     torch.testing.assert_close(same(more_shop.listed[0]), more_shop.built(more_shop.listed[0]))
     torch.save(more_shop.built, "whole.pt")  # A pickled model is code, which nobody should run from a file.
-    assert "whole.pt does not hold the weights" in run(*words, "--weights", "whole.pt", code=1)
+    assert "Save the weights: torch.save(" in run(*words, "--weights", "whole.pt", code=1)
+    torch.save({"model": {"lstm.weight_ih_l0": torch.zeros(1)}, "epoch": 3}, "part.pt")
+    assert "part.pt does not hold the weights" in run(*words, "--weights", "part.pt", code=1)
+    torch.save({"epoch": 3}, "none.pt")
+    said = run(*words, "--weights", "none.pt", code=1)
+    assert "it lacks" in said
+    assert len(said.splitlines()) == 1
     Path("dense.npz").write_bytes(b"x")
     assert "no format of weights" in run(*words, "--weights", "dense.npz", code=1)
 
@@ -117,3 +123,21 @@ def test_version_and_module() -> None:
     done = subprocess.run([sys.executable, "-m", "reprune", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"reprune {reprune.__version__}"
     assert "Did you mean 'prune'?" in run("pruen", code=2)
+
+
+def test_messages_speak_of_options(shop: str) -> None:
+    words = ["prune", "--model", f"{shop}:build", "--method", "magnitude", "--out", "a"]
+    batches = ["--batches", f"{shop}:batches"]
+    assert "--ratio 1.5 is not a fraction" in run(*words, *batches, "--ratio", "1.5", code=1)
+    assert "--exclude 'lstn' matches no layer" in run(*words, *batches, "--exclude", "lstn", code=1)
+
+
+def test_a_part_of_a_batch_is_said_in_one_line(shop: str) -> None:
+    words = ["prune", "--model", f"{shop}:build", "--batches", f"{shop}:pairs", "--method", "magnitude", "--out", "a"]
+    said = subprocess.run([sys.executable, "-m", "reprune", *words], capture_output=True, text=True)
+    assert said.returncode == 0
+    assert said.stderr.startswith("Warning: ")
+    assert len(said.stderr.splitlines()) == 1
+    assert "--forward MODULE:NAME, a function such as lambda model, batch: model(batch[0])" in said.stderr
+    said = subprocess.run([sys.executable, "-m", "reprune", *words, "--quiet"], capture_output=True, text=True)
+    assert (said.stdout, said.stderr) == ("", "")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reprune.cli.checks import check_installed
 from reprune.cli.commands import Commands, ListCommand
 from reprune.cli.compare import compare_app
 from reprune.cli.deploy import deploy_app
@@ -85,6 +86,12 @@ Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, c
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 
+def _check_trainer(framework: str) -> None:
+    """Of the packages that training needs, the one whose extra brings the others, too."""
+    if framework == "torch":
+        check_installed("lightning")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the models and the report; new or empty.")],
@@ -96,6 +103,7 @@ def demo(
 
     Example: `reprune demo --out demo`
     """
+    _check_trainer("torch")
     from reprune.recipes.video.demo import run_demo
 
     run_demo(out, seed=seed, progress=progress, say=typer.echo)
@@ -154,6 +162,7 @@ def train_youtube8m(
     --out run`
     """
     given = dict(locals())
+    _check_trainer(framework)
     for name in ("out", "resume"):
         del given[name]
     for name in ("train", "validate", "test"):
@@ -225,6 +234,7 @@ def train_language_model(
     --hidden 1500 --epochs 55 --ratio 0.5 --out run`
     """
     given = dict(locals())
+    _check_trainer(framework)
     for name in ("out", "resume", "preset"):
         del given[name]
     from reprune.recipes.language.options import with_preset

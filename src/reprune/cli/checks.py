@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ def check_file(option: str, path: Path) -> None:
 
 
 def check_installed(*modules: str) -> None:
-    """Import what the end of a command needs.
+    """Look for modules that a command needs later on.
 
     Raises:
         ModuleNotFoundError: When it is not installed; `Commands` says what to install.
     """
     for module in modules:
-        importlib.import_module(module)
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def check_takes(found: Any, option: str, reference: str, arguments: Sequence[str]) -> Any:

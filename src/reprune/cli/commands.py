@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from reprune.core.errors import RepruneError
+from reprune.core.extras import lacking
 from reprune.recipes.run.interrupts import stopped_by_user
-
-# What an extra installs that commands import.
-_EXTRAS = {
-    "torch": "train",
-    "keras": "keras",
-    "lightning": "train",
-    "torchmetrics": "train",
-    "tensorboard": "train",
-    "google_crc32c": "youtube8m",
-    "google": "youtube8m",
-    "safetensors": "torch",
-    "jinja2": "report",
-    "matplotlib": "export",
-}
 
 
 class Commands(TyperGroup):
@@ -64,7 +55,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
-            found = super().invoke(ctx)
+            with self._own_warnings():
+                found = super().invoke(ctx)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort):
             raise
@@ -78,9 +70,42 @@ class Commands(TyperGroup):
             if hasattr(error, "format_message") or getattr(error, "errno", None) == errno.EPIPE or self._debug:
                 raise
             _silence_output()
-            typer.echo(f"Error: {_said(error)}", err=True)
+            typer.echo(f"Error: {self._in_options(_said(error))}", err=True)
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
         return found
+
+    @contextmanager
+    def _own_warnings(self) -> Iterator[None]:
+        """Within this context, warnings of reprune are one line each; those of other libraries are for `--debug`."""
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category.__module__.startswith("reprune."):
+                typer.echo(f"Warning: {self._in_options(str(message))}", err=True)
+
+        with warnings.catch_warnings():
+            if not self._debug:
+                warnings.showwarning = show
+            yield
+
+    def _in_options(self, text: str) -> str:
+        """A message of the library in the words of the command line: `ratio=2` is `--ratio 2`."""
+        options: dict[str, str] = {option.name: option.opts[0] for option in _options(self)}
+
+        def said(found: re.Match[str]) -> str:
+            value = found["value"]
+            if value == "lambda ":
+                return f"{options[found['name']]} MODULE:NAME, a function such as {value}"
+            return options[found["name"]] + (f" {value}" if value else "")
+
+        names = "|".join(sorted((name for name in options if name), key=len, reverse=True))
+        return re.sub(rf"(?<![\w.(])(?P<name>{names})=(?P<value>lambda |['\w\[]?)", said, text)
 
 
 class ListCommand(TyperCommand):
@@ -101,6 +126,13 @@ class ListCommand(TyperCommand):
         return rest
 
 
+def _options(command: Any) -> Iterator[Any]:
+    """The options of a command and of all below it."""
+    yield from (parameter for parameter in command.params if parameter.opts[0].startswith("--"))
+    for below in getattr(command, "commands", {}).values():
+        yield from _options(below)
+
+
 def _usage(error: Any) -> int:
     """Say what was not understood; returns the exit code."""
     context, message = getattr(error, "ctx", None), " ".join(error.format_message().split())
@@ -117,9 +149,9 @@ def _said(error: Exception) -> str:
     if isinstance(error, RepruneError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        package = str(error.name).split(".")[0]
-        if package in _EXTRAS:
-            return f"this needs {package}: pip install 'reprune[{_EXTRAS[package]}]'"
+        advice = lacking(error.name, "This command")
+        if advice:
+            return advice
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"

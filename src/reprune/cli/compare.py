@@ -7,7 +7,16 @@ from typing import Annotated, cast
 
 import typer
 
-from reprune.cli.options import ForwardOption, LabelsOption, LossOption, ModelOption, Of, ScopeOption, Seed
+from reprune.cli.options import (
+    BatchesOrData,
+    ForwardOption,
+    LabelsOption,
+    LossOption,
+    ModelOption,
+    Of,
+    ScopeOption,
+    Seed,
+)
 from reprune.cli.references import build, function, value
 from reprune.core.budget.cost import Measure
 from reprune.core.errors import RepruneError
@@ -19,9 +28,7 @@ compare_app = typer.Typer(rich_markup_mode="markdown")
 @compare_app.command("compare")
 def compare_command(
     model: ModelOption,
-    data: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns some.")
-    ],
+    batches: BatchesOrData,
     evaluate: Annotated[str, typer.Option(metavar="MODULE:NAME", help="A function of a model that returns a number.")],
     out: Annotated[Path, typer.Option(help="Folder for the numbers, the table and the plot.")] = Path("comparison"),
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "reconstruct,iss-gm,magnitude,random",
@@ -48,7 +55,8 @@ def compare_command(
 ) -> None:
     """Measure methods over a grid of ratios; the same command goes on where it was interrupted.
 
-    Example: `reprune compare --model shop.models:trained --data shop.data:batches --evaluate shop.data:score --out cmp`
+    Example: `reprune compare --model shop.models:trained --batches shop.data:batches --evaluate shop.data:score
+    --out cmp`
     """
     from reprune.recipes.compare import compare
     from reprune.recipes.run.folder import held
@@ -66,7 +74,7 @@ def compare_command(
             score = function("--evaluate", evaluate, "a model")
             cells = compare(
                 build(model),
-                value(data),
+                value(batches),
                 score,
                 out,
                 methods=[name.strip() for name in methods.split(",")],

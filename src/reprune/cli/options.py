@@ -11,6 +11,11 @@ from reprune.core.layers import SCOPES
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="MODULE:NAME", help="A function that builds the dense model, or the model.")
 ]
+_BATCHES: dict[str, str] = {"metavar": "MODULE:NAME", "help": "Calibration batches, or a function that returns them."}
+BatchesOption = Annotated[str, typer.Option("--batches", **_BATCHES)]
+# What commands called it before all called it the same.
+BatchesOrData = Annotated[str, typer.Option("--batches", "--data", **_BATCHES)]
+BatchesOrExample = Annotated[str, typer.Option("--batches", "--example", **_BATCHES)]
 Of = Annotated[str, typer.Option(metavar="units|parameters|macs", help="What the fraction is of.")]
 ScopeOption = Annotated[
     str,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,8 @@ import typer
 from reprune.cli.checks import check_file
 from reprune.cli.commands import ListCommand
 from reprune.cli.options import (
+    BatchesOption,
+    BatchesOrExample,
     ForwardOption,
     JsonOption,
     LabelsOption,
@@ -36,22 +40,20 @@ Layers = Annotated[
 @prune_app.command("inspect")
 def inspect_command(
     model: ModelOption,
-    example: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Batches, or a function that returns some; the first is used.")
-    ],
+    batches: BatchesOrExample,
     scope: ScopeOption = "recurrent",
     forward: ForwardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which layers can be pruned, what reads them, and why a layer has to stay.
 
-    Example: `reprune inspect --model shop.models:build --example shop.data:batches`
+    Example: `reprune inspect --model shop.models:build --batches shop.data:batches`
     """
     import reprune
 
     found = reprune.inspect(
         build(model),
-        value(example),
+        value(batches),
         scope=checked_scope(scope),
         forward=function("--forward", forward, "model", "batch"),
     )
@@ -61,9 +63,7 @@ def inspect_command(
 @prune_app.command("prune", cls=ListCommand)
 def prune_command(
     model: ModelOption,
-    batches: Annotated[
-        str, typer.Option(metavar="MODULE:NAME", help="Calibration batches, or a function that returns them.")
-    ],
+    batches: BatchesOption,
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, plan.json and report.html.")],
     weights: Annotated[
         Path | None,
@@ -122,7 +122,6 @@ def prune_command(
     """
     from reprune.recipes.prune import Timing, prune_to
     from reprune.recipes.run.folder import held
-    from reprune.verbs.progress import hidden
 
     options: dict[str, Any] = {"ratio": ratio, "of": of, "method": method, "min_units": min_units, "seed": seed}
     options |= {"include": include or [], "exclude": exclude or [], "uniform": uniform, "scope": scope}
@@ -130,7 +129,7 @@ def prune_command(
     _check_method(method, labels, loss)
     if latency_table is not None and not latency_table.exists():
         check_file("--latency-table", latency_table)
-    with held(out), hidden() if quiet else nullcontext():
+    with held(out), _silent() if quiet else nullcontext():
         timing = Timing(None if example is None else value(example), runtime, threads, latency_table)
         options |= {
             "labels": function("--labels", labels, "batch"),
@@ -144,6 +143,16 @@ def prune_command(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     elif not quiet:
         typer.echo(f"{result}\n\nWritten to {out}: model.safetensors, plan.json, report.html")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within this context, neither bars nor warnings are shown."""
+    from reprune.verbs.progress import hidden
+
+    with hidden(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_method(name: str, labels: str | None, loss: str | None) -> None:

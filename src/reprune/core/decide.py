@@ -290,7 +290,7 @@ def _nothing_left(structure: Structure) -> UnsupportedModelError:
 
 def _pin_all_but(structure: Structure, sets: Sequence[Sequence[tuple[str, ...]]]) -> Structure:
     free = {name for entry in sets for group in entry for name in group}
-    pin = Pin(Site("exclude", ""), "excluded, or coupled with a layer that is")
+    pin = Pin(Site("include, exclude", ""), "excluded by your globs, or coupled with such a layer")
     layers = {
         name: layer if name in free or layer.pin is not None else replace(layer, pin=pin)
         for name, layer in structure.layers.items()

@@ -5,8 +5,15 @@ A message says what was wrong, where (layer path, file and byte offset, source l
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+_PACKAGE = str(Path(__file__).parent.parent)
 
 
 class RepruneError(Exception):
@@ -73,6 +80,19 @@ class CalibrationWarning(UserWarning):
 
 class PlanWarning(UserWarning):
     """A plan is applied to other weights than it was made from."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn of what the caller gave, at the line of his program that called reprune."""
+    frame: FrameType | None = sys._getframe()
+    level = 1
+    for depth in count(1):
+        if frame is None:
+            break
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            level = depth + 1
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

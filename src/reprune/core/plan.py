@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reprune.core.budget.cost import MEASURES, Measure
 from reprune.core.budget.latency import LatencyTable
-from reprune.core.errors import PlanError, PlanWarning
+from reprune.core.errors import PlanError, PlanWarning, warn
 from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import Consumer, Layer, Structure
 from reprune.core.structure_checks import check_known, check_structure
@@ -42,7 +41,7 @@ class Diagnostics:
     spectra: Mapping[str, list[float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Which units stay.
 
@@ -94,6 +93,10 @@ class Plan:
             self.latency.check_model(self.structure.counts())
         elif self.of == "latency":
             raise PlanError("of='latency' needs the latency table that the plan was made from.")
+
+    def __repr__(self) -> str:
+        stay, units = sum(self.counts().values()), sum(self.structure.counts().values())
+        return f"Plan({self.method}: {stay} of {units} units stay in {len(self.kept)} layers)"
 
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""
@@ -174,11 +177,10 @@ class Plan:
                 "loaded, or of another run). Plan again on this model, or cut without corrections: "
                 "apply(model, plan, compensate=False)."
             )
-        warnings.warn(
+        warn(
             "This plan was made from other weights than this model has, so that it may remove units that matter here. "
             "Plan again on this model, or cut knowingly: apply(model, plan, compensate=False).",
             PlanWarning,
-            stacklevel=4,
         )
 
     def to_json(self) -> str:

@@ -15,7 +15,7 @@ Blocks = Sequence[Sequence[str]]
 
 def held_back(structure: Structure, exclude: Sequence[str]) -> dict[str, Pin]:
     """Pins of the layers that must stay: those the trace found, and those that a glob of `exclude` matches."""
-    held = {name: Pin(Site("exclude", ""), "excluded") for name in excluded(structure, exclude)}
+    held = {name: Pin(Site("include, exclude", ""), "excluded by your globs") for name in excluded(structure, exclude)}
     return {**held, **{name: layer.pin for name, layer in structure.layers.items() if layer.pin is not None}}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import reprune
@@ -89,7 +90,8 @@ def prune_to(
             (_load_keras if is_keras else _load_torch)(model, weights)
         except Exception as error:
             # Each framework and each format has its own errors for a file that is damaged or of another model.
-            raise RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {error}") from None
+            said = " ".join(str(error).split()).rstrip(".")
+            raise RepruneError(f"{weights} does not hold the weights of {type(model).__name__}: {said}.") from None
     if not is_keras and hasattr(model, "eval"):
         model.eval()
     table = None
@@ -112,21 +114,42 @@ def prune_to(
 
 
 def _load_torch(model: Any, path: Path) -> None:
-    if path.suffix in (".pt", ".pth", ".bin"):
-        import torch
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        # Training scripts often keep more than the weights.
-        model.load_state_dict(state.get("state_dict", state))
-        return
-    if path.suffix != ".safetensors":
+        state: Mapping[str, Any] = load_file(path)
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        state = _saved_by_torch(path, model)
+    else:
         raise ValueError(
             f"{path.suffix or 'a file without ending'} is no format of weights that is known here; give "
             ".safetensors, or .pt with a state dict"
         )
-    from safetensors.torch import load_model
+    found, own = model.load_state_dict(state, strict=False), model.state_dict(keep_vars=True)
+    # Of tied weights, safetensors keeps one.
+    held = {id(value) for name, value in own.items() if name in state}
+    missing = [name for name in found.missing_keys if id(own.get(name)) not in held]
+    for names, said in ((missing, "it lacks"), (found.unexpected_keys, "the model has nothing called")):
+        if names:
+            raise ValueError(f"{said} {', '.join(names[:4])}" + f" and {len(names) - 4} more" * (len(names) > 4))
 
-    load_model(model, str(path))
+
+def _saved_by_torch(path: Path, model: Any) -> Mapping[str, Any]:
+    """The state dict of a file, or the one in a checkpoint that holds most of the model's names."""
+    import torch
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise ValueError(
+            "it is no file of tensors alone; what else is pickled is not opened, as that can run any code. Save the "
+            "weights: torch.save(model.state_dict(), 'weights.pt')"
+        ) from None
+    wanted = set(model.state_dict())
+    inside = [saved, *(saved.values() if isinstance(saved, Mapping) else ())]
+    return max(
+        (each for each in inside if isinstance(each, Mapping)), key=lambda each: len(wanted & set(each)), default={}
+    )
 
 
 def _load_keras(model: Any, path: Path) -> None:

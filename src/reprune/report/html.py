@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reprune.core.answers.answers import POOR, Fidelity
 from reprune.core.errors import RepruneError
+from reprune.core.extras import lacking
 from reprune.core.methods import get_method
 from reprune.core.plan import Plan
 from reprune.core.saving.files import replacing
@@ -146,7 +147,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
-        raise RepruneError("The HTML report needs jinja2: pip install 'reprune[report]'.") from None
+        raise RepruneError(lacking("jinja2", "The HTML report")) from None
     environment = Environment(
         loader=PackageLoader("reprune.report", ""),
         autoescape=True,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _PANEL, _BAR = 760, 240, 150
+# A phone shows all of this at nearly its own size.
+_WIDTH, _PANEL, _BAR = 420, 96, 230
 _STYLE = (
     "<style>text{fill:#1a2230}.soft{fill:#566174}.dense{fill:#9aa5b5}.pruned{fill:#2166ac}"
     "@media(prefers-color-scheme:dark){text{fill:#e8ecf2}.soft{fill:#a3afc0}.pruned{fill:#6cb0f0}}</style>"
@@ -32,27 +33,38 @@ class Panel:
     note: str
 
 
-def picture(panels: Sequence[Panel], caption: str) -> str:
-    """A self-contained SVG image, readable on light and dark pages.
+def picture(panels: Sequence[Panel], caption: Sequence[str]) -> str:
+    """A self-contained SVG image, readable on light and dark pages and on phones.
+
+    Args:
+        panels: What is compared, one below the other.
+        caption: Lines of some 60 letters below them.
 
     Example:
-        >>> picture([Panel("Size", 2.0, 0.5, "MB", "4 times smaller")], "A model").startswith("<svg")
+        >>> picture([Panel("Size", 2.0, 0.5, "MB", "4 times smaller")], ["A model"]).startswith("<svg")
         True
     """
-    parts = [_panel(panel, 20 + index * _PANEL) for index, panel in enumerate(panels)]
+    end = _PANEL * len(panels) + 14
+    height = end + 18 * len(caption)
+    lines = "".join(
+        f'<text class="soft" x="4" y="{end + 18 * row}" font-size="13">{escape(line)}</text>'
+        for row, line in enumerate(caption)
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} 170" font-family="system-ui, sans-serif" '
-        f'font-size="13" role="img" aria-label="{escape(caption)}">{_STYLE}{"".join(parts)}'
-        f'<text class="soft" x="20" y="160" font-size="12">{escape(caption)}</text></svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
+        f'font-family="system-ui, sans-serif" font-size="14" role="img" aria-label="{escape(" ".join(caption))}">'
+        f"{_STYLE}{''.join(_panel(panel, _PANEL * row) for row, panel in enumerate(panels))}{lines}</svg>\n"
     )
 
 
-def _panel(panel: Panel, x: float) -> str:
+def _panel(panel: Panel, top: int) -> str:
     largest = max(panel.dense, panel.pruned)
-    parts = [f'<text x="{x}" y="24" font-size="16" font-weight="600">{escape(panel.title)}</text>']
+    note = f'<tspan class="soft" font-size="14" font-weight="400" dx="8">{escape(panel.note)}</tspan>'
+    parts = [f'<text x="4" y="{top + 20}" font-size="16" font-weight="600">{escape(panel.title)}{note}</text>']
     for row, (name, value) in enumerate((("dense", panel.dense), ("pruned", panel.pruned))):
-        y = 42 + 32 * row
+        y = top + 30 + 26 * row
         width = max(_BAR * value / largest, 1.0)
-        parts.append(f'<rect class="{name}" x="{x}" y="{y}" width="{width:.1f}" height="22" rx="3"/>')
-        parts.append(f'<text x="{x + width + 6:.1f}" y="{y + 16}">{value:.3g} {escape(panel.unit)}</text>')
-    return "".join([*parts, f'<text class="soft" x="{x}" y="126">{escape(panel.note)}</text>'])
+        parts.append(f'<rect class="{name}" x="4" y="{y}" width="{width:.1f}" height="20" rx="3"/>')
+        said = " ".join(word for word in (name, f"{value:.3g}", panel.unit) if word)
+        parts.append(f'<text x="{width + 12:.1f}" y="{y + 15}">{escape(said)}</text>')
+    return "".join(parts)

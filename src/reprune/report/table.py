@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
+from typing import NamedTuple
 
 from rich.box import Box
 from rich.console import Console
@@ -55,15 +56,14 @@ def render_table(plan: Plan, width: int | None = None, fidelity: Fidelity | None
             zip(*((row.units, row.parameters, row.macs) for row in layers), strict=True), totals, strict=True
         )
     ]
-    headers = ["Layer", *(["Group"] if grouped else []), "Units", "Parameters", "MACs per time step"]
-    table = _table(headers, left=1 + grouped)
-    for index, row in enumerate(layers):
-        marks = [" ".join(row.groups)] if grouped else []
-        table.add_row(*_texts([names[index], *marks, *(column[index] for column in columns)]))
-    table.add_section()
-    blank = [""] * grouped
-    table.add_row(*_texts(["whole model", *blank, *(column[-1] for column in columns)]))
-    table.add_row(*_texts(["removed", *blank, *(percent(total.removed) for total in totals)]))
+    shown = [_Column("Layer", [*names, "whole model", "removed"], foldable=True)]
+    if grouped:
+        shown.append(_Column("Group", [*(" ".join(row.groups) for row in layers), "", ""]))
+    shown += [
+        _Column(header, [*cells, percent(total.removed)], right=True)
+        for header, cells, total in zip(("Units", "Parameters", "MACs per time step"), columns, totals, strict=True)
+    ]
+    table = _table(shown, width, rule=len(layers))
     title = f"{plan.method}: {percent(numbers.achieved)} of {_measure(plan)} removed, {percent(plan.ratio)} asked for"
     notes = _notes(plan.structure.layers.values(), numbers.groups)
     removed = plan.removed()
@@ -85,15 +85,24 @@ def render_structure(structure: Structure, width: int | None = None, made_plain:
         made_plain: Weights that the model computes and that its pruned one will hold as plain values.
     """
     groups = coupled_groups(structure)
-    headers = ["Layer", "Cell", "Units", "Can be pruned", *(["Group"] if groups else []), "Read by"]
-    table = _table(headers, left=2)
-    for column in table.columns[3:]:
-        column.justify = "left"
-    for name, layer in structure.layers.items():
-        marks = [" ".join(group.label for group in groups if name in group.layers)] if groups else []
-        able = "no" if layer.pin else "approximately" if layer.approximate else "yes"
-        readers = ", ".join(readers_of(structure, name)) or "no weight"
-        table.add_row(*_texts([name, layer.cell, count(layer.units), able, *marks, readers]))
+    layers = structure.layers
+    table = _table(
+        [
+            _Column("Layer", list(layers), foldable=True),
+            _Column("Cell", [layer.cell for layer in layers.values()]),
+            _Column("Units", [count(layer.units) for layer in layers.values()], right=True),
+            _Column("Can be pruned", [_able(layer) for layer in layers.values()]),
+            *(
+                [_Column("Group", [" ".join(g.label for g in groups if name in g.layers) for name in layers])]
+                if groups
+                else []
+            ),
+            _Column(
+                "Read by", [", ".join(readers_of(structure, name)) or "no weight" for name in layers], foldable=True
+            ),
+        ],
+        width,
+    )
     whole, free = len(structure.layers), len(structure.prunable)
     units = sum(structure.layers[name].units for name in structure.prunable)
     kind = "layers" if any(layer.cell in WIDTHS for layer in structure.layers.values()) else "recurrent layers"
@@ -157,11 +166,65 @@ def _notes(layers: Iterable[Layer], groups: Sequence[Group]) -> list[tuple[str, 
     return notes
 
 
-def _table(headers: Sequence[str], left: int) -> Table:
+# Between two columns: the padding, and the place of a line.
+_GAP = 3
+
+
+class _Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        header: What stands above it.
+        cells: What stands in it.
+        right: Whether cells end at one line, as numbers do.
+        foldable: Whether cells may be broken anywhere, as names may.
+    """
+
+    header: str
+    cells: Sequence[str]
+    right: bool = False
+    foldable: bool = False
+
+    def sizes(self, width: int) -> tuple[int, int, int]:
+        """How wide it wants to be, may be without a broken cell, and may be without a broken word."""
+        cell = max(map(len, self.cells), default=0)
+        header, word = (max(map(len, [*" ".join(text).split(), ""])) for text in ([self.header], self.cells))
+        if self.foldable:
+            cell = word = min(cell, width // 3)
+        return max(len(self.header), *map(len, self.cells)), max(header, cell), max(header, word)
+
+
+def _table(columns: Sequence[_Column], width: int | None, rule: int = 0) -> Table:
+    """A table, with a rule below as many rows; where it is too narrow for its words, its last columns are left out."""
+    width = width or _terminal()
     table = Table(box=_RULES, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    for index, header in enumerate(headers):
-        table.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+    sizes = _fitting([column.sizes(width) for column in columns], width)
+    for column, size in zip(columns, sizes, strict=False):
+        table.add_column(
+            Text(column.header), "", justify="right" if column.right else "left", overflow="fold", width=size
+        )
+    for index, row in enumerate(zip(*(column.cells for column in columns[: len(sizes)]), strict=True), 1):
+        table.add_row(*_texts(row), end_section=index == rule)
     return table
+
+
+def _fitting(sizes: Sequence[tuple[int, int, int]], width: int) -> list[int]:
+    """Widths of as many columns as fit, cells unbroken if there is room for that, from what each wants and may have."""
+    choices = ([size[kind] for size in sizes[:shown]] for shown in range(len(sizes), 0, -1) for kind in (1, 2))
+    found = next((least for least in choices if sum(least) + _GAP * (len(least) - 1) <= width), [width])
+    spare = width - sum(found) - _GAP * (len(found) - 1)
+    for index, size in enumerate(found):
+        more = min(max(sizes[index][0] - size, 0), spare)
+        found[index], spare = size + more, spare - more
+    return found
+
+
+def _able(layer: Layer) -> str:
+    return "no" if layer.pin else "approximately" if layer.approximate else "yes"
+
+
+def _terminal() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def _texts(cells: Iterable[str]) -> list[Text]:
@@ -172,7 +235,7 @@ def _texts(cells: Iterable[str]) -> list[Text]:
 def _render(title: Text, table: Table, notes: Sequence[tuple[str, str]], width: int | None) -> str:
     console = Console(
         file=StringIO(),
-        width=width or shutil.get_terminal_size((100, 24)).columns,
+        width=width or _terminal(),
         color_system=None,
         force_terminal=False,
         legacy_windows=False,

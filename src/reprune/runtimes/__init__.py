@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from reprune.core.exporting import EightBits, ExportError
+from reprune.core.extras import lacking
 
 RUNTIMES = {
     ".onnx": "onnxruntime",
@@ -73,7 +74,7 @@ def running(runtime: str, inputs: Sequence[NDArray[Any]]) -> Iterator[None]:
         raise ExportError(f"{runtime} cannot run the file on {given}: {error}") from error
 
 
-def need(module: str, package: str, purpose: str) -> Any:
+def need(module: str, purpose: str) -> Any:
     """Import an optional module.
 
     Raises:
@@ -84,4 +85,4 @@ def need(module: str, package: str, purpose: str) -> Any:
     except ImportError as error:
         if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise ExportError(f"{purpose} needs {package}: pip install {package}") from None
+        raise ExportError(lacking(module, purpose) or f"{purpose} needs {module}") from None

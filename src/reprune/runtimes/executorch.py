@@ -17,11 +17,11 @@ class ExecuTorchRunner:
     """A `.pte` file in ExecuTorch."""
 
     def __init__(self, path: Path) -> None:
-        self._torch = need("torch", "torch", "Running .pte files")
+        self._torch = need("torch", "Running .pte files")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The binding announces that it is experimental.
-            runtime = need("executorch.runtime", "executorch", "Running .pte files")
-            need("executorch.extension.pybindings.portable_lib", "executorch", "Running .pte files")
+            runtime = need("executorch.runtime", "Running .pte files")
+            need("executorch.extension.pybindings.portable_lib", "Running .pte files")
         try:
             # The program is memory-mapped: it must live as long as its method.
             self._program = runtime.Runtime.get().load_program(path)

@@ -19,7 +19,7 @@ class LiteRtRunner:
     """A `.tflite` file in LiteRT's interpreter; inputs are resized to the arrays given."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        interpreter = need("ai_edge_litert.interpreter", "ai-edge-litert", "Running .tflite files")
+        interpreter = need("ai_edge_litert.interpreter", "Running .tflite files")
         try:
             self._interpreter = interpreter.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
@@ -100,7 +100,7 @@ def _weights(path: Path) -> list[tuple[Any, int]]:
 
 
 def _interpreter(path: Path) -> Any:
-    interpreter = need("ai_edge_litert.interpreter", "ai-edge-litert", "Reading .tflite files")
+    interpreter = need("ai_edge_litert.interpreter", "Reading .tflite files")
     kinds = interpreter.OpResolverType
     # Without delegates, which would take operators out of the list.
     return interpreter.Interpreter(

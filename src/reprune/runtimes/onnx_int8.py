@@ -31,8 +31,8 @@ def quantise(path: Path, way: str = "dynamic", batches: Sequence[Sequence[Any]] 
             of activations, between `QuantizeLinear` and `DequantizeLinear` nodes; all recurrent layers are written out.
         batches: For `static`: inputs of the file, in its order.
     """
-    tool = need("onnxruntime.quantization", "onnxruntime", "int8=")
-    onnx = need("onnx", "onnx", "int8=")
+    tool = need("onnxruntime.quantization", "int8=")
+    onnx = need("onnx", "int8=")
     proto = onnx.load(str(path))
     static = way == "static"
 

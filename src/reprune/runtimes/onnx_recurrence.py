@@ -25,7 +25,7 @@ def write_out(proto: Any, wanted: Callable[[Any, int], bool], *, static: bool) -
         wanted: Tells for a node and its number of units whether to replace it.
         static: Quantise the state before its product with a fixed range, else with that of each step.
     """
-    onnx = need("onnx", "onnx", "int8=")
+    onnx = need("onnx", "int8=")
     weights = {weight.name: weight for weight in proto.graph.initializer}
     nodes, refused = [], []
     for node in proto.graph.node:
@@ -55,7 +55,7 @@ def _inputs(proto: Any) -> set[str]:
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:
-    onnx = need("onnx", "onnx", "int8=")
+    onnx = need("onnx", "int8=")
     return next((onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
 
 

@@ -26,7 +26,7 @@ class OnnxRunner:
     """
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        ort = need("onnxruntime", "onnxruntime", "Running .onnx files")
+        ort = need("onnxruntime", "Running .onnx files")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # What fails is raised.
         if threads is not None:
@@ -57,7 +57,7 @@ def open_file(path: Path, threads: int | None) -> OnnxRunner:
 
 def count_eight_bits(path: Path) -> EightBits:
     """What an `.onnx` file holds in 8 bits: weights, and activations between two conversions."""
-    onnx = need("onnx", "onnx", "int8=")
+    onnx = need("onnx", "int8=")
     proto = onnx.load(str(path))
     small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     numbers = (*small, onnx.TensorProto.FLOAT, onnx.TensorProto.INT32)

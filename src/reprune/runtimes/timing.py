@@ -278,7 +278,7 @@ def first_call(report: ExportReport, arrays: Sequence[Any]) -> list[Any]:
 
 def _onnx_builder(folder: Path, threads: int, *, int8: bool) -> Build:
     """Layers as single operators of ONNX Runtime; their files pass through a folder."""
-    onnx = need("onnx", "onnx", "Measuring latency in ONNX Runtime")
+    onnx = need("onnx", "Measuring latency in ONNX Runtime")
 
     def build(sizes: Sizes) -> Call:
         path = folder / "layer.onnx"

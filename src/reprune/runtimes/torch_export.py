@@ -17,8 +17,8 @@ class ProgramRunner:
     """A `.pt2` file; it needs PyTorch, but neither the model's class nor its dense form."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        self._torch = need("torch", "torch", "Running .pt2 files")
-        self._tree = need("torch.utils._pytree", "torch", "Running .pt2 files")
+        self._torch = need("torch", "Running .pt2 files")
+        self._tree = need("torch.utils._pytree", "Running .pt2 files")
         self._threads = threads
         try:
             self._program = self._torch.export.load(path)
@@ -43,7 +43,7 @@ def pytorch_threads(number: int | None) -> Iterator[None]:
     Args:
         number: How many; None leaves it at what it is.
     """
-    torch = need("torch", "torch", "Counting PyTorch's threads")
+    torch = need("torch", "Counting PyTorch's threads")
     before = torch.get_num_threads()
     try:
         if number is not None:

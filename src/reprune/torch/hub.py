@@ -16,7 +16,7 @@ from reprune.runtimes import need
 from reprune.torch.weights import load_pruned, load_weights, save_weights
 from reprune.verbs.result import Result
 
-_hub: Any = need("huggingface_hub", "huggingface_hub", "reprune.torch.hub")
+_hub: Any = need("huggingface_hub", "reprune.torch.hub")
 
 
 class PrunedHubMixin(_hub.PyTorchModelHubMixin):  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from reprune.core.errors import UnsupportedModelError, keras_2_error
 from reprune.core.evidence.class_moments import ClassMoments
 from reprune.core.evidence.passes import Forward, Labels, Loss
 from reprune.core.evidence.readings import Axis, Statistics
+from reprune.core.extras import imported
 from reprune.core.layers import Pin, Scope, Structure
 from reprune.core.plan import Plan
 
@@ -196,8 +196,10 @@ def adapter_of(model: Any) -> Adapter:
     """
     for framework, (kind, path) in ADAPTERS.items():
         if framework in sys.modules and isinstance(model, attrgetter(kind)(sys.modules[framework])):
-            return cast(Adapter, importlib.import_module(path))
+            return cast(Adapter, imported(path))
     name = f"{type(model).__module__}.{type(model).__name__}"
     if name.startswith("tf_keras."):
         raise keras_2_error(name)
-    raise UnsupportedModelError(f"{name} is neither a torch.nn.Module nor a keras.Model.")
+    raise UnsupportedModelError(
+        f"{name} is neither a torch.nn.Module nor a keras.Model: give the model itself, with its weights loaded."
+    )

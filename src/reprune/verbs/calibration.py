@@ -91,8 +91,7 @@ class Calibration(Generic[Model]):
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
             raise StatisticsError(
-                f"method={method!r} needs what this calibration lacks: name it in methods=[…], and calibrate with "
-                f"{given}."
+                f"method={method!r} looks at what was not gathered: give {given}, and the method among methods=."
             )
         table = (latency or self._measured()) if request.needs_table else None
         excluded = left_out(self.structure, include, exclude)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,7 +42,7 @@ class Result(Generic[Model]):
         return render_table(self.plan, fidelity=self.fidelity)
 
     def to_dict(self) -> dict[str, Any]:
-        """What was removed, as plain data: units of every layer, and the whole model's numbers, before and after."""
+        """What was removed, as plain data: units of every layer and the whole model's numbers, before and after."""
         numbers = overview(self.plan)
         return {
             "method": self.plan.method,
@@ -50,13 +50,14 @@ class Result(Generic[Model]):
             "of": self.plan.of,
             "layers": {row.name: [row.units.before, row.units.after] for row in numbers.layers},
             **{
-                name: [change.before, change.after]
+                name: [_plain(change.before), _plain(change.after)]
                 for name, change in (
                     ("units", numbers.units),
                     ("parameters", numbers.parameters),
                     ("macs", numbers.macs),
                 )
             },
+            "fidelity": None if self.fidelity is None else asdict(self.fidelity),
         }
 
     def _repr_html_(self) -> str:
@@ -86,6 +87,11 @@ class Result(Generic[Model]):
                 REPORT: lambda path: write_report(path, self.plan, summary, self.fidelity),
             },
         )
+
+
+def _plain(value: float) -> float:
+    """A count as the whole number that it is; MACs per step may be a fraction."""
+    return int(value) if value == int(value) else value
 
 
 def load(dense_model: Model, directory: str | Path) -> Model:

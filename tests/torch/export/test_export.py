@@ -289,5 +289,5 @@ def test_a_missing_converter_is_named(tmp_path: Path) -> None:
     try:
         import executorch  # noqa: F401
     except ImportError:
-        with pytest.raises(ExportError, match="pip install executorch"):
+        with pytest.raises(ExportError, match=r"needs executorch: pip install 'reprune\[executorch\]'"):
             export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.pte")

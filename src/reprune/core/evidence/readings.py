@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.core.errors import CalibrationWarning
+from reprune.core.errors import CalibrationWarning, warn
 from reprune.core.evidence.moments import Moments, to_numpy
 from reprune.core.layers import Consumer, Slot, Structure
 
@@ -266,12 +265,11 @@ def _warn_if_few(found: Sequence[Reading]) -> None:
     few = [reading for reading in found if reading.rows < reading.slot.size]
     if few:
         worst = min(few, key=lambda reading: reading.rows / reading.slot.size)
-        warnings.warn(
+        warn(
             f"{len(few)} of {len(found)} consumers were calibrated on fewer rows than they have features; "
             f"{worst.slot.tensor} read {worst.rows} rows of {worst.slot.size} features. Give more batches: about ten "
             "rows per feature.",
             CalibrationWarning,
-            stacklevel=4,
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.core.errors import RepruneError
+from reprune.core.extras import lacking
 
 _KIND = "crc32c"
 
@@ -69,7 +70,7 @@ def _extended(state: int, array: NDArray[np.generic]) -> int:
     try:
         import google_crc32c
     except ModuleNotFoundError:
-        raise RepruneError("Digests need google-crc32c: pip install google-crc32c") from None
+        raise RepruneError(lacking("google_crc32c", "Saving a model")) from None
     return int(google_crc32c.extend(state, array)) if array.size else state
 
 

@@ -23,12 +23,12 @@ def settled(job: Job, way: str | None) -> Job:
 
 def write(job: Job, path: Path, way: str | None, calibration: Sequence[Sequence[Any]]) -> list[str]:
     """Write a job as `.onnx`, or quantise the file that is there; returns notes."""
-    onnx = need("onnx", "onnx", "Exporting to .onnx")
+    onnx = need("onnx", "Exporting to .onnx")
     if way is not None:
         part, left = quantise(path, way, calibration)
         part.replace(path)
         return left
-    tool = need("tf2onnx", "tf2onnx", "Exporting Keras models to .onnx")
+    tool = need("tf2onnx", "Exporting Keras models to .onnx")
     function = job.function()
     with opaque_loops(job.model) as handlers:
         tool.convert.from_function(
@@ -45,7 +45,7 @@ def write(job: Job, path: Path, way: str | None, calibration: Sequence[Sequence[
 
 def describe(job: Job, path: Path, outputs: dict[str, Any], pairs: Sequence[Any]) -> None:
     """Name inputs, outputs, axes and states in the file as the report does."""
-    onnx = need("onnx", "onnx", "Exporting to .onnx")
+    onnx = need("onnx", "Exporting to .onnx")
     proto = onnx.load(str(path))
     renamed = {}
     for ports, named in (

@@ -86,9 +86,9 @@ def overview_picture(summaries: Mapping[str, Mapping[str, Any]], speed: Comparis
         [
             Panel("Size", large, small, "MB", f"{large / small:.1f} times smaller"),
             Panel("Time for one video", slow, fast, "ms", f"{slow / fast:.1f} times as fast"),
-            Panel("Quality (1 is perfect)", dense["gap"], pruned["gap"], "", "GAP@20, after fine-tuning"),
+            Panel("Quality", dense["gap"], pruned["gap"], "", "GAP@20 after fine-tuning; 1 is perfect"),
         ],
-        f"reprune demo: {name} of the hidden units removed; {RUNTIMES[runtime]}, one thread of a CPU",
+        [f"reprune demo: {name} of the hidden units removed", f"{RUNTIMES[runtime]}, one thread of a CPU"],
     )
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import nn
 
@@ -86,7 +85,9 @@ class Captured:
             return int(expression)
         if expression in self.symbols.values():
             return self.axis_name(expression)
-        names = {symbol: sympy.Symbol(self.axis_name(symbol)) for symbol in self.symbols.values() if symbol.is_symbol}
+        from sympy import Symbol  # Takes longer to import than all of reprune: only who exports waits for it.
+
+        names = {symbol: Symbol(self.axis_name(symbol)) for symbol in self.symbols.values() if symbol.is_symbol}
         return str(expression.subs(names))
 
     @property
@@ -100,9 +101,11 @@ class Captured:
 
     def value(self, symbol: Any) -> int:
         """The size that a symbol had in the trace."""
+        from sympy import solve
+
         axis = min(self.bases[symbol], key=lambda axis: self.symbols[axis] != symbol)
         size = self.example.tensors[axis[0]].shape[axis[1]]
-        return int(sympy.solve(self.symbols[axis] - size, symbol)[0])
+        return int(solve(self.symbols[axis] - size, symbol)[0])
 
     def resized(self, values: Mapping[Any, int]) -> Example:
         """The example in other sizes: values of symbols; all others as they are."""

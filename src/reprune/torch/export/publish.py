@@ -75,8 +75,8 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         form: The format.
         options: The caller's.
     """
-    for module, package in form.needs:
-        need(module, package, f"Exporting PyTorch models to {path.suffix}")
+    for module in form.needs:
+        need(module, f"Exporting PyTorch models to {path.suffix}")
     plain = model
     model, inputs, states, notes = _stateful(model, inputs, options.streaming)
     sizes = Sizes(

@@ -6,7 +6,6 @@ batch is given as it is; if that fails, its parts are, largest first.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reprune.core.errors import BatchError, BatchWarning
+from reprune.core.errors import BatchError, BatchWarning, warn
 from reprune.core.evidence.passes import Forward
 from reprune.torch.tracing.location import of_error
 from reprune.torch.tracing.running.calling import call, is_row
@@ -44,11 +43,10 @@ def accepted(model: nn.Module, example: Any, forward: Forward | None = None) -> 
     if forward is None:
         for way in _ways(example):
             if _failure(model, example, way.forward) is None:
-                warnings.warn(
+                warn(
                     f"{type(model).__name__} does not take a whole batch ({_shown(example)}). A part of it is given: "
                     f"forward={way.code}. Pass that as forward= if it is what you want, or another one.",
                     BatchWarning,
-                    stacklevel=4,
                 )
                 return way.forward
     raise BatchError(_message(model, example, forward, error)) from error

@@ -167,7 +167,7 @@ def _written(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -
 def _widths(model: nn.Module) -> str:
     """The widths of a model's linear maps and convolutions, for a message."""
     held = [
-        f"{name} ({module.weight.shape[0]})"
+        f"{name or type(module).__name__} ({module.weight.shape[0]})"
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
     ]

@@ -17,7 +17,7 @@ from reprune.torch.tracing.running.copies import duplicate
 
 def write(job: Job, path: Path) -> None:
     """Write a job as `.mlpackage`; it is a folder."""
-    coreml = need("coremltools", "coremltools", "Exporting to .mlpackage")
+    coreml = need("coremltools", "Exporting to .mlpackage")
     inputs = job.captured.example
     if inputs.kwargs:
         raise ExportError(
@@ -41,6 +41,6 @@ FORMAT = Format(
     write,
     dynamic=False,
     runs=False,
-    needs=(("coremltools", "coremltools"),),
+    needs=("coremltools",),
     note="not compared: Core ML runs on Apple's systems only; all sizes are those of the example",
 )

@@ -24,8 +24,8 @@ def quantise(job: Job, path: Path, way: str, batches: Sequence[Sequence[Any]]) -
     """The job with linear maps in 8 bits, those inside recurrent layers included; see `Quantise`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tool = need("torchao.quantization.pt2e.quantize_pt2e", "executorch", 'int8= for ".pte" files')
-        kinds = need("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch", "int8=")
+        tool = need("torchao.quantization.pt2e.quantize_pt2e", 'int8= for ".pte" files')
+        kinds = need("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "int8=")
     example = job.captured.example
     # Recurrent operators become their steps, in which the linear maps stay what the quantiser looks for.
     table: dict[Any, Any] = {**torch.export.default_decompositions()}
@@ -46,8 +46,8 @@ def quantise(job: Job, path: Path, way: str, batches: Sequence[Sequence[Any]]) -
 def _lower(program: Any, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Its dependencies announce changes of their own.
-        exir = need("executorch.exir", "executorch", "Exporting to .pte")
-        xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", "Exporting to .pte")
+        exir = need("executorch.exir", "Exporting to .pte")
+        xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "Exporting to .pte")
     with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="executorch|torch")
         lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
@@ -90,6 +90,6 @@ FORMAT = Format(
     write,
     dynamic=False,
     quantise={"dynamic": quantise, "static": quantise},
-    needs=(("executorch", "executorch"),),
+    needs=("executorch",),
     note="all sizes are those of the example: ExecuTorch has no recurrent operator, its steps are unrolled",
 )

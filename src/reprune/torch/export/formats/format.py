@@ -77,7 +77,7 @@ class Format:
         optional: Whether inputs can be left out.
         runs: Whether its runtime runs here, so that the file can be compared.
         quantise: How it is quantised, by the names that `int8=` takes.
-        needs: Module, package and purpose of what it is written with.
+        needs: Modules that it is written with.
         note: What the report says of every such file.
     """
 
@@ -87,5 +87,5 @@ class Format:
     optional: bool = False
     runs: bool = True
     quantise: Mapping[str, Quantise] = field(default_factory=dict)
-    needs: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
     note: str = ""

@@ -22,7 +22,7 @@ RECIPES = {"dynamic": "dynamic_wi8_afp32", "static": "static_wi8_ai8", "int16x8"
 
 def write(job: Job, path: Path) -> None:
     """Write a job as `.tflite`."""
-    converter = need("litert_torch", "litert-torch", "Exporting PyTorch models to .tflite")
+    converter = need("litert_torch", "Exporting PyTorch models to .tflite")
     example = job.captured.example
     with quiet(), _silent():
         converter.convert(job.model, example.args, sample_kwargs=example.kwargs or None).export(str(path))
@@ -30,7 +30,7 @@ def write(job: Job, path: Path) -> None:
 
 def quantise(job: Job, path: Path, way: str, batches: Sequence[Sequence[Any]]) -> tuple[Path, EightBits]:
     """The file in 8 bits; its inputs and outputs stay real numbers. See `Quantise`."""
-    tool = need("ai_edge_quantizer", "litert-torch", "int8= for PyTorch models in .tflite files")
+    tool = need("ai_edge_quantizer", "int8= for PyTorch models in .tflite files")
     names = tool.qtyping.TFLOperationName
     target = path.with_name(f"int8-{path.name}")
     with quiet(), _silent():
@@ -77,7 +77,7 @@ def _require_real_outputs(path: Path, way: str) -> None:
 
 
 def _interpreter(path: Path) -> Any:
-    return need("ai_edge_litert.interpreter", "ai-edge-litert", "int8=").Interpreter(model_path=str(path))
+    return need("ai_edge_litert.interpreter", "int8=").Interpreter(model_path=str(path))
 
 
 def _left(way: str) -> tuple[str, ...]:
@@ -88,6 +88,6 @@ FORMAT = Format(
     write,
     dynamic=False,
     quantise=dict.fromkeys(RECIPES, quantise),
-    needs=(("litert_torch", "litert-torch"),),
+    needs=("litert_torch",),
     note="all sizes are those of the example: this converter unrolls the steps",
 )

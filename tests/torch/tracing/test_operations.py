@@ -148,6 +148,11 @@ PINNED: dict[str, tuple[Use, str]] = {
     "scatter_add over units": (
         lambda h: torch.zeros_like(h).scatter_add(2, torch.zeros_like(h).long(), h), "along the axis of its",
     ),
+    "index_put, two units at one place": (
+        lambda h: torch.zeros_like(h).index_put_(
+            (torch.arange(4)[:, None, None], torch.arange(6)[:, None], torch.arange(12).clamp(max=10)), h, True
+        ), "entries of different units are added",
+    ),
     "sparse": (lambda h: h[0].to_sparse().to_dense()[None], "made a sparse or nested tensor"),
     "inverse": (lambda h: torch.linalg.pinv(h), "not an operation that reprune can follow"),
 }  # fmt: skip

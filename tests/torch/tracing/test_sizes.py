@@ -285,3 +285,37 @@ def test_units_that_grow_without_bound_are_rehearsed_within_it(steps: int) -> No
 
     torch.manual_seed(0)
     assert reprune.torch.inspect(Relu(), [torch.randn(4, steps, 8)]).structure.prunable == ("rnn:l0",)
+
+
+class Told(nn.Module):
+    """A size that goes through a text, where it cannot be followed, beside a number that is the same by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels = self.units = 12
+        self.rnn, self.out = nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.labels != 12:
+            raise ValueError("as many labels as ever")
+        return self.out(self.rnn(x)[0] + torch.zeros(int(str(self.units))))
+
+
+class ToldTwice(Told):
+    """Two such sizes, one twice the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels, self.both = 3, 24
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.rnn(x)[0]
+        return self.out((torch.cat([h, h], -1) + torch.zeros(int(str(self.both))))[..., : int(str(self.units))])
+
+
+@pytest.mark.parametrize(("kind", "times"), [(Told, {"units": 1}), (ToldTwice, {"units": 1, "both": 2})])
+def test_sizes_that_cannot_be_followed_are_found_by_trying(kind: type[nn.Module], times: dict[str, int]) -> None:
+    structure = exact(kind(), {"rnn:l0": 12})
+    assert {size.path: size.extent.layers for size in structure.sizes} == {
+        (name,): (("rnn:l0", each),) for name, each in times.items()
+    }

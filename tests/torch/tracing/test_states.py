@@ -175,6 +175,15 @@ def test_kept_states_go_on_from_where_they_were(kind: type[nn.Module], used: boo
             assert_close(small(x), masked(x), f"call {call}")
 
 
+def test_models_whose_states_stay_as_they_were_are_called_as_they_were() -> None:
+    case = next(iter(STREAMS.values()))
+    model = seeded(case.build)
+    structure = found(model, inputs(3), *doubled(case.states(3)))
+    small = reprune.torch.apply(model, Plan(structure, {name: range(n) for name, n in structure.counts().items()}))
+    assert not small._forward_pre_hooks
+    assert "forward" not in vars(small)
+
+
 class Residual(GruBase):
     """The input itself is added to the units."""
 

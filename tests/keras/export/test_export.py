@@ -106,7 +106,11 @@ def test_states_that_a_model_takes_and_returns_carry_it_frame_by_frame(tmp_path:
     sequence, *states = keras.layers.LSTM(4, return_sequences=True, return_state=True)(frames, initial_state=[h, c])
     model = keras.Model([frames, h, c], [keras.layers.Dense(2)(sequence), *states])
     x, zeros = np.random.randn(2, 5, 6).astype("f"), [np.zeros((2, 4), "f")] * 2
-    export(model, [x, *zeros], tmp_path / "model.onnx")
+    report = export(model, [x, *zeros], tmp_path / "model.onnx")
+    pairs = [(pair.output, pair.input) for pair in report.states]
+    assert pairs == [("output_1", "input_1"), ("output_2", "input_2")]
+    with pytest.raises(ExportError, match=r"the example: .* has shape \(2, 9\), and .* takes \(None, 4\)"):
+        export(model, [x, np.zeros((2, 9), "f"), zeros[1]], tmp_path / "wide.onnx")
     run = open_file(tmp_path / "model.onnx")
     expected, *_ = run(x, *zeros)
     for step in range(5):

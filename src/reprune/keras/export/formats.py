@@ -27,6 +27,7 @@ from reprune.core.exporting import (
     require_close,
     worst,
 )
+from reprune.keras.export.carried import carried_states, check_shapes
 from reprune.keras.export.job import Axes, Job
 from reprune.keras.export.states import LayerStates
 from reprune.runtimes import Runner, count_eight_bits, open_file
@@ -53,7 +54,8 @@ def export(
 ) -> ExportReport:
     """Write a model to a file, run the file in its own runtime, and compare the outputs.
 
-    States of `stateful=True` layers are inputs and outputs of the file; the report names the pairs.
+    States that the model takes and returns, and those of `stateful=True` layers, are inputs and outputs of the file;
+    the report names the pairs.
 
     Args:
         model: A built `keras.Model`; it is left as it was.
@@ -105,7 +107,7 @@ def _publish(
     with _converting(job, path):
         notes = form.write(job, part, None, [])
     outputs = _outputs(job)
-    pairs = tuple(StatePair(name, f"{name}_next") for name in job.states.names)
+    pairs = tuple(StatePair(job.names[i], list(outputs)[k]) for i, k in job.pairs(len(outputs)))
     if path.suffix == ".onnx":
         form.describe(job, part, outputs, pairs)
     runner = open_file(part)
@@ -158,6 +160,7 @@ def _job(
     model: Any, example: Any, suffix: str, dynamic: Selection, fixed: Selection, streaming: bool, opset: int | None
 ) -> Job:
     arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(example)]
+    check_shapes(model, arrays, "the example")
     states = LayerStates(model, streaming=streaming)
     names = [f"input_{index}" for index in range(len(arrays))]
     axes = _free_axes(model, arrays, free_batch=suffix == ".onnx" and states.batch is None)
@@ -185,6 +188,7 @@ def _job(
         [*names, *states.names],
         [*axes, *((batch, size) for size in states.sizes)],
         states,
+        carried_states(model, example),
         opset,
     )
 
@@ -245,28 +249,30 @@ def _outputs(job: Job) -> dict[str, Axes]:
 def _compare_calls(job: Job, arrays: Sequence[Any], runner: Any) -> Comparison:
     """How far a file is from the model in several calls in a row, each of which hands its states to the next."""
     mine, theirs, found = list(arrays), list(arrays), []
-    count = len(arrays) - len(job.states.names)
     for _ in range(CALLS):
         expected, got = [np.asarray(output) for output in job.call(mine)], runner(*theirs)
         found.append(compare(theirs, expected, got))
-        own = len(expected) - len(job.states.names)
-        mine, theirs = [*mine[:count], *expected[own:]], [*theirs[:count], *got[own:]]
+        mine, theirs = job.fed_back(mine, expected), job.fed_back(theirs, got)
     return worst(found)
 
 
 def _calibration(job: Job, batches: Sequence[Any]) -> list[list[Any]]:
-    """Inputs of the file for each batch, states running on from zeros: several times, as inputs that stay drive states
-    further than any that change do."""
-    found = []
-    states: list[Any] = []
+    """Inputs of the file for each batch, states running on from the first one's beginning while sizes stay: several
+    times, as inputs that stay drive states further than any that change do."""
+    found: list[list[Any]] = []
+    following: list[Any] = []
+    places = [place for place, _ in job.pairs(0)]
     for batch in batches:
         arrays = [np.asarray(leaf) for leaf in keras.tree.flatten(batch)]
-        if not states or states[0].shape[0] != arrays[0].shape[0]:
-            states = job.states.zeros(arrays[0].shape[0])
-        for _ in range(CALLS if states else 1):
-            found.append([*arrays, *states])
-            if states:
-                states = [np.asarray(state) for state in job.call(found[-1])[-len(states) :]]
+        check_shapes(job.model, arrays, "a batch of calibration=")
+        arrays += job.states.zeros(arrays[0].shape[0])
+        for place in places:
+            if following and following[place].shape == arrays[place].shape:
+                arrays[place] = following[place]
+        for _ in range(CALLS if places else 1):
+            found.append(arrays)
+            if places:
+                arrays = following = job.fed_back(arrays, job.call(arrays))
     return found
 
 

@@ -7,6 +7,7 @@ converter takes the function for what it computes.
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from typing import Any
 import keras
 
 from reprune.keras.export.states import recurrent_layers
+
+_STATE, _HIDDEN = 18, 4
+"""Places in the operator's lists: of the state among its inputs, and of an output before it is projected."""
 
 
 @contextmanager
@@ -43,6 +47,44 @@ def unrolled(model: Any, fused: Collection[str]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.unroll = False
+
+
+def one_scale(content: bytes) -> bytes:
+    """A file in integers, in which the state of each LSTM operator is in the steps that its output is in.
+
+    An LSTM's output is its state. Where outputs are concatenated, the converter gives them all one scale and leaves the
+    states theirs: every step would then read other numbers than the one before it wrote. Here the operator keeps the
+    scale of its own, and what reads it gets the numbers in the other one.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    codes = [code.builtinCode for code in model.operatorCodes]
+    kinds = schema.BuiltinOperator
+    for graph in model.subgraphs:
+        operators = []
+        for operator in graph.operators:
+            operators.append(operator)
+            if codes[operator.opcodeIndex] != kinds.UNIDIRECTIONAL_SEQUENCE_LSTM:
+                continue
+            (output,), own = operator.outputs, graph.tensors[operator.intermediates[_HIDDEN]].quantization
+            graph.tensors[operator.inputs[_STATE]].quantization = own
+            if _steps(own) == _steps(graph.tensors[output].quantization):
+                continue
+            # Its readers go on reading the tensor that they read, which the operator does not write any more.
+            graph.tensors.append(copy.copy(graph.tensors[output]))
+            graph.tensors[-1].quantization = own
+            operator.outputs = [len(graph.tensors) - 1]
+            again = schema.OperatorT()
+            again.inputs, again.outputs, again.opcodeIndex = operator.outputs, [output], codes.index(kinds.QUANTIZE)
+            operators.append(again)
+        graph.operators = operators
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _steps(quantization: Any) -> tuple[list[float], list[int]]:
+    return list(quantization.scale), list(quantization.zeroPoint)
 
 
 def _fusable(layer: Any) -> bool:

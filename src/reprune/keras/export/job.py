@@ -24,7 +24,8 @@ class Job:
         arrays: The inputs of the file: the example's arrays, then the states.
         names: Their names.
         axes: Their axes: a number where the size is fixed, a name where it is free.
-        states: The states of recurrent layers that the file takes and returns.
+        states: The states that recurrent layers keep, and the file takes and returns.
+        carried: States that the model itself takes and returns: positions of inputs and outputs.
         opset: The operator set of an ONNX file, or None for the usual one.
     """
 
@@ -34,6 +35,7 @@ class Job:
     names: Sequence[str]
     axes: Sequence[Axes]
     states: LayerStates
+    carried: Sequence[tuple[int, int]] = ()
     opset: int | None = None
 
     @property
@@ -47,6 +49,19 @@ class Job:
         inputs = keras.tree.pack_sequence_as(self.example, list(arrays[:count]))
         outputs, states = self.states.run(self.model, inputs, list(arrays[count:]))
         return [*outputs, *states]
+
+    def pairs(self, outputs: int) -> list[tuple[int, int]]:
+        """Every state as the position of its input and that of its output, of so many outputs."""
+        count = len(self.states.names)
+        kept = range(-count, 0)
+        return [*self.carried, *((len(self.arrays) + back, outputs + back) for back in kept)]
+
+    def fed_back(self, arrays: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+        """The inputs of the next call: those of the last one, with the states that it returned."""
+        following = list(arrays)
+        for place, position in self.pairs(len(outputs)):
+            following[place] = np.asarray(outputs[position])
+        return following
 
     def function(self) -> Any:
         """The same as a `tf.function` of flat inputs."""

@@ -162,3 +162,84 @@ def test_residual_layers_alone_hold_no_hidden_units() -> None:
 
     with pytest.raises(UnsupportedModelError, match="No recurrent layer ran"):
         reprune.torch.inspect(Residual(3).double(), [frames()])
+
+
+class Attended(nn.Module):
+    """A GRU's cell whose update comes from outside; its weights still make the gate for it, which nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h, self.score, self.out = nn.Linear(5, 24), nn.Linear(8, 24), nn.Linear(5, 1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), self.h.in_features)
+        for step in x.unbind(1):
+            (r, _, n), (r_h, _, n_h) = self.x(step).chunk(3, 1), self.h(h).chunk(3, 1)
+            update = self.score(step).sigmoid()
+            h = (1 - update) * h + update * (n + (r + r_h).sigmoid() * n_h).tanh()
+        return self.out(h)
+
+
+def test_a_gate_that_nothing_uses_goes_with_the_others() -> None:
+    structure = exact(Attended(), {":l0": 8})
+    assert [len(slot.spans) for slot in structure.slots if slot.tensor == "x.weight" and slot.axis == 0] == [3]
+
+
+class Normalised(nn.Module):
+    """A convolutional cell whose gates are normalised in groups that cut each of them in half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.norm, self.out = nn.Conv1d(13, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), self.out.in_channels, 7)
+        for step in x.unbind(1):
+            z, n = self.norm(self.gates(torch.cat([step[..., None].expand(-1, -1, 7), h], 1))).chunk(2, 1)
+            h = z.sigmoid() * h + n.tanh()
+        return self.out(h)
+
+
+def test_groups_that_cut_gates_pin_the_cell() -> None:
+    layers = reprune.torch.inspect(Normalised().double(), [frames()]).layers
+    assert [str(layer.pin and layer.pin.reason) for layer in layers.values()] == [
+        "group_norm cuts its units into 4 groups"
+    ]
+
+
+class Orthogonal(nn.Module):
+    """A state that goes through an operation without a rule on its way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(5, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), 4)
+        for step in x.unbind(1):
+            h = torch.linalg.qr(self.x(step) + self.h(h))[0]
+        return h.sum(1)
+
+
+def test_a_model_without_layers_is_told_where_values_were_lost() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"lost sight of: 'linalg_qr' is not .* at .*test_written_cells.py"):
+        reprune.torch.inspect(Orthogonal().double(), [frames()])
+
+
+class Looking(nn.Module):
+    """A state that says where the model looks next: its numbers are places in the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h, self.out = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), self.out.in_features)
+        for _ in range(3):
+            h = torch.tanh(self.x(x[:, int(h[0, 1].abs() * 5)]) + self.h(h))
+        return self.out(h)
+
+
+def test_a_value_that_leaves_pytorch_pins_with_that_reason() -> None:
+    pins = [layer.pin for layer in reprune.torch.inspect(Looking().double(), [frames()]).layers.values()]
+    assert [pin and "takes a value of its units out of PyTorch" in pin.reason for pin in pins] == [True]

@@ -153,6 +153,7 @@ def record(
             "nn.RNN, their cells, and weights that are applied again and again to what they produced; with scope='all' "
             "for convolutions, linear maps and embeddings, too. A recurrence from element to element, without a matrix "
             f"(h = f * h + (1 - f) * x), feeds no units back: what makes h has a width, one of {_widths(model)}."
+            + _lost(tracer.recording)
         )
     return Trace(found, example, frozenset(states), _uniform_modules(model, uniform=True), NextCall.after(interface))
 
@@ -162,6 +163,12 @@ def _written(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -
     now = {name: (id(buffer), buffer._version) for name, buffer in model.named_buffers()}
     then = {name: (id(buffer), version) for name, (buffer, version) in before.items()}
     return tuple(name for name in now if now[name] != then.get(name))
+
+
+def _lost(recording: Recording) -> str:
+    """Where values were lost sight of that may be units of a layer, for a message."""
+    found = dict.fromkeys(f"{reason} ({site})" for _, site, reason in recording.pins if site.operation != "output")
+    return f" What may be units was lost sight of: {'; '.join(list(found)[:3])}." if found else ""
 
 
 def _widths(model: nn.Module) -> str:

@@ -171,7 +171,10 @@ def glu(op: Op) -> Labels:
 
 def unknown(op: Op) -> None:
     """No rule: the units are left alone."""
-    op.pin(f"'{op.name}' is not an operation that reprune can follow")
+    if op.name == "_local_scalar_dense":
+        op.pin("the model's code takes a value of its units out of PyTorch (item(), int(), float(), an index)")
+    else:
+        op.pin(f"'{op.name}' is not an operation that reprune can follow")
 
 
 def real_and_complex(op: Op) -> Labels:

@@ -62,10 +62,10 @@ def group_norm(op: Op) -> Labels:
     if groups not in (1, channels):
         small = compact(units)
         blocks = small.expand(-1, channels, *small.shape[2:]).reshape(len(small), groups, -1, *small.shape[2:])
-        if not op.tracer.join(blocks, [2]):
+        if op.tracer.join(blocks, [2]):
+            units = op.tracer.representatives(units)
+        else:
             op.pin(f"group_norm cuts its units into {groups} groups")
-            return None
-        units = op.tracer.representatives(units)
     if groups == 1 and varies(units, 1):
         op.tracer.recording.approximate.append((unit_ids(units), here("group_norm")))
     for weight in (value for value in op.args[1:3] if value is not None):

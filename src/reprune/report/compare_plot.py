@@ -8,13 +8,25 @@ from math import ceil, floor, isfinite, log10
 
 from reprune.report.compare_table import Cell
 
-_WIDTH, _HEIGHT = 760, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 520, 24, 380
-_COLOURS = ("#0b6fa4", "#c1440e", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457", "#546e7a")
+# A phone shows the whole at three quarters of its size; the legend is below.
+_WIDTH = 480
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 420, 24, 300
+# On light pages, on dark ones.
+_COLOURS = (
+    ("#0b6fa4", "#5cb3e0"),
+    ("#c1440e", "#f0905c"),
+    ("#2e7d32", "#7fc784"),
+    ("#7b3fa0", "#c496e6"),
+    ("#b8860b", "#e0b84a"),
+    ("#00838f", "#4fc3cf"),
+    ("#ad1457", "#f06b9c"),
+    ("#546e7a", "#a8bac4"),
+)
 _MANY = 10
+_LIGHT, _DARK = ("".join(f".m{index}{{color:{pair[kind]}}}" for index, pair in enumerate(_COLOURS)) for kind in (0, 1))
 _STYLE = (
-    "<style>.page{fill:#fff}.axis{stroke:#444;fill:none}text{fill:#1a2230}"
-    "@media(prefers-color-scheme:dark){.page{fill:#12161d}.axis{stroke:#a3afc0}text{fill:#e8ecf2}}</style>"
+    f"<style>.page{{fill:#fff}}.axis{{stroke:#444;fill:none}}text{{fill:#1a2230}}{_LIGHT}@media(prefers-color-scheme:"
+    f"dark){{.page{{fill:#12161d}}.axis{{stroke:#a3afc0}}text{{fill:#e8ecf2}}{_DARK}}}</style>"
 )
 _DASHES = ("", "7 3", "2 3", "10 3 2 3")
 
@@ -49,22 +61,21 @@ def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
         parts.append(_text(_RIGHT + 6, y + 4, "dense"))
     for index, ((method, steps), found) in enumerate(lines.items()):
         # A colour for each method, dashes for how long it was fine-tuned.
-        colour = _COLOURS[methods.index(method) % len(_COLOURS)]
+        colour = methods.index(method) % len(_COLOURS)
         dash = _DASHES[trained.index(steps) % len(_DASHES)]
         label = f"{method}, {steps} steps" if steps else method
-        style = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        style = 'stroke="currentColor" stroke-width="2" fill="none"' + (f' stroke-dasharray="{dash}"' if dash else "")
         points = [(across(cell.parameters), up(cell.metric)) for cell in sorted(found, key=lambda c: c.parameters)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts.append(f'<path d="{path}" {style} fill="none" stroke-width="2"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        row = _TOP + 20 + 18 * index
-        parts.append(f'<path d="M{_RIGHT + 60} {row}h22" {style} fill="none" stroke-width="2"/>')
-        parts.append(_text(_RIGHT + 88, row + 4, label))
-    height = max(_HEIGHT, _TOP + 40 + 18 * len(lines))
+        row = _BOTTOM + 72 + 20 * index
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="currentColor"/>' for x, y in points)
+        parts.append(f'<g class="m{colour}"><path d="{path}M{_LEFT} {row}h28" {style}/>{dots}</g>')
+        parts.append(_text(_LEFT + 38, row + 5, label))
+    height = _BOTTOM + 68 + 20 * len(lines)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
-        f'font-size="12" role="img" aria-label="{escape(metric)} against parameters">'
-        f'{_STYLE}<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
+        f'font-family="system-ui, sans-serif" font-size="14" role="img" '
+        f'aria-label="{escape(metric)} against parameters">{_STYLE}<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(parts)}</svg>\n'
     )
 
 
@@ -73,7 +84,9 @@ class _Scale:
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = min(values, default=0.0), max(values, default=1.0)
-        spread = (high - low) or abs(high) or 1.0
+        if low == high:
+            low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+        spread = high - low
         self._low, self._high = low - 0.05 * spread, high + 0.05 * spread
         self._start, self._end = start, end
         step = 10.0 ** floor(log10(spread / 4))
@@ -107,7 +120,7 @@ def _axes(across: _Scale, up: _Scale, metric: str) -> list[str]:
     parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>']
     for value in across.ticks():
         parts.append(f'<path class="axis" d="M{across(value):.1f} {_BOTTOM}v5"/>')
-        parts.append(_text(across(value), _BOTTOM + 20, _short(value), "middle"))
+        parts.append(_text(across(value), _BOTTOM + 22, _short(value), "middle"))
     for value in up.ticks():
         parts.append(f'<path class="axis" d="M{_LEFT} {up(value):.1f}h-5"/>')
         parts.append(_text(_LEFT - 8, up(value) + 4, f"{value:.4g}", "end"))

@@ -120,8 +120,9 @@ def _made() -> str:
         for name, label in names.items()
         if hasattr(sys.modules.get(name), "__version__")
     ]
-    program = Path(sys.argv[0]).name
-    command = f" by: {shlex.join([program, *sys.argv[1:]])}" if program == "reprune" else ""
+    started = Path(sys.argv[0])
+    words = ["python", "-m", "reprune"] if started.parts[-2:] == ("reprune", "__main__.py") else [started.name]
+    command = f" by: {shlex.join([*words, *sys.argv[1:]])}" if words[-1] == "reprune" else ""
     return f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, {', '.join(versions)}{command}"
 
 

@@ -19,11 +19,11 @@ def short(value: float) -> str:
     """A count in three significant digits, small ones exactly.
 
     Example:
-        >>> short(1053696), short(6490), short(999_999)
-        ('1.05 M', '6,490', '1 M')
+        >>> short(1053696), short(6490), short(2536.25), short(999_999)
+        ('1.05 M', '6,490', '2,536', '1 M')
     """
     if abs(value) < 1e4:
-        return count(value) if value == round(value) else f"{value:.3g}"
+        return f"{value:,.0f}" if value == round(value) or abs(value) >= 999.5 else f"{value:.3g}"
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= 0.9995 * scale:
             return f"{value / scale:.3g} {unit}"

@@ -1,7 +1,4 @@
-"""The verbs, the same for every framework: what `reprune`, `reprune.torch` and `reprune.keras` offer.
-
-Each verb finds the adapter of the model's framework (`adapter.py`) and does the rest itself.
-"""
+"""The verbs, the same for every framework: what `reprune`, `reprune.torch` and `reprune.keras` offer."""
 
 from __future__ import annotations
 

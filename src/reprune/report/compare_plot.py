@@ -75,7 +75,8 @@ def svg(cells: Sequence[Cell], metric: str = "metric") -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="system-ui, sans-serif" font-size="14" role="img" '
-        f'aria-label="{escape(metric)} against parameters">{_STYLE}<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(parts)}</svg>\n'
+        f'aria-label="{escape(metric)} against parameters">{_STYLE}'
+        f'<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(parts)}</svg>\n'
     )
 
 

@@ -1,4 +1,4 @@
-"""Measuring single layers for `core.latency.LatencyTable`: which sizes, how often, and ONNX Runtime's own operators."""
+"""Measuring single layers for `core.budget.latency.LatencyTable`: which sizes, how often, and ONNX Runtime's own operators."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer of a model as a call of the model ran it; see `core.latency.TimedPart`."""
+    """One layer of a model as a call of the model ran it; see `core.budget.latency.TimedPart`."""
 
     name: str
     kind: str

@@ -176,7 +176,7 @@ def calibrate(
         uniform: Keep equal sizes in all layers and directions of one recurrent module, so that it stays plain.
         scope: What counts as units: those of recurrent layers, or `all` widths of the model.
         divergence: How outputs are compared with the dense model's: `kl`, `bce`, `mse` or `cosine`
-            (`core.divergence`); what they look like by default.
+            (`core.answers.divergence`); what they look like by default.
         forward: Replaces `model(batch)`: a function of model and batch.
         verify: Check the trace on the first batch, and every pruned model.
 

@@ -65,7 +65,7 @@ def _is_sigmoid(operation: Any) -> bool:
 
 
 class Pupil:
-    """A pruned model whose consumers are refitted. See `core.gauss_newton.Pupil`.
+    """A pruned model whose consumers are refitted. See `core.answers.gauss_newton.Pupil`.
 
     Only the head of the model is run: what comes after the last recurrent layers, whose answers are kept. A model that
     cannot be cut there, because its head hands on masks say, has nothing that could be refitted.

@@ -94,7 +94,7 @@ def _outputs(graph: ModelGraph) -> Callable[[Any], list[Any]]:
 class Comparison:
     """How far outputs are from the dense model's: the mean divergence over rows, added up over output tensors.
 
-    What each tensor is compared by is decided on a first batch (`core.divergence.divergence_of`).
+    What each tensor is compared by is decided on a first batch (`core.answers.divergence.divergence_of`).
 
     Args:
         found: The small model's output tensors to that batch.

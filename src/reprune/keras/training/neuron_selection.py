@@ -1,4 +1,4 @@
-"""Neuron selection in Keras: see `core.hard_concrete`; gates multiply weights on their way into the model.
+"""Neuron selection in Keras: see `core.training.hard_concrete`; gates multiply weights on their way into the model.
 
 The gates' gradient needs no tape of its own. A weight W enters as W' = W z, so W · ∂L/∂W = W' · ∂L/∂W', and the sum of
 that over all weights that a unit's gate z multiplies is z · ∂L/∂z. Where z is 0, it does not depend on log α.

@@ -82,7 +82,7 @@ def _from_sigmoid(output: torch.Tensor) -> bool:
 
 
 class Pupil:
-    """A pruned model whose consumers are refitted. See `core.gauss_newton.Pupil`.
+    """A pruned model whose consumers are refitted. See `core.answers.gauss_newton.Pupil`.
 
     Its recurrent modules run once for every batch: what is refitted changes nothing about what they answer.
 

@@ -77,7 +77,7 @@ class _Student:
 class Comparison:
     """How far outputs are from the dense model's: the mean divergence over rows, added up over output tensors.
 
-    What each tensor is compared by is decided on the first batch (`core.divergence.divergence_of`).
+    What each tensor is compared by is decided on the first batch (`core.answers.divergence.divergence_of`).
 
     Args:
         name: A divergence's name, or None.

@@ -1,4 +1,4 @@
-"""ISS group lasso: a penalty on the length of everything a unit touches; see `core.group_lasso`."""
+"""ISS group lasso: a penalty on the length of everything a unit touches; see `core.training.group_lasso`."""
 
 from __future__ import annotations
 

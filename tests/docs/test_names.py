@@ -20,7 +20,7 @@ MODULES |= {name.removesuffix(".__init__") for name in MODULES}
 
 def dangling(text: str) -> Iterator[str]:
     """Modules and files of reprune that a text names between backticks, and that are not there."""
-    for name in re.findall(rf"`(?:reprune\.)?((?:core|report|runtimes|verbs|recipes)\.[\w.]*\w)", text):
+    for name in re.findall(r"`(?:reprune\.)?((?:core|report|runtimes|verbs|recipes)\.[\w.]*\w)", text):
         parts = ["reprune", *name.split(".")]
         home = next(parts[:size] for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in MODULES)
         file = SOURCE.joinpath(*home)

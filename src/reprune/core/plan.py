@@ -54,7 +54,7 @@ class Plan:
         diagnostics: What the decision was based on.
         folds: Corrections of the consumers that make up for what the removed units carried.
         latency: Measured times, where the decision looked at them.
-        fitted_to: Digest of the weights that the plan was made from (see `core.saving.digest`); None where it is not known.
+        fitted_to: Digest of the weights that the plan was made from (`core.saving.digest`); None if it is not known.
         refits: What some tensors hold in the pruned model, so that it answers as the dense one does.
         folded: Whether the corrections are not in the plan any more, but in the weights that were saved with the plan.
 

@@ -1,4 +1,4 @@
-"""Measuring single layers for `core.budget.latency.LatencyTable`: which sizes, how often, and ONNX Runtime's own operators."""
+"""Measuring single layers for `core.budget.latency.LatencyTable`: which sizes, how often, ONNX Runtime's operators."""
 
 from __future__ import annotations
 

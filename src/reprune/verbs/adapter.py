@@ -108,7 +108,7 @@ class Adapter(Protocol):
         """Raise a `PlanError` unless the model has the tensors that the plan names."""
 
     def digest(self, model: Any, structure: Structure, /) -> str:
-        """The digest of all weights (`core.saving.digest`), wherever they are and in whatever type, without `written` ones."""
+        """The digest of all weights (`core.saving.digest`), wherever and of whatever type, without `written` ones."""
 
     def apply(self, model: Any, plan: Plan, /) -> Any:
         """The smaller model."""

@@ -1,4 +1,4 @@
-"""The pruned model is trained, without labels, to answer what the dense one answers; see `core.answers.distillation`."""
+"""The pruned model learns, without labels, to answer what the dense one answers; see `core.answers.distillation`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def distill(
         batches: Inputs as the models take them, gone through again and again: a list, a data loader or a dataset.
         steps: Batches to learn from.
         learning_rate: Largest step size.
-        divergence: How far apart two outputs are: `kl`, `bce`, `mse`, `cosine` (`core.answers.divergence`), or a function of
-            what the small and the dense model return (in Keras: of their lists of output tensors). By default it
-            follows from the dense model's outputs to the first batch: probabilities that add up to 1, numbers that a
-            sigmoid made, other numbers from 0 to 1, or anything else, which may be logits.
+        divergence: How far apart two outputs are: `kl`, `bce`, `mse`, `cosine` (`core.answers.divergence`), or a
+            function of what the small and the dense model return (in Keras: of their lists of output tensors). By
+            default it follows from the dense model's outputs to the first batch: probabilities that add up to 1,
+            numbers that a sigmoid made, other numbers from 0 to 1, or anything else, which may be logits.
         forward: Replaces `model(batch)`: a function of model and batch.
         progress: Called after every step with its number and the divergence.
 

@@ -119,7 +119,7 @@ class Fidelity:
     """How near a pruned model's answers are to the dense one's, on calibration rows that it was not fitted to.
 
     Attributes:
-        divergence: Mean divergence of its answers (see `core.answers.divergence`), in nats where they are probabilities.
+        divergence: Mean divergence of its answers (`core.answers.divergence`), in nats where they are probabilities.
         agreement: Share of the rows whose largest output is the same one; None where there is but one output.
         error: Root of the mean squared difference over the variance of the dense answers: 0 is equal, 1 is no better
             than their mean.

@@ -54,7 +54,7 @@ COMPENSATIONS: dict[str, Compensation] = {
     "least-squares": reconstruction,
     "mean": mean,
 }
-"""By name. After `reconstruction`, consumers are refitted to the dense model's answers (`core.answers.gauss_newton`)."""
+"""By name. `reconstruction` is followed by refitting to the dense model's answers (`core.answers.gauss_newton`)."""
 
 
 def _folds(

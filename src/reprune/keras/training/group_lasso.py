@@ -1,4 +1,4 @@
-"""ISS group lasso in Keras: see `core.training.group_lasso`; what the penalty's derivative is, is added to the gradients."""
+"""ISS group lasso in Keras: see `core.training.group_lasso`; the penalty's derivative is added to the gradients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Neuron selection: a gate on every unit learns to open or to close, and is folded into the weights at the end.
 
-See `core.training.hard_concrete`. Input units have gates as well: those of upper layers are the units below, those of the first
-one, if asked for, are the columns of an embedding.
+See `core.training.hard_concrete`. Input units have gates as well: those of upper layers are the units below, those of
+the first one, if asked for, are the columns of an embedding.
 """
 
 from __future__ import annotations

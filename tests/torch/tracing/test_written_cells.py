@@ -243,3 +243,48 @@ class Looking(nn.Module):
 def test_a_value_that_leaves_pytorch_pins_with_that_reason() -> None:
     pins = [layer.pin for layer in reprune.torch.inspect(Looking().double(), [frames()]).layers.values()]
     assert [pin and "takes a value of its units out of PyTorch" in pin.reason for pin in pins] == [True]
+
+
+class Ordered(nn.Module):
+    """A written cell whose forget gate is one number for every chunk of its units, as in ordered neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h, self.out = nn.Linear(5, 3 + 12), nn.Linear(12, 3 + 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(x.size(0), self.out.in_features)
+        for step in x.unbind(1):
+            master, new = (self.x(step) + self.h(h)).split([3, 12], 1)
+            forget = master.softmax(1).cumsum(1)[..., None]
+            h = (forget * h.view(-1, 3, 4) + new.tanh().view(-1, 3, 4)).view(h.shape)
+        return self.out(h)
+
+
+def test_chunks_of_units_are_told_as_what_keeps_them() -> None:
+    (layer,) = reprune.torch.inspect(Ordered().double(), [frames()]).layers.values()
+    assert layer.pin is not None
+    assert "its units are split into parts of" in layer.pin.reason
+    assert __file__ in layer.pin.site.location
+
+
+class Remembering(nn.Module):
+    """The last states, zeros of a size from an attribute at first, go through a convolution over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.cell, self.conv = 8, nn.GRUCell(5, 8), nn.Conv1d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(x.size(0), self.units, dtype=x.dtype)
+        last = torch.zeros(x.size(0), 3, self.units, dtype=x.dtype)
+        answers = []
+        for step in x.unbind(1):
+            h = self.cell(step, h)
+            last = torch.cat([last[:, 1:], h[:, None]], 1)
+            answers.append(self.conv(last.transpose(1, 2)))
+        return torch.cat(answers, 2)
+
+
+def test_a_convolution_over_states_and_zeros_before_them() -> None:
+    exact(Remembering(), {"cell:l0": 8})

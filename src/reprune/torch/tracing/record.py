@@ -11,7 +11,7 @@ from torch import nn
 
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.evidence.passes import Forward
-from reprune.core.layers import Scope, Site, SizeAttribute, Structure
+from reprune.core.layers import Pin, Scope, Site, SizeAttribute, Structure
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.cells import traced_cells
 from reprune.torch.tracing.leaves import leaves
@@ -88,6 +88,16 @@ class Trace:
         """Assume these no longer."""
         for size in sizes:
             self._builder.assumed.remove(size)
+
+    def split(self, layers: Sequence[str]) -> Pin | None:
+        """Where units of these layers, not yet known as such, were put on several lines: only whole lines could go."""
+        for found, site in self._builder.recording.views:
+            for line in found:
+                for name in set(self._builder.layers_of(line)) & set(layers):
+                    units = self._builder.part_of(name, line)
+                    if units > 1:
+                        return Pin(site, f"its units are split into parts of {units}")
+        return None
 
     def suspect(self, layers: Sequence[str]) -> Site | None:
         """The last place at which units of these layers met a size that the trace could not see."""

@@ -103,6 +103,7 @@ class Recording:
     direct: list[Ids] = field(default_factory=list)
     count_coupled: list[list[str]] = field(default_factory=list)
     aligned: list[Ids] = field(default_factory=list)
+    views: list[tuple[Ids, Site]] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
     steady: list[tuple[Expression, Expression]] = field(default_factory=list)
     bonds: dict[frozenset[str], Site] = field(default_factory=dict)

@@ -261,3 +261,4 @@ def _check_rectangular(op: Op, labels: torch.Tensor) -> None:
             op.tracer.recording.keep_equal(sorted(frozenset().union(*held)), here(op.name))
         elif len(found) > 1 and not any(held):
             op.tracer.recording.aligned.append(found)
+            op.tracer.recording.views.append((found, here(op.name)))

@@ -299,7 +299,7 @@ def convolution(op: Op) -> Labels:
     tracer = op.tracer
     units = tracer.units(data)
     channels_in, channels_out = (0, 1) if transposed else (1, 0)
-    sliding = [dim for dim in range(2, data.ndim) if units is not None and varies(units, dim)]
+    sliding = [d for d in range(2, data.ndim) if units is not None and varies(units.where(units < TAG, NONE), d)]
     if units is not None and sliding:
         if not tracer.join(units, sliding):
             op.pin("a convolution slides over its units")

@@ -138,6 +138,11 @@ class Builder:
         roots = set(self._couplings.roots(labels).tolist()) - {NONE}
         return [name for name, held in self._roots.items() if roots & set(held.tolist())]
 
+    def part_of(self, name: str, labels: Ids) -> int:
+        """How many units of a layer are among the labels, if some but not all are; else 0."""
+        among = np.isin(self._roots[name], self._couplings.roots(labels))
+        return 0 if among.all() else int(among.sum())
+
     def _port(self, state: Labelled | None) -> Port | None:
         """Where units enter or leave in this tensor."""
 

@@ -52,6 +52,13 @@ def equations(x: Any) -> Any:
     return L.EinsumDense("abc,cd->abd", (None, 3))(y)
 
 
+def in_logarithms(x: Any) -> Any:
+    """A recurrence without a recurrent matrix, as a sum of logarithms: h_t = (1 - z_t) h_{t-1} + z_t n_t."""
+    z, n = L.Dense(6, activation="sigmoid")(x), L.Dense(6)(x)
+    kept = keras.ops.cumsum(keras.ops.log(1 - z), axis=1)
+    return L.Dense(2)(keras.ops.exp(kept) * keras.ops.cumsum(keras.ops.exp(-kept) * z * n, axis=1))
+
+
 def sums(x: Any) -> Any:
     y = L.TimeDistributed(L.Dense(6, activation="relu"))(x)
     y = L.LSTM(4, return_sequences=True)(L.Dense(5, use_bias=False)(y))
@@ -70,6 +77,7 @@ MODELS: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
     "stacked-maps": (stacked_maps, (4, 4, 2)),
     "excited": (excited, (8, 3)),
     "equations": (equations, (5, 4)),
+    "in-logarithms": (in_logarithms, (5, 4)),
     "sums": (sums, (5, 3)),
     "attention": (attention, (5, 3)),
 }

@@ -36,4 +36,4 @@ def _call(function: Any, x: Any) -> Any:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    return bool(np.allclose(first, second, rtol=1e-6, atol=1e-7))
+    return bool(np.allclose(first, second, rtol=1e-6, atol=1e-7, equal_nan=True))  # A logarithm is tried below 0, too.

@@ -271,6 +271,18 @@ class Bilinear(nn.Module):
 
 
 @case()
+class BilinearWithInput(nn.Module):
+    """`nn.Bilinear` between a recurrent layer and the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(5, 8, batch_first=True), nn.Bilinear(5, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x, self.lstm(x)[0].contiguous())
+
+
+@case()
 class DataDependent(nn.Module):
     """Python control flow that looks at the values, `.item()` included."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import reprune.torch
@@ -26,10 +27,11 @@ COUNTED = [
 
 
 def counted(model: nn.Module, batch: object) -> float:
-    """Multiply-accumulates that PyTorch counts; oneDNN's fused kernels would be invisible to it."""
+    """Multiply-accumulates that PyTorch counts; fused kernels of a processor would be invisible to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
+        plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+        with plain[0], plain[1], FlopCounterMode(display=False) as counter, torch.no_grad():
             call(model, batch)
     return counter.get_total_flops() / 2
 
@@ -57,10 +59,10 @@ def test_macs_and_parameters(name: str) -> None:
         assert cost("macs", counts) * structure.steps == pytest.approx(counted(small, batch), rel=1e-9)
 
 
-def test_convolutions_cost_what_pytorch_counts_whoever_is_pruned() -> None:
-    """A transposed one, one in groups and one over two axes, in the model's costs and in their own."""
+def test_widths_cost_what_pytorch_counts_whoever_is_pruned() -> None:
+    """Convolutions: transposed, in groups, for each channel, over two axes; and heads of attention."""
     torch.manual_seed(0)
-    for name in ("Unet", "Grouped", "Crnn"):
+    for name in ("Unet", "Grouped", "DepthwiseSeparable", "HeadsByView", "GroupedQueries", "Crnn"):
         case = WIDTH_CASES[name]
         model, batch = case.build().eval(), case.batch(2, 6)
         structure = reprune.torch.inspect(model, [batch], scope="all").structure

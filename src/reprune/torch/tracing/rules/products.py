@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -238,8 +239,10 @@ def _record_product(op: Op, left: _Side, right: _Side, result: Labels) -> None:
         out_columns = lines(result, -1)
     elif result is not None and varies(result, -2):
         out_rows = lines(result, -2)
-    batch = op.out.numel() // max(rows * columns, 1)
-    axes = (line(out_rows, rows), line(out_columns, columns), along)
+    # Of many pairs of matrices, as those of attention's heads, units may lie along the pairs.
+    pairs = [] if result is None else [lines(result, dim)[0] for dim in range(result.ndim - 2) if varies(result, dim)]
+    batch = op.out.numel() // max(rows * columns * math.prod(map(len, pairs)), 1)
+    axes = (*pairs, line(out_rows, rows), line(out_columns, columns), along)
     op.tracer.recording.products.append(Product(batch, axes))
 
 

@@ -1,0 +1,56 @@
+"""When two lists of outputs are the same, and what noise in removed units shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import reprune
+from reprune.core.errors import VerificationError
+from reprune.torch.surgery.verify import _differ
+
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ([ONES], [ONES + 1e-4], False),
+        ([ONES], [ONES + 1e-2], True),
+        ([ONES.double()], [ONES.double() + 1e-6], True),
+        ([ONES.half()], [ONES.half() + 0.01], False),
+        ([1000 * ONES], [1000 * ONES + 0.1], False),  # As much as rounding, of what is that large.
+        ([torch.tensor([1.0, float("nan")])], [torch.tensor([1.0, float("nan")])], False),
+        ([ONES], [ONES[:1]], True),
+        ([ONES], [ONES, ONES], True),
+        ([ONES[:0]], [ONES[:0]], False),
+        ([torch.tensor([1, 2])], [torch.tensor([1, 2])], False),
+        ([torch.tensor([1, 2])], [torch.tensor([1, 3])], True),
+        ([torch.tensor([1 + 1j])], [torch.tensor([1 + 1.00001j])], False),
+        ([torch.tensor([1 + 1j])], [torch.tensor([1 - 1j])], True),
+        ([ONES, ONES], [ONES, ONES + 1], True),
+    ],
+)
+def test_outputs_differ_by_more_than_rounding(
+    first: list[torch.Tensor], second: list[torch.Tensor], differ: bool
+) -> None:
+    assert _differ(first, second) == differ
+
+
+class Behind(nn.Module):
+    """Units that are summed up behind PyTorch's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.rnn(x)[0]
+        return self.out(h) + torch.from_numpy(h.detach().numpy().sum(-1, keepdims=True))
+
+
+def test_what_is_read_unseen_is_told_with_the_layer() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(VerificationError, match="reads the units of rnn:l0 in a way that was not seen"):
+        reprune.inspect(Behind(), [torch.randn(4, 6, 5)])

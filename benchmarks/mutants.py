@@ -129,12 +129,11 @@ def changed_lines() -> dict[Path, set[int]]:
 
 
 def tests_of(path: Path) -> list[str]:
-    """The test file that mirrors a module, or else the tests of its room."""
+    """The test file that is named after a module, in the folder that mirrors its room or above, or else that folder."""
     room = ROOT / "tests" / path.relative_to(ROOT / "src" / "reprune").parent
-    beside = room / f"test_{path.stem}.py"
-    while not room.exists():
-        room = room.parent
-    return [str(beside if beside.exists() else room)]
+    rooms = [folder for folder in (room, *room.parents) if folder.exists() and folder.is_relative_to(ROOT / "tests")]
+    named = (folder / f"test_{path.stem}.py" for folder in rooms)
+    return [str(next((file for file in named if file.exists()), rooms[0]))]
 
 
 def survives(path: Path, source: str, tests: list[str], timeout: float | None) -> bool:

@@ -1,6 +1,6 @@
 """Speed of the ragged modules beside PyTorch's own, measured alternately in one run; medians.
 
-    python benchmarks/ragged.py [--rounds 15] [--threads 2]
+    python benchmarks/ragged.py [--rounds 15] [--threads 2] [--batch 16]
 
 Three pairs: equal sizes in one fused call; the same with every layer and direction run by itself, as under
 observation (what uneven sizes cost at most); and an uneven stack beside the equal one with as many multiplications.
@@ -17,7 +17,7 @@ from torch import nn
 
 from reprune.torch.ragged.modules import RaggedLSTM, unroll
 
-FEATURES, BATCH = 64, 16
+FEATURES = 64
 
 
 def macs(features: int, sizes: list[list[int]]) -> int:
@@ -37,8 +37,7 @@ def equal_twin(sizes: list[list[int]]) -> nn.LSTM:
     return nn.LSTM(FEATURES, units, layers, bidirectional=directions == 2)
 
 
-def call(module: nn.Module, steps: int, training: bool, observed: bool = False) -> Callable[[], None]:
-    x = torch.randn(steps, BATCH, FEATURES)
+def call(module: nn.Module, x: torch.Tensor, training: bool, observed: bool = False) -> Callable[[], None]:
 
     def run() -> None:
         with torch.set_grad_enabled(training), module.observe(ignore) if observed else nullcontext():
@@ -69,10 +68,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {options.threads} threads, batch {BATCH}, medians of {options.rounds} in ms")
+    threads, batch, rounds = options.threads, options.batch, options.rounds
+    print(f"torch {torch.__version__}, {threads} threads, batch {batch}, medians of {rounds} in ms")
     print(f"{'':44}{'steps':>6}{'mode':>7}{'nn.LSTM':>10}{'ragged':>10}{'ratio':>8}")
     for name, sizes in {
         "2 x 256": [[256], [256]],
@@ -80,15 +81,19 @@ def main() -> None:
         "320 + 192": [[320], [192]],
         "(160, 96) + (128, 128)": [[160, 96], [128, 128]],
         "(160, 96) + (80, 150)": [[160, 96], [80, 150]],
+        "(72, 56) + (66, 60)": [[72, 56], [66, 60]],
+        "(36, 28) + (33, 30)": [[36, 28], [33, 30]],
+        "(17, 15) + (16, 14)": [[17, 15], [16, 14]],
     }.items():
         even = len({size for layer in sizes for size in layer}) == 1
         twin = equal_twin(sizes)
         module = unroll(twin) if even else RaggedLSTM(FEATURES, sizes)
         for steps, training in ((1, False), (100, False), (100, True)):
-            pairs = [call(twin, steps, training), call(module, steps, training)]
+            x = torch.randn(steps, options.batch, FEATURES)
+            pairs = [call(twin, x, training), call(module, x, training)]
             modes = ["fused" if even else f"uneven beside {twin.num_layers} x {twin.hidden_size}"]
             if even:
-                pairs.append(call(module, steps, training, observed=True))
+                pairs.append(call(module, x, training, observed=True))
                 modes.append("piece by piece")
             base, *others = medians(pairs, options.rounds * (10 if steps == 1 else 1))
             for mode, other in zip(modes, others, strict=True):

@@ -103,6 +103,9 @@ class RaggedBase(nn.Module):
         self.proj_size: int | Sizes = 0 if self.proj_sizes is None else common(self.proj_sizes)
         self.output_sizes = self.proj_sizes or self.hidden_sizes
         self._stacks = stacks_of(self.hidden_sizes, self.output_sizes, projected=self.proj_sizes is not None)
+        # The widths of `h`, and of `c` for an LSTM, per layer and direction.
+        flat = [tuple(size for sizes in nested for size in sizes) for nested in (self.output_sizes, self.hidden_sizes)]
+        self._state_sizes = flat if self.mode == "LSTM" else flat[:1]
 
     def _pieces(self) -> Iterator[tuple[int, str, int, int]]:
         """Layer, suffix, units and output size of every layer and direction, in PyTorch's order."""
@@ -124,7 +127,13 @@ class RaggedBase(nn.Module):
 
     @property
     def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return self._weights(0, len(self._piece_names))
+
+    def _weights(self, first: int, stop: int) -> list[Tensor]:
+        """Those of the pieces `first..stop-1`, in PyTorch's flat order."""
+        own = self._parameters  # Attributes are four times as slow to look up; parametrised weights are nothing else.
+        names = [name for names in self._piece_names[first:stop] for name in names]
+        return [own[name] if name in own else getattr(self, name) for name in names]  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
         """Lay the weights of every fused call out in one chunk, as cuDNN wants them. Does nothing on other devices."""
@@ -187,15 +196,10 @@ class RaggedBase(nn.Module):
         """
         selector = StateSelector(full_sizes, kept, cell_full_sizes=cell_full_sizes, cell_kept=cell_kept)
         selections = (selector.hidden, selector.cell) if self.mode == "LSTM" else (selector.hidden,)
-        for selection, sizes in zip(selections, self._state_sizes(), strict=True):
+        for selection, sizes in zip(selections, self._state_sizes, strict=True):
             if selection.sizes != sizes:
                 raise PlanError(f"the module has {sizes} units per layer and direction, kept lists {selection.sizes}")
         self.state_selector = selector
-
-    def _state_sizes(self) -> list[tuple[int, ...]]:
-        """The widths of `h`, and of `c` for an LSTM, per layer and direction."""
-        flat = [tuple(size for sizes in nested for size in sizes) for nested in (self.output_sizes, self.hidden_sizes)]
-        return flat if self.mode == "LSTM" else flat[:1]
 
     @contextmanager
     def observe(self, callback: Observer) -> Iterator[None]:
@@ -273,13 +277,18 @@ class RaggedBase(nn.Module):
             )
 
     def _starts(self, given: tuple[States, ...] | None, data: Tensor, batch: int, *, batched: bool) -> list[State]:
-        """The initial states, checked, with a batch axis: stacked if all sizes are equal, otherwise piece by piece."""
-        kinds = self._state_sizes()
+        """The initial states, checked: (pieces, B, size) if all sizes are equal, otherwise a tuple of (1, B, size)."""
+        kinds = self._state_sizes
         if given is None:
+            # Nothing writes to them: one tensor of zeros serves all pieces of its size.
+            zeros = {
+                size: data.new_zeros(1, batch, size)
+                for size in dict.fromkeys(size for sizes in kinds for size in sizes)
+            }
             return [
                 data.new_zeros(len(sizes), batch, sizes[0])
                 if len(set(sizes)) == 1
-                else tuple(data.new_zeros(batch, size) for size in sizes)
+                else tuple(zeros[size] for size in sizes)
                 for sizes in kinds
             ]
         if len(given) != len(kinds):
@@ -307,7 +316,7 @@ class RaggedBase(nn.Module):
                     kind.append(end)
             else:
                 data = self._run_apart(stack.first, data, batch_sizes, order, starts, ends)
-        return data, [join_pieces(kind, sizes) for kind, sizes in zip(ends, self._state_sizes(), strict=True)]
+        return data, [join_pieces(kind, sizes) for kind, sizes in zip(ends, self._state_sizes, strict=True)]
 
     def _run_fused(
         self, stack: Stack, data: Tensor, batch_sizes: Tensor | None, starts: Sequence[States]
@@ -318,7 +327,7 @@ class RaggedBase(nn.Module):
             data,
             batch_sizes,
             [stack_pieces(start, first, stop) for start in starts],
-            [getattr(self, name) for names in self._piece_names[first:stop] for name in names],
+            self._weights(first, stop),
             bias=self.bias,
             layers=stack.stop - stack.first,
             dropout=self.dropout,
@@ -342,7 +351,7 @@ class RaggedBase(nn.Module):
             backward = direction == 1
             read = reverse(data, order) if backward else data
             states = [stack_pieces(start, piece, piece + 1) for start in starts]
-            weights = [getattr(self, name) for name in self._piece_names[piece]]
+            weights = self._weights(piece, piece + 1)
             if self.proj_sizes is not None and not self._narrow(layer, direction):
                 emitted, *final = run_wide_projection(
                     read, batch_sizes, states, weights, bias=self.bias, training=self.training
@@ -355,8 +364,10 @@ class RaggedBase(nn.Module):
                 kind.append(end)
             response = reverse(emitted, order) if backward else emitted
             outputs.append(response)
+            if not self._observers:
+                continue
             name = f"l{layer}" + "_reverse" * direction
-            if self._observers and self.proj_sizes is not None:
+            if self.proj_sizes is not None:
                 inner = cell_responses(read, batch_sizes, states, emitted, weights)
                 self._report(name, data, reverse(inner, order) if backward else inner, states[0][0], final[0][0])
                 name += ":projection"

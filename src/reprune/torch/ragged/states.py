@@ -129,7 +129,7 @@ class _Selection:
 
 
 def check_state(label: str, state: States, sizes: tuple[int, ...], batch: int, *, batched: bool) -> State:
-    """An initial state with a batch axis: (pieces, B, size) if all sizes are equal, otherwise a tuple of (B, size).
+    """An initial state with a batch axis: (pieces, B, size) if all sizes are equal, otherwise a tuple of (1, B, size).
 
     Args:
         label: What to call the state in an error.
@@ -160,14 +160,14 @@ def check_state(label: str, state: States, sizes: tuple[int, ...], batch: int, *
     wanted = [(batch, size) for size in sizes]
     if [tuple(piece.shape) for piece in pieces] != wanted:
         raise RuntimeError(f"Expected {label} sizes {wanted}, got {[list(piece.shape) for piece in pieces]}")
-    return torch.stack(pieces) if equal else pieces
+    return torch.stack(pieces) if equal else tuple(piece.unsqueeze(0) for piece in pieces)
 
 
 def stack_pieces(state: States, first: int, stop: int) -> Tensor:
-    """Pieces `first..stop-1` of a state, (stop - first, B, H)."""
+    """Pieces `first..stop-1` of a state as `check_state` returns it, (stop - first, B, H)."""
     if isinstance(state, Tensor):
         return state[first:stop]
-    return torch.stack(tuple(state[first:stop]))
+    return state[first] if stop == first + 1 else torch.cat(tuple(state[first:stop]))
 
 
 def join_pieces(pieces: list[Tensor], sizes: tuple[int, ...]) -> State:
@@ -176,7 +176,7 @@ def join_pieces(pieces: list[Tensor], sizes: tuple[int, ...]) -> State:
         return pieces[0]
     if len(set(sizes)) == 1:
         return torch.cat(pieces)
-    return tuple(piece for piece_stack in pieces for piece in piece_stack.unbind(0))
+    return tuple(piece for held in pieces for piece in (held.unbind(0) if len(held) > 1 else (held.squeeze(0),)))
 
 
 def each_piece(state: State, change: Callable[[Tensor], Tensor]) -> State:

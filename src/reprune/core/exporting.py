@@ -202,6 +202,29 @@ def checked_way(int8: bool | str, calibration: Any, known: Sequence[str]) -> str
     return way
 
 
+def beyond_calibration(
+    names: Sequence[str], example: Sequence[NDArray[Any]], batches: Sequence[Sequence[NDArray[Any]]]
+) -> list[str]:
+    """Notes on inputs of the example that lie outside the ranges that calibration fixes, where 8 bits cut numbers off.
+
+    Example:
+        >>> print(*beyond_calibration(["x"], [np.array([3.0])], [[np.array([-1.0, 2.0])]]))
+        x reaches 3 in the example and -1 to 2 in calibration=: what lies outside is cut off. Give more batches
+    """
+    notes = []
+    for name, array, held in zip(names, example, zip(*batches, strict=True), strict=True):
+        if not array.size or not np.issubdtype(array.dtype, np.floating):
+            continue
+        low, high = min(float(one.min()) for one in held), max(float(one.max()) for one in held)
+        furthest = max((float(array.min()), float(array.max())), key=lambda value: abs(value - (low + high) / 2))
+        if abs(furthest - (low + high) / 2) > 1.1 * (high - low) / 2:
+            notes.append(
+                f"{name} reaches {furthest:.3g} in the example and {low:.3g} to {high:.3g} in calibration=: what lies "
+                "outside is cut off. Give more batches"
+            )
+    return notes
+
+
 def chosen_axes(selection: Any, inputs: Mapping[str, Sequence[int | str]], option: str) -> set[tuple[str, int]]:
     """The inputs' axes that a `Selection` names.
 

@@ -70,5 +70,9 @@ def test_a_part_is_calibrated_on_what_the_model_gives_it(tmp_path: Path) -> None
     part = export(model, batches[0], tmp_path / "part.onnx", int8="static", calibration=batches, submodule="core")
     for report in (whole, part):
         assert 0 < max(comparison.relative for comparison in report.quantised) < 0.03
+    assert not part.notes or "cut off" not in str(part)
+    quiet = [0.1 * batch for batch in batches]
+    report = export(model, batches[0], tmp_path / "x.onnx", int8="static", calibration=quiet)
+    assert any(note.startswith("x reaches ") and "cut off" in note for note in report.notes)
     with pytest.raises(ExportError, match="does not run on a batch of 3×7×12"):
         export(model, batches[0], tmp_path / "x.onnx", int8="static", calibration=[torch.randn(3, 7, 12)])

@@ -21,6 +21,7 @@ from reprune.core.exporting import (
     ExportReport,
     Selection,
     StatePair,
+    beyond_calibration,
     checked_way,
     chosen_axes,
     compare,
@@ -119,11 +120,14 @@ def _publish(
     quantised: list[Comparison] = []
     eight_bits = None
     if way is not None:
+        calibrated = _calibration(job, batches)
         with _converting(job, path):
-            left = form.write(job, part, way, _calibration(job, batches))
+            left = form.write(job, part, way, calibrated)
         eight_bits = count_eight_bits(part)
         if path.suffix == ".tflite":
             notes, left = left, form.left_in_float(way, eight_bits)
+        if calibrated:
+            notes = [*notes, *beyond_calibration(job.names, job.arrays, calibrated)]
         eight_bits = replace(eight_bits, left=tuple(left))
         runner = open_file(part)
         quantised = [_compare_calls(job, arrays, runner) for arrays in examples]

@@ -16,6 +16,7 @@ from reprune.core.exporting import (
     ExportError,
     ExportReport,
     Selection,
+    beyond_calibration,
     checked_way,
     compare,
     require_close,
@@ -104,6 +105,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
             batches = []
             if options.calibration is not None:
                 batches = calibration_inputs(plain, model, job.captured, states, options.calibration)
+                notes += beyond_calibration(inputs.names, inputs.arrays(), batches)
             with converting(model, path):
                 part, eight_bits = form.quantise[options.int8](job, part, options.int8, batches)
             runner = open_file(part)

@@ -96,7 +96,7 @@ class Plan:
 
     def __repr__(self) -> str:
         stay, units = sum(self.counts().values()), sum(self.structure.counts().values())
-        return f"Plan({self.method}: {stay} of {units} units stay in {len(self.kept)} layers)"
+        return f"Plan({self.method}: {stay} of {units} units stay)"
 
     def counts(self) -> dict[str, int]:
         """Number of units that stay, by layer."""

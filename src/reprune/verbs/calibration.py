@@ -91,7 +91,8 @@ class Calibration(Generic[Model]):
         if missing:
             given = " and ".join(sorted({NEEDS[kind] for kind in missing}))
             raise StatisticsError(
-                f"method={method!r} looks at what was not gathered: give {given}, and the method among methods=."
+                f"method={method!r} looks at what was not gathered: give {given}. "
+                "A calibration gathers what its methods= look at."
             )
         table = (latency or self._measured()) if request.needs_table else None
         excluded = left_out(self.structure, include, exclude)

@@ -54,7 +54,8 @@ class Compiled:
         shape = tuple(int(size) for value in tensors for size in value.shape)
         long = any(len(value.shape) > 1 and value.shape[1] >= LONG for value in tensors)
         self._calls[shape] += 1
-        if self._calls[shape] > OFTEN:
+        # Operation by operation, JAX compiles every loop anew.
+        if self._calls[shape] > OFTEN or keras.backend.backend() == "jax":
             return self._ways[-1]
         return self._ways[min(1, len(self._ways) - 1)] if long or self._calls.total() > OFTEN else self._plain
 

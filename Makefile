@@ -31,6 +31,7 @@ fuzz: $(STAMP)  ## thousands of random models and plans against the oracle
 backends: $(STAMP)  ## the contract of Keras models on each backend: TensorFlow, PyTorch, and JAX, which is installed for it
 	$(BIN)/pip install -q 'jax>=0.5'
 	for backend in tensorflow torch jax; do KERAS_BACKEND=$$backend $(BIN)/pytest tests/keras/test_contract.py || exit 1; done
+	$(BIN)/pytest tests/keras/test_backends.py -k two_devices
 
 REPRUNE_DATA ?= ../shared/data
 DIGITS = $(REPRUNE_DATA)/spoken_digits_yt8m

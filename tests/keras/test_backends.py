@@ -28,6 +28,25 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
+DISTRIBUTED = """
+import keras
+import numpy as np
+import reprune
+
+def made():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.LSTM(6, return_sequences=True), keras.layers.GRU(6), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((6, 4)), *layers])
+
+batches = [np.random.default_rng(place).normal(size=(16, 6, 4)).astype("float32") for place in range(3)]
+one = reprune.prune(made(), batches, 0.5, method="iss-gm+mean")
+devices = keras.distribution.list_devices()
+keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+both = reprune.prune(made(), batches, 0.5, method="iss-gm+mean")
+same = list(both.plan.kept.values()) == list(one.plan.kept.values())
+spread = len(both.model.weights[0].value.sharding.device_set)
+print(spread, same, np.abs(np.asarray(both.model(batches[0])) - np.asarray(one.model(batches[0]))).max())
+"""
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
@@ -51,6 +70,13 @@ def test_on_another_backend(backend: str) -> None:
     """`make backends` runs the whole contract on each."""
     pytest.importorskip(backend)
     assert "passed" in run(f"import sys; {PYTEST}", *SUBSET, KERAS_BACKEND=backend)
+
+
+def test_two_devices_plan_and_answer_as_one_does() -> None:
+    """Keras's distribution API is JAX's alone: two devices that the processor plays."""
+    pytest.importorskip("jax")
+    said = run(DISTRIBUTED, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert said.split() == ["2", "True", "0.0"]
 
 
 def test_without_pytorch() -> None:

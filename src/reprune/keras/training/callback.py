@@ -105,6 +105,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the steps; when the schedule says so, units are selected."""
         assert self.pruner is not None
+        # On JAX, `fit` keeps what it trains out of the model's variables until it is asked to write it there.
+        getattr(self.model, "jax_state_sync", lambda: None)()
         # Several steps may have run in one call (steps_per_execution).
         for _ in range(batch - self._last_batch):
             self.pruner.step()

@@ -9,7 +9,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Structure
-from tests.helpers.torch_oracle import check_all_lose, check_oracle
+from tests.helpers.torch_oracle import check_all_lose, check_oracle, random_plans
 
 
 def frames(steps: int = 6) -> torch.Tensor:
@@ -288,3 +288,61 @@ class Remembering(nn.Module):
 
 def test_a_convolution_over_states_and_zeros_before_them() -> None:
     exact(Remembering(), {"cell:l0": 8})
+
+
+class LearnedStates(nn.Module):
+    """Two written cells, one above the other, whose learned initial states are repeated in a size of one attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.lower, self.upper = 8, nn.Linear(13, 8), nn.Linear(16, 8)
+        self.first, self.second, self.out = (
+            nn.Parameter(torch.randn(1, 8)),
+            nn.Parameter(torch.randn(1, 8)),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = (state.expand(len(x), self.units) for state in (self.first, self.second))
+        for step in x.unbind(1):
+            one = self.lower(torch.cat([step, one], 1)).tanh()
+            two = self.upper(torch.cat([one, two], 1)).tanh()
+        return self.out(two)
+
+
+def test_learned_states_beside_data_and_beside_units() -> None:
+    torch.manual_seed(0)
+    model = LearnedStates().double()
+    structure = reprune.torch.inspect(model, [frames()]).structure
+    assert structure.prunable == (":l0", ":l1")
+    assert structure.count_coupled == ((":l0", ":l1"),)
+    for plan in random_plans(structure, 2):
+        check_oracle(model, plan, frames(8))
+
+
+class ReadsPlaces(nn.Module):
+    """A memory that picks from places of an image, whose channels it is multiplied with: they are a layer of their own.
+
+    The weight that reads both comes before the one that reads the memory alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.ask, self.write, self.out = (
+            nn.Conv1d(5, 6, 1),
+            nn.Linear(8, 6),
+            nn.Linear(14, 8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        known, memory = self.places(x.transpose(1, 2)), x.new_zeros(len(x), self.out.in_features)
+        found = known.mean(2)
+        for _ in range(3):
+            memory = self.write(torch.cat([found, memory], 1)).tanh()
+            found = (self.ask(memory)[..., None] * known).tanh().mean(2)
+        return self.out(memory)
+
+
+def test_states_that_a_weight_reads_side_by_side_are_layers_each() -> None:
+    exact(ReadsPlaces(), {":l0": 6, ":l1": 8})

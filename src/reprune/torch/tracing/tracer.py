@@ -111,7 +111,9 @@ class Tracer:
         if found is None:
             return False
         small = compact(found)
-        return bool(((small < NONE) & (small > -LAST)).any()) and not bool((small > NONE).any())
+        # Not what stands beside units, or beside what was handed in: `torch.cat([x, self.h0.expand(batch, -1)], 1)`.
+        others = (small > NONE) | (small <= -LAST)
+        return bool(((small < NONE) & (small > -LAST)).any()) and not bool(others.any())
 
     def origin(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the elements that came from outside this call (see `origins.py`), or None when there are none."""

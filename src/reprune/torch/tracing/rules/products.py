@@ -44,13 +44,13 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
         alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
         over_units = varies(units, contracted) or alone
         if over_units or (tagged and read):
-            return _Side(tensor, False, list(lines(units, contracted)), [], None)
+            beside = [line for _, line in tracer.weight_lines(tensor, contracted, "follows")]  # Learned states, say.
+            return _Side(tensor, False, [*lines(units, contracted), *beside], [], None)
         over = compact(units).amax(contracted)
         return _Side(tensor, False, [], [], over if bool((over > NONE).any()) else None)
-    if tracer.is_weight(tensor):
-        found = tracer.weight_lines(tensor, contracted, "reads")
-        return _Side(tensor, True, [line for _, line in found], [axis for axis, _ in found], None)
-    return _Side(tensor, False, [], [], None)
+    weight = tracer.is_weight(tensor)
+    found = tracer.weight_lines(tensor, contracted, "reads" if weight else "follows")
+    return _Side(tensor, weight, [line for _, line in found], [axis for axis, _ in found] if weight else [], None)
 
 
 def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:

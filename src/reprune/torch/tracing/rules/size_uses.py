@@ -123,10 +123,13 @@ def _slices(tracer: Tracer, source: torch.Tensor, index: Any) -> None:
 
 def _along(tracer: Tracer, tensor: torch.Tensor, dim: int, size: Any) -> None:
     """A size is the length of an axis."""
-    found = tracer.units(tensor) if isinstance(size, SizeInt) else None
-    if found is None:
+    if not isinstance(size, SizeInt):
         return
-    if varies(found, dim):
+    found = tracer.units(tensor)
+    if found is None:
+        if tracer.is_weight(tensor) and tensor.size(dim) == size:  # `self.h0.expand(batch, self.units)`
+            _constrain(tracer, size, [line for _, line in tracer.weight_lines(tensor, dim, "follows")])
+    elif varies(found, dim):
         _constrain(tracer, size, lines(found, dim))
     elif size.quotient is not None:
         tracer.compare_sizes([size.quotient])

@@ -35,12 +35,18 @@ def written_cells(
         }:
             reached |= more
         state = np.array([root in reached and root in free[read] - taken for root in roots[read].tolist()])
-        units, first = np.unique(roots[read][state], return_index=True)  # It may be read twice, beside its neighbours'.
-        if len(units) > 1:
+        _, first = np.unique(roots[read][state], return_index=True)  # It may be read twice, beside its neighbours'.
+        labels = recording.axes[read][state][np.sort(first)]
+        # What a weight reads side by side can be states of several kinds: each is a layer.
+        spaces = recording.couplings.space(recording.couplings.roots(labels))
+        for space in dict.fromkeys(spaces.tolist()):
+            held = labels[spaces == space]
+            if len(held) < 2:
+                continue
             name = read[0]
             module = name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
             address = next(f"{module}:l{k}" for k in range(len(found) + 1) if f"{module}:l{k}" not in found)
-            found[address] = RecurrentLayer(address, "custom", module, recording.axes[read][state][np.sort(first)])
+            found[address] = RecurrentLayer(address, "custom", module, held)
             recording.steps.setdefault(address, recording.rows.get(name, 1))
-            taken |= set(units.tolist())
+            taken |= set(recording.couplings.roots(held).tolist())
     return found

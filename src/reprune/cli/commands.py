@@ -70,8 +70,9 @@ class Commands(TyperGroup):
             if hasattr(error, "format_message") or getattr(error, "errno", None) == errno.EPIPE or self._debug:
                 raise
             _silence_output()
-            typer.echo(f"Error: {self._in_options(_said(error))}", err=True)
-            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+            code = getattr(error, "exit_code", 1)
+            typer.echo(("" if code == 130 else "Error: ") + self._in_options(_said(error)), err=True)
+            raise typer.Exit(code) from None
         return found
 
     @contextmanager

@@ -109,6 +109,15 @@ def test_keeps_to_the_width(plan: Plan, width: int) -> None:
         assert max(cell_len(line) for line in text.splitlines()) <= width
 
 
+def test_a_narrow_table_leaves_columns_out_and_breaks_no_number(plan: Plan) -> None:
+    wide, narrow = render_table(plan, 200), render_table(plan, 34)
+    assert "MACs per time step" in wide
+    assert "MACs" not in narrow
+    for name in plan.kept:
+        before, after = (str(count) for count in (plan.structure.layers[name].units, len(plan.kept[name])))
+        assert re.search(rf"\b{before} → +{after}\b", row(narrow, name))
+
+
 def test_group_labels_go_on_after_z() -> None:
     names = [f"l{index}" for index in range(56)]
     pairs = list(zip(names[::2], names[1::2], strict=True))

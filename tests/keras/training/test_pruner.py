@@ -14,6 +14,7 @@ import reprune.torch
 from reprune.core.errors import PlanWarning, RecipeError
 from reprune.core.schedule import Fractional
 from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.training.shrink import check_optimizer
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs
 
@@ -322,3 +323,10 @@ def test_the_plan_knows_the_weights_that_training_ended_with() -> None:
     net.set_weights(start)
     with pytest.warns(PlanWarning, match="other weights"):
         reprune.apply(net, pruner.plan)
+
+
+def test_gradual_is_refused_on_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RecipeError, match="set KERAS_BACKEND to tensorflow"):
+        check_optimizer(made, None, made.optimizer)

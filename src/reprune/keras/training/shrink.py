@@ -55,6 +55,11 @@ def shrink(model: Any, plan: Plan, pattern: Any, optimizer: Any) -> None:
 
 def check_optimizer(model: Any, plan: Plan, optimizer: Any) -> None:
     """Raise unless what the optimizer remembers can become smaller; see `shrink`."""
+    if keras.backend.backend() == "jax":
+        raise RecipeError(
+            "schedule='gradual' makes variables smaller while training, and on the JAX backend the training step holds "
+            "them in their old shapes: set KERAS_BACKEND to tensorflow, or give 'soft', 'fractional' or 'after'."
+        )
     graph = graph_of(model)
     cuts = _cuts(graph, plan)
     _remembered(optimizer, {id(weight): cuts[name] for name, weight in graph.weights().items() if name in cuts})

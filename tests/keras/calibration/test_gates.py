@@ -25,6 +25,7 @@ from tests.keras.test_against_torch import kernels
 from tests.torch.calibration.test_gates import LENGTHS, batches, made
 
 L = keras.layers
+GATES = True
 
 
 def twin(kind: str, like: nn.Module) -> Any:

@@ -134,9 +134,9 @@ def test_every_step_of_a_cell_written_by_hand_counts_too():
 
 def test_what_was_not_gathered_is_asked_for(model):
     calibration = reprune.calibrate(model, data(), methods=["random"], forward=OPTIONS["forward"])
-    with pytest.raises(StatisticsError, match="calibrate with calibration batches"):
+    with pytest.raises(StatisticsError, match="give calibration batches"):
         calibration.plan(0.5, method="iss-gm")
-    with pytest.raises(StatisticsError, match="calibrate with labels="):
+    with pytest.raises(StatisticsError, match="give labels="):
         reprune.plan(model, data(), method="fsdp", forward=OPTIONS["forward"])
     with pytest.raises(StatisticsError, match="need 3 passes"):
         reprune.calibrate(model, iter(data()), **OPTIONS)

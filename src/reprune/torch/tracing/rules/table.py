@@ -8,6 +8,7 @@ import torch
 
 from reprune.torch.tracing.rules.accumulating import accumulate, index_put, segments
 from reprune.torch.tracing.rules.elementwise import compare, copy, glu, like, nothing, pointwise, real_and_complex
+from reprune.torch.tracing.rules.embeddings import embedding, embedding_renorm
 from reprune.torch.tracing.rules.movement import fold, move, pixel_shuffle
 from reprune.torch.tracing.rules.normalisation import batch_norm, group_norm, layer_norm, weight_norm
 from reprune.torch.tracing.rules.op import Rule
@@ -18,8 +19,6 @@ from reprune.torch.tracing.rules.products import (
     distance,
     distances,
     dot,
-    embedding,
-    embedding_renorm,
     matmul,
     matvec,
 )

@@ -38,9 +38,7 @@ def written_cells(
         _, first = np.unique(roots[read][state], return_index=True)  # It may be read twice, beside its neighbours'.
         labels = recording.axes[read][state][np.sort(first)]
         # What a weight reads side by side can be states of several kinds: each is a layer.
-        spaces = recording.couplings.space(recording.couplings.roots(labels))
-        for space in dict.fromkeys(spaces.tolist()):
-            held = labels[spaces == space]
+        for held in _kinds(recording, labels):
             if len(held) < 2:
                 continue
             name = read[0]
@@ -50,3 +48,15 @@ def written_cells(
             recording.steps.setdefault(address, recording.rows.get(name, 1))
             taken |= set(recording.couplings.roots(held).tolist())
     return found
+
+
+def _kinds(recording: Recording, labels: Ids) -> list[Ids]:
+    """Labels apart by what makes them: those to which one weight adds stay together."""
+    couplings = recording.couplings
+    roots = couplings.roots(labels)
+    kinds = couplings.space(roots)
+    for axis, roles in recording.roles.items():
+        if "own" in roles:
+            made = np.isin(kinds, kinds[np.isin(roots, couplings.roots(recording.axes[axis]))])
+            kinds[made] = kinds[made].min() if made.any() else 0
+    return [labels[kinds == kind] for kind in dict.fromkeys(kinds.tolist())]

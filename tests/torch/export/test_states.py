@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import reprune
 from reprune.runtimes import open_file
 from reprune.torch.export import export
+from reprune.torch.export.carried import carried_states
+from reprune.torch.export.example import Example
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -328,3 +330,23 @@ def test_a_state_that_the_example_leaves_out_is_told(tmp_path: Path) -> None:
     streaming = export(nn.GRU(3, 4), torch.randn(5, 2, 3), tmp_path / "gru.onnx", streaming=True)
     assert streaming.states
     assert not streaming.notes
+
+
+class Writing(nn.Module):
+    """Writes into what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y: tuple[Tensor, Tensor] = self.gru(x.mul_(2), h)
+        return y
+
+
+def test_looking_for_states_leaves_the_example_as_it_was() -> None:
+    model, x = Writing(), torch.randn(5, 2, 3)
+    before = x.clone()
+    found = carried_states(model, Example.of(model, (x, torch.zeros(1, 2, 4))))
+    assert [state.input for state in found.states] == ["h"]
+    assert torch.equal(x, before)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reprune.core.exporting import ExportError
 from reprune.torch.export.capture import Captured
-from reprune.torch.export.example import Example
+from reprune.torch.export.example import Example, shape_of
 from reprune.torch.export.states import StateTensor, feed_back
 
 IN_A_ROW = 3
@@ -42,7 +42,7 @@ def calibration_inputs(
         try:
             batch.call(plain)
         except Exception as error:  # Whatever the model's own code raises.
-            shapes = ", ".join(map(_shape, batch.tensors))
+            shapes = ", ".join(map(shape_of, batch.tensors))
             raise ExportError(f"calibration=: the model does not run on a batch of {shapes}: {error}") from error
         tensors = dict(zip(batch.names, batch.tensors, strict=True))
         if not own.keys() <= tensors.keys():
@@ -71,18 +71,14 @@ def _pieces(captured: Captured, tensors: dict[int, Tensor]) -> Iterator[dict[int
                 continue
             if tensor.shape[axis] < size:
                 raise ExportError(
-                    f"calibration=: {captured.example.names[position]} is {_shape(tensor)} in a batch, and the file "
-                    f"takes {_shape(like)}; its axis {axis} is fixed at {size}. Give batches of at least that size."
+                    f"calibration=: {captured.example.names[position]} is {shape_of(tensor)} in a batch, and the file "
+                    f"takes {shape_of(like)}; its axis {axis} is fixed at {size}. Give batches of at least that size."
                 )
             parts = [
                 part.narrow(axis, at, size) for part in parts for at in range(0, part.shape[axis] - size + 1, size)
             ]
         pieces.append(parts)
     return (dict(zip(tensors, piece, strict=True)) for piece in zip(*pieces, strict=False))
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a number"
 
 
 def _sizes(captured: Captured, tensors: dict[int, Tensor]) -> dict[Any, int]:

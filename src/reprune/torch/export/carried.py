@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -74,8 +73,7 @@ def _followed(model: nn.Module, example: Example) -> tuple[dict[int, list[int]],
     except RepruneError:
         return {}, []
     given = _positions(example.tensors, _given(model, example))
-    with torch.no_grad():
-        returned = _called(model, (example.args, example.kwargs))
+    returned = example.returned(model)
     back = _positions(pytree.tree_leaves(returned), leaves(returned))
     left_out: dict[str, None] = {}
     held: list[int] = []
@@ -113,13 +111,13 @@ def _given(model: nn.Module, example: Example) -> Iterator[tuple[Path, Tensor]]:
 def _pair_by_name(example: Example, outputs: Sequence[Tensor], pairs: dict[int, list[int]]) -> None:
     """Add inputs with the name of a state, and outputs of their shape but for the width."""
     taken = {output for found in pairs.values() for output in found}
-    named = [
+    alike_named = [
         position
         for position, (name, leaf) in enumerate(zip(example.names, example.tensors, strict=True))
         if position not in pairs and leaf.is_floating_point() and leaf.dim() and _STATE_NAMES.search(name)
     ]
     # From the end: outputs come before states, as in PyTorch's own modules.
-    for position in reversed(named):
+    for position in reversed(alike_named):
         leaf = example.tensors[position]
         alike = [
             k

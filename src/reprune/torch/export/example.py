@@ -105,12 +105,16 @@ class Example:
         named = {**bound, **bound.pop(extra, {})}
         return pytree.tree_map(shape, named)
 
-    def call(self, model: nn.Module) -> list[Tensor]:
-        """The tensors that the model returns, nested ones flattened; the example is left as it was."""
+    def returned(self, model: nn.Module) -> Any:
+        """What the model returns; the example is left as it was."""
         with torch.no_grad():
             # Copies: a model may write into what it is given, or hand it on.
             copied = self.with_tensors(lambda _, tensor: tensor.clone())
-            returned = model(*copied.args, **copied.kwargs)
+            return model(*copied.args, **copied.kwargs)
+
+    def call(self, model: nn.Module) -> list[Tensor]:
+        """The tensors that the model returns, nested ones flattened; the example is left as it was."""
+        returned = self.returned(model)
         leaves = pytree.tree_leaves(returned)
         if any(isinstance(leaf, PackedSequence) for leaf in _containers(returned)):
             raise ExportError(
@@ -151,6 +155,11 @@ def submodule_example(model: nn.Module, example: Example, path: str) -> Example:
     bound = inspect.signature(part.forward).bind(*args, **kwargs)
     given = bound.args if not bound.kwargs else {**bound.arguments, **bound.arguments.pop("kwargs", {})}
     return Example.of(part, given).with_tensors(lambda _, tensor: tensor.detach())
+
+
+def shape_of(tensor: Tensor) -> str:
+    """A tensor's shape, for messages."""
+    return "×".join(map(str, tensor.shape)) or "a scalar"
 
 
 def title(model: nn.Module) -> str:

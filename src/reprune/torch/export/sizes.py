@@ -10,7 +10,7 @@ from torch import nn
 
 from reprune.core.exporting import ExportError, Selection, chosen_axes
 from reprune.torch.export.capture import Captured, capture
-from reprune.torch.export.example import Axis, Example
+from reprune.torch.export.example import Axis, Example, shape_of
 from reprune.torch.export.states import StateTensor, feed_back
 
 CONSTANT = "the trace unrolls loops over it, and takes len(x) or int() of it for a constant"
@@ -181,7 +181,7 @@ def _more(captured: Captured, symbol: Any) -> int:
 
 
 def _shapes(example: Example) -> str:
-    return ", ".join("×".join(map(str, tensor.shape)) or "a scalar" for tensor in example.tensors)
+    return ", ".join(map(shape_of, example.tensors))
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,7 @@ def _kinds(recording: Recording, labels: Ids) -> list[Ids]:
     kinds = couplings.space(roots)
     for axis, roles in recording.roles.items():
         if "own" in roles:
-            made = np.isin(kinds, kinds[np.isin(roots, couplings.roots(recording.axes[axis]))])
-            kinds[made] = kinds[made].min() if made.any() else 0
+            joined = kinds[np.isin(roots, couplings.roots(recording.axes[axis]))]
+            if joined.size:
+                kinds[np.isin(kinds, joined)] = joined.min()
     return [labels[kinds == kind] for kind in dict.fromkeys(kinds.tolist())]

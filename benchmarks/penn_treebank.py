@@ -1,9 +1,9 @@
 """Penn Treebank: the large model of Zaremba et al. made some twenty times as fast, beside the published numbers.
 
 From one trained dense model: what pruning costs in one shot, then students that learn from the text and from the dense
-model's answers (`--teach` of the language recipe, with answers computed once: of the 10,000 probabilities of a word the
-64 largest are kept). Methods that act on the training itself start from the dense model as well. Whatever is done is in
---out: interrupted, or out of --minutes, the same command goes on.
+model's answers, which are computed once, as by `--teach` of the language recipe. Methods that act on the training
+itself start from the dense model as well. Whatever is done is in --out: interrupted, or out of --minutes, the same
+command goes on.
 
     python benchmarks/penn_treebank.py --text DIR --out DIR [--minutes 9] [--device cuda]
     python benchmarks/penn_treebank.py --text DIR --out DIR --words 20000 --epochs 1    # a look at it, on a CPU
@@ -20,7 +20,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,14 @@ from torch.nn import functional
 import reprune
 import reprune.torch
 from reprune import Method
+from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.bench.bench import bench
-from reprune.recipes.language.text import Vocabulary
+from reprune.recipes.language.data import Windows, answers_to
+from reprune.recipes.language.text import Numbers, Vocabulary, streams_to_train
 from reprune.recipes.language.word_model import WordModel
+from reprune.torch.training.likely import Likely, shared_cross_entropy
 
-WORDS, UNITS, UNROLL, STREAMS, KEPT = 10_000, 1500, 35, 20, 64
+WORDS, UNITS, UNROLL, STREAMS = 10_000, 1500, 35, 20
 PUBLISHED = (
     ("ISS (Wen et al. 2018)", "373 + 315", 78.57, 78.65, "10.59"),
     ("neuron selection (Wen et al. 2020)", "", 78.57, 78.57, "nearly 20"),
@@ -86,23 +89,9 @@ STUDENTS = {
 }
 
 
-class Text:
-    """A text in streams (T × B), window by window."""
-
-    def __init__(self, numbers: Tensor, streams: int = STREAMS) -> None:
-        length = (len(numbers) - 1) // streams
-        shifted = (numbers[shift : shift + length * streams].view(streams, length).T for shift in (0, 1))
-        self.words, self.following = (part.contiguous() for part in shifted)
-
-    @property
-    def pieces(self) -> list[slice]:
-        """Where the windows are."""
-        return [slice(start, start + UNROLL) for start in range(0, len(self.words), UNROLL)]
-
-    def windows(self, device: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Where each window is, its words, and the words that follow them."""
-        for piece in self.pieces:
-            yield piece, self.words[piece].to(device), self.following[piece].to(device)
+def windows(numbers: Numbers) -> Windows:
+    """A text in streams, window by window."""
+    return Windows(*map(torch.from_numpy, streams_to_train(numbers, STREAMS, "the text")), UNROLL)
 
 
 def dense_model(folder: Path) -> WordModel:
@@ -121,41 +110,16 @@ def dense_model(folder: Path) -> WordModel:
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, text: Text, device: str) -> float:
+def perplexity(model: nn.Module, text: Windows, device: str) -> float:
     """Of a text, every stream from a zero state."""
     model.to(device).eval()
-    total, state = 0.0, None
-    for _, words, following in text.windows(device):
-        logits, state = model(words, state)
-        total += float(functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum"))
-    return math.exp(total / text.words.numel())
-
-
-class Answers:
-    """The dense model's answers to a text: the largest probabilities of each next word, and which words they are of."""
-
-    def __init__(self, model: nn.Module, text: Text, folder: Path, device: str) -> None:
-        paths, done = (folder / "answers.npy", folder / "words.npy"), folder / "answers.done"
-        if not done.exists():
-            shape = (*text.words.shape, KEPT)
-            values = np.lib.format.open_memmap(paths[0], "w+", np.float16, shape)
-            which = np.lib.format.open_memmap(paths[1], "w+", np.uint16, shape)
-            state = None
-            with torch.no_grad():
-                for piece, words, _ in text.windows(device):
-                    logits, state = model.to(device)(words, state)
-                    largest = logits.softmax(-1).topk(KEPT)
-                    values[piece] = largest.values.half().cpu().numpy()
-                    which[piece] = largest.indices.cpu().numpy()
-            done.touch()
-        self._values, self._which = (np.load(path, mmap_mode="r") for path in paths)
-
-    def cross_entropy(self, piece: slice, logits: Tensor) -> Tensor:
-        """Of a window with its answers, mean over words."""
-        values = torch.from_numpy(self._values[piece].astype(np.float32)).to(logits.device)
-        which = torch.from_numpy(self._which[piece].astype(np.int64)).to(logits.device)
-        found = -(values * logits.log_softmax(-1).gather(-1, which)).sum(-1)
-        return (found / values.sum(-1)).mean()
+    total, count, state = 0.0, 0, None
+    for window in text:
+        logits, state = model(window.words.to(device), state)
+        following = window.following.to(device).flatten()
+        total += float(functional.cross_entropy(logits.flatten(0, 1), following, reduction="sum"))
+        count += len(following)
+    return math.exp(total / count)
 
 
 @dataclass
@@ -163,9 +127,9 @@ class Run:
     """Everything that a run works on."""
 
     dense: WordModel
-    train: Text
-    valid: Text
-    test: Text
+    train: Windows
+    valid: Windows
+    test: Windows
     device: str
     out: Path
     until: float
@@ -173,8 +137,8 @@ class Run:
 
     def calibration(self) -> list[Any]:
         """Sixty windows spread over the text."""
-        pieces = self.train.pieces[:-1]
-        return [self.train.words[piece].to(self.device) for piece in pieces[:: max(len(pieces) // 60, 1)]][:60]
+        whole = [window.words.to(self.device) for window in self.train][:-1]
+        return whole[:: max(len(whole) // 60, 1)][:60]
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What was found out before, or is found out now."""
@@ -228,20 +192,21 @@ def pruned_while_training(student: Student, run: Run) -> WordModel:
     model.load_state_dict(run.dense.state_dict())
     model.to(run.device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    steps = student.pruned_in * len(run.train.pieces)
+    steps = student.pruned_in * run.train.count
     given = {"ratio": student.ratio, "method": student.method, "optimizer": optimizer, "total_steps": steps}
-    pruner = reprune.torch.Pruner(model, run.train.words[:8, :2].to(run.device), **given)
+    pruner = reprune.torch.Pruner(model, next(iter(run.train)).words[:8, :2].to(run.device), **given)
     for _ in range(student.pruned_in):
         state = None
-        for _, words, following in run.train.windows(run.device):
-            logits, state = model(words, detached(state))
-            loss = functional.cross_entropy(logits.flatten(0, 1), following.flatten()) * len(words)
+        for window in run.train:
+            logits, state = model(window.words.to(run.device), detached(state))
+            following = window.following.to(run.device).flatten()
+            loss = functional.cross_entropy(logits.flatten(0, 1), following) * len(window.words)
             step(model, optimizer, loss + pruner.loss())
             pruner.step()
     return pruner.finish()
 
 
-def teach(name: str, student: Student, run: Run, answers: Answers) -> WordModel | None:
+def teach(name: str, student: Student, run: Run) -> WordModel | None:
     """The student, once it has been taught for all epochs; None when the time is over before."""
     path = run.out / f"{name}.pt"
     held = torch.load(path, map_location=run.device, weights_only=False) if path.exists() else None
@@ -255,7 +220,7 @@ def teach(name: str, student: Student, run: Run, answers: Answers) -> WordModel 
             return None
         started = time.monotonic()
         torch.manual_seed(epoch)
-        one_epoch(small, optimizer, epoch, student, run, answers)
+        one_epoch(small, optimizer, epoch, student, run)
         log.append(perplexity(small, run.valid, run.device))
         took = time.monotonic() - started
         print(f"{name}: epoch {epoch + 1} of {run.epochs}, valid {log[-1]:.2f}, {took:.0f} s", flush=True)
@@ -265,20 +230,18 @@ def teach(name: str, student: Student, run: Run, answers: Answers) -> WordModel 
     return small
 
 
-def one_epoch(
-    small: WordModel, optimizer: torch.optim.Optimizer, epoch: int, student: Student, run: Run, answers: Answers
-) -> None:
+def one_epoch(small: WordModel, optimizer: torch.optim.Optimizer, epoch: int, student: Student, run: Run) -> None:
     """One pass over the text, which the student learns together with the dense model's answers."""
     small.train()
     state = None
-    for number, (piece, words, following) in enumerate(run.train.windows(run.device)):
-        done = (epoch + number / len(run.train.pieces)) / run.epochs
+    for number, window in enumerate(run.train):
+        done = (epoch + number / run.train.count) / run.epochs
         optimizer.param_groups[0]["lr"] = student.rate * (1 + math.cos(math.pi * done)) / 2
-        logits, state = small(words, detached(state))
-        text = functional.cross_entropy(logits.flatten(0, 1), following.flatten())
-        loss = (1 - student.share) * text + student.share * answers.cross_entropy(piece, logits)
+        logits, state = small(window.words.to(run.device), detached(state))
+        rows, following = logits.flatten(0, 1), window.following.to(run.device).flatten()
+        answers = Likely(*(part.to(run.device).flatten(0, 1) for part in window.answers))
         # Summed over the window, averaged over the streams, as the step sizes of the paper are meant.
-        step(small, optimizer, loss * len(words))
+        step(small, optimizer, shared_cross_entropy(rows, following, answers, student.share) / STREAMS)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -342,7 +305,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.of(options.text / "ptb.train.txt", WORDS)
     texts = [
-        Text(torch.from_numpy(vocabulary.encode(options.text / f"ptb.{name}.txt")[: options.words]))
+        windows(vocabulary.encode(options.text / f"ptb.{name}.txt")[: options.words])
         for name in ("train", "valid", "test")
     ]
     dense = dense_model(data / "ptb_lstm_2x1500")
@@ -351,9 +314,12 @@ def main() -> None:
     if not options.skip_one_shot:
         print("\n| one shot | " + " | ".join(f"{ratio:.0%}" for ratio in RATIOS) + " |\n|---|---|---|---|", flush=True)
         one_shot(run)
-    answers = Answers(dense, run.train, options.out, options.device)
+    answers = StoredArrays(options.out / "answers")
+    if not answers.done:
+        answers.write(answers_to(run.train, dense, torch.device(options.device)))
+    run.train.answers = answers
     students = {name: STUDENTS[name] for name in options.students.split(",")}
-    taught = {name: teach(name, student, run, answers) for name, student in students.items()}
+    taught = {name: teach(name, student, run) for name, student in students.items()}
     finished = {name: model for name, model in taught.items() if model is not None}
     print(f"\n{table(run, finished)}", flush=True)
     if len(finished) < len(taught):

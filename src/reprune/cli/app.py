@@ -65,7 +65,11 @@ Schedule = Annotated[
 ]
 CalibrationBatches = Annotated[int, typer.Option(help="Batches on which responses are observed (after).")]
 Teach = Annotated[
-    float, typer.Option(metavar="SHARE", help="Of fine-tuning: learn this much from the dense model's answers.")
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Learn this much from the dense model's answers: in fine-tuning, and with --dense in training.",
+    ),
 ]
 RunFolderOption = Annotated[
     Path, typer.Option("--checkpoint", exists=True, file_okay=False, help="The --out folder of a training run.")
@@ -194,6 +198,10 @@ def train_language_model(
     layers: Annotated[int, typer.Option(help="LSTM layers.")] = 2,
     hidden: Annotated[int | None, typer.Option(help="Units of each layer, and of the embedding.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Fraction dropped between layers.")] = None,
+    finetune_dropout: Annotated[
+        float | None,
+        typer.Option(help="The same in fine-tuning; if not given, --dropout times the square root of the units left."),
+    ] = None,
     init: Annotated[float | None, typer.Option(help="Weights start between minus this and this.")] = None,
     unroll: Annotated[int | None, typer.Option(help="Words through which a gradient flows back.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the text before pruning is final.")] = None,

@@ -122,9 +122,21 @@ def test_the_loss_is_that_of_the_words(options: LanguageOptions) -> None:
     expected = [-log[0, 0, 1] - log[0, 1, 4], -log[1, 0, 0] - log[1, 1, 2] - log[1, 2, 2]]
     found = keras_model.summed_over_words(keras.ops.convert_to_tensor(following), keras.ops.convert_to_tensor(logits))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    shares = rng.dirichlet(np.ones(5), size=(2, 3))
-    found = keras_model.summed_over_words(keras.ops.convert_to_tensor(shares), keras.ops.convert_to_tensor(logits))
-    np.testing.assert_allclose(found, -(shares * log).sum((1, 2)), rtol=1e-6)
+
+
+def test_the_loss_is_shared_with_the_dense_model_as_in_pytorch(options: LanguageOptions) -> None:
+    likely = pytest.importorskip("reprune.torch.training.likely")
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    dense, own = (torch.from_numpy(rng.normal(size=(2, 3, 300)).astype("float32")) for _ in range(2))
+    following = np.array([[1, 4, 7], [0, 2, 2]])
+    answers = likely.likely(dense)
+    given = np.concatenate([following[..., None], answers.classes, answers.logs], axis=-1, dtype="float32")
+    found = keras_model.taught_over_words(0.3)(*map(keras.ops.convert_to_tensor, (given, own.numpy())))
+    for stream in range(2):
+        part = likely.Likely(answers.classes[stream], answers.logs[stream])
+        wanted = likely.shared_cross_entropy(own[stream], torch.from_numpy(following[stream]), part, 0.3)
+        assert float(found[stream]) == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_it_takes_the_steps_that_pytorch_takes(options: LanguageOptions) -> None:

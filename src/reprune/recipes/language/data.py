@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reprune.core.answers.likely import CLASSES, LOGS, packed
+from reprune.core.progress import told
+from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import Numbers, streams_to_measure, streams_to_train
 from reprune.recipes.run.processes import share_of
 from reprune.recipes.run.torch_recipe import Data
 from reprune.torch.training.distributed import processes, rank
+from reprune.torch.training.likely import Likely, likely
 
 
 class Window(NamedTuple):
     """A piece of some streams: words T × B, and the words that follow each (`text.IGNORED` past a stream's end).
 
-    `first` says that the streams begin here: the state before it is zero.
+    `first` says that the streams begin here: the state before it is zero. `answers` are a dense model's, if they are
+    learned.
     """
 
     words: Tensor
     following: Tensor
     first: bool
+    answers: Likely | None = None
 
 
 class Windows:
@@ -34,11 +43,20 @@ class Windows:
         words: T × B.
         following: T × B.
         unroll: Length of a window; the last of a pass may be shorter.
+
+    Attributes:
+        answers: A dense model's answers to all words, as `answers_to` gives them, to come with the windows; or None.
     """
 
     def __init__(self, words: Tensor, following: Tensor, unroll: int) -> None:
         self._words, self._following, self._unroll = words, following, unroll
         self._skipped = 0
+        self.answers: StoredArrays | None = None
+
+    @property
+    def count(self) -> int:
+        """How many a whole pass has; no `len`, from which Lightning would take that every pass has as many."""
+        return -(-len(self._words) // self._unroll)
 
     def skip(self, windows: int) -> None:
         """Let the next pass leave out that many windows."""
@@ -48,7 +66,29 @@ class Windows:
         first, self._skipped = self._skipped, 0
         for start in range(first * self._unroll, len(self._words), self._unroll):
             piece = slice(start, start + self._unroll)
-            yield Window(self._words[piece].contiguous(), self._following[piece].contiguous(), start == 0)
+            yield Window(
+                self._words[piece].contiguous(),
+                self._following[piece].contiguous(),
+                start == 0,
+                self._answers_to(piece),
+            )
+
+    def _answers_to(self, piece: slice) -> Likely | None:
+        if self.answers is None:
+            return None
+        classes, logs = self.answers[CLASSES][piece], self.answers[LOGS][piece]
+        return Likely(torch.from_numpy(classes.astype(np.int64)), torch.from_numpy(logs.astype(np.float32)))
+
+
+@torch.no_grad()
+def answers_to(windows: Windows, model: nn.Module, device: torch.device) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a model answers to windows one after the other, as it is stored: see `core.answers.likely`."""
+    model.to(device).eval()
+    state: Any = None
+    for window in told("asking the dense model", windows, windows.count):
+        logits, state = model(window.words.to(device), None if window.first else state)
+        found = likely(logits)
+        yield packed(found.classes.cpu().numpy(), found.logs.cpu().numpy(), logits.shape[-1])
 
 
 class Text(Data):
@@ -71,6 +111,7 @@ class Text(Data):
         self.options = options
         self._read = read
         self._position = 0
+        self._answers: StoredArrays | None = None
 
     def start(self, epoch: int, batches: int) -> None:
         """Let training go on after that many windows."""
@@ -78,13 +119,21 @@ class Text(Data):
 
     def train_dataloader(self) -> Windows:
         """Windows of all streams, in the order of the text."""
-        words, following = self._streams_to_train()
-        width = share_of(self.options)
-        mine = slice(rank() * width, (rank() + 1) * width)
-        windows = Windows(words[:, mine], following[:, mine], self.options.unroll)
+        windows = self._windows_to_train()
         windows.skip(self._position)
         self._position = 0
         return windows
+
+    def answer(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> str:
+        """See `Data.answer`: every pass reads the same windows in the same order, and so does this one."""
+        answers = self._answers_in(folder)
+        if not answers.done:
+            answers.write(answers_to(self._windows_to_train(), teacher(), device))
+        return ""
+
+    def learn(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> None:
+        """See `Data.learn`."""
+        self._answers = self._answers_in(folder)
 
     def val_dataloader(self) -> Windows:
         """The text that is measured after every epoch."""
@@ -96,7 +145,7 @@ class Text(Data):
 
     def training_batches(self) -> int:
         """Windows of a pass."""
-        return -(-len(self._streams_to_train()[0]) // self.options.unroll)
+        return self._windows_to_train().count
 
     def calibration(self, model: nn.Module, device: torch.device) -> Iterator[tuple[Any, ...]]:
         """Windows of the training text, each with the state that the model carried there."""
@@ -127,6 +176,19 @@ class Text(Data):
         train = self.options.train
         words, following = streams_to_train(self._read(train), self.options.batch_size, train)
         return torch.from_numpy(words), torch.from_numpy(following)
+
+    def _windows_to_train(self) -> Windows:
+        """Windows of this process's streams."""
+        words, following = self._streams_to_train()
+        width = share_of(self.options)
+        mine = slice(rank() * width, (rank() + 1) * width)
+        windows = Windows(words[:, mine], following[:, mine], self.options.unroll)
+        windows.answers = self._answers
+        return windows
+
+    def _answers_in(self, folder: Path) -> StoredArrays:
+        """Answers to this process's streams."""
+        return StoredArrays(folder / str(rank()))
 
     def _windows_to_measure(self, path: str) -> Windows:
         streams = streams_to_measure(self._read(path), self.options.batch_size)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from reprune.keras.tracing.graph import graph_of
+from reprune.core.answers.likely import CLASSES, LEAST, LOGS, kept_of, packed
+from reprune.core.progress import told
+from reprune.core.saving.arrays import StoredArrays
+from reprune.keras.tracing.graph import array, graph_of
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import IGNORED, Numbers
 
@@ -121,16 +125,33 @@ def summed_over_words(following: Any, logits: Any) -> Any:
     """Negative log-likelihood of each stream (B), summed over its words; Keras averages over the streams.
 
     Args:
-        following: Numbers of the words that came (B × T), `IGNORED` for none; or how likely each word should be
-            (B × T × vocabulary).
+        following: Numbers of the words that came (B × T), `IGNORED` for none.
         logits: The model's (B × T × vocabulary).
     """
-    if len(following.shape) == 3:
-        return -ops.sum(following * ops.log_softmax(logits), axis=(1, 2))
     numbers = ops.cast(following, "int32")
     valid = numbers != IGNORED
     values = ops.sparse_categorical_crossentropy(ops.where(valid, numbers, 0), logits, from_logits=True)
     return ops.sum(ops.where(valid, values, 0.0), axis=1)
+
+
+def taught_over_words(share: float) -> Callable[[Any, Any], Any]:
+    """`summed_over_words`; where words come with a dense model's answers, a share of it is cross entropy with these.
+
+    Words come as B × T, or with answers as B × T × 2(k + 1): the word, k likely words, and the logarithms of these
+    words' probabilities and of all others together (`core.answers.likely`).
+    """
+
+    def loss(following: Any, logits: Any) -> Any:
+        if len(following.shape) == 2:
+            return summed_over_words(following, logits)
+        own, kept = ops.log_softmax(logits), following.shape[-1] // 2
+        words, classes, logs = following[..., 0], ops.cast(following[..., 1:kept], "int32"), following[..., kept:]
+        wanted, found = ops.softmax(logs), ops.take_along_axis(own, classes, axis=-1)
+        rest = ops.maximum(1 - ops.sum(ops.exp(found), axis=-1, keepdims=True), LEAST)
+        taught = -ops.sum(wanted * ops.concatenate([found, ops.log(rest)], axis=-1), axis=(1, 2))
+        return (1 - share) * summed_over_words(words, logits) + share * taught
+
+    return loss
 
 
 class Windows(Iterable[tuple[Any, Any]]):
@@ -139,11 +160,16 @@ class Windows(Iterable[tuple[Any, Any]]):
     Args:
         streams: Words and those that follow, T × B.
         length: Of a window; the last of a pass may be shorter.
+
+    Attributes:
+        answers: A dense model's answers to all words, as `answers_to` gives them, to come with those that follow (see
+            `taught_over_words`); or None.
     """
 
     def __init__(self, streams: tuple[Numbers, Numbers], length: int) -> None:
         self._words, self._following = (part.T.astype("int32") for part in streams)
         self._length = length
+        self.answers: StoredArrays | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self._words[0]) / self._length)
@@ -151,7 +177,23 @@ class Windows(Iterable[tuple[Any, Any]]):
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for start in range(0, self._words.shape[1], self._length):
             piece = slice(start, start + self._length)
-            yield self._words[:, piece], self._following[:, piece]
+            following = self._following[:, piece]
+            if self.answers is not None:
+                parts = (self.answers[name][piece].swapaxes(0, 1) for name in (CLASSES, LOGS))
+                following = np.concatenate([following[..., None], *parts], axis=-1, dtype="float32")
+            yield self._words[:, piece], following
+
+
+def answers_to(windows: Windows, model: Any) -> Iterator[dict[str, Any]]:
+    """What a model answers to windows one after the other, as it is stored: see `core.answers.likely`."""
+    reset(model)
+    for words, _ in told("asking the dense model", windows, len(windows)):
+        logs = array(ops.log_softmax(model.predict_on_batch(words))).swapaxes(0, 1)
+        top, classes = (array(part) for part in ops.top_k(logs, kept_of(logs.shape[-1])))
+        others = np.exp(logs)
+        np.put_along_axis(others, classes, 0.0, axis=-1)
+        rest = np.log(np.maximum(others.sum(-1, keepdims=True), np.finfo(np.float32).tiny))
+        yield packed(classes, np.concatenate([top, rest], axis=-1), logs.shape[-1])
 
 
 class FallingRate(keras.callbacks.Callback):  # type: ignore[misc]

@@ -9,10 +9,19 @@ from itertools import islice
 from typing import Any
 
 import keras
-import numpy as np
 
+from reprune.core.saving.arrays import StoredArrays
 from reprune.keras.tracing.graph import array
-from reprune.recipes.language.keras_model import FallingRate, TwoBiases, Windows, reset, summed_over_words, word_model
+from reprune.recipes.language.keras_model import (
+    FallingRate,
+    TwoBiases,
+    Windows,
+    answers_to,
+    reset,
+    summed_over_words,
+    taught_over_words,
+    word_model,
+)
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import IGNORED, Reader, Vocabulary, streams_to_measure, streams_to_train
 from reprune.recipes.run.folder import RunFolder
@@ -72,7 +81,9 @@ class LanguageModel(Reader, KerasRecipe):
         """Compile with gradient descent."""
         options = self.options
         optimizer = TwoBiases(options.learning_rate, clip=options.clip_gradients, name="sgd")
-        model.compile(scaled(optimizer, options), summed_over_words, jit_compile=False, auto_scale_loss=False)
+        model.compile(
+            scaled(optimizer, options), taught_over_words(options.teach), jit_compile=False, auto_scale_loss=False
+        )
         return optimizer
 
     def rate(self, optimizer: Any, *, finetune: bool) -> FallingRate:
@@ -81,30 +92,45 @@ class LanguageModel(Reader, KerasRecipe):
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
-        if self.options.teach:
-            units = sum(layer.units for layer in model.layers if isinstance(layer, keras.layers.LSTM))
-            for layer in model.layers:
-                if isinstance(layer, keras.layers.Dropout):
-                    layer.rate = self.options.dropout_of(units)
+        units = sum(layer.units for layer in model.layers if isinstance(layer, keras.layers.LSTM))
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = self.options.dropout_of(units)
         super().finetune(model, folder)
 
+    def answer(self, folder: RunFolder) -> str:
+        """See `Recipe.answer`: every pass reads the same windows in the same order, and so does this one."""
+        stored = StoredArrays(folder.answers)
+        if not stored.done:
+            with device(self.options):
+                stored.write(answers_to(self.training_batches(), self.teacher(folder)))
+        return ""
+
     def loop(
-        self, model: Any, callbacks: Sequence[Any], start: tuple[int, int], epochs: int, *, offset: int, teacher: Any
+        self,
+        model: Any,
+        callbacks: Sequence[Any],
+        start: tuple[int, int],
+        epochs: int,
+        *,
+        offset: int,
+        taught: RunFolder | None,
     ) -> None:
         """Step from window to window; every epoch reads them in the same order, beginning with zero states."""
         calls = keras.callbacks.CallbackList(callbacks, model=model)
+        windows = self.training_batches()
+        windows.answers = None if taught is None else StoredArrays(taught.answers)
         calls.on_train_begin()
         for epoch in range(start[0], epochs):
             skip = start[1] if epoch == start[0] else 0
             if not skip:
-                reset(model, *([] if teacher is None else [teacher]))
+                reset(model)
             model.reset_metrics()
             calls.on_epoch_begin(epoch)
             logs: dict[str, Any] = {}
-            for step, (words, following) in enumerate(islice(self.training_batches(), skip, None), skip):
+            for step, (words, following) in enumerate(islice(windows, skip, None), skip):
                 calls.on_train_batch_begin(step)
-                wanted = following if teacher is None else _shared(teacher, self.options.teach, words, following)
-                logs = model.train_on_batch(words, wanted, return_dict=True)
+                logs = model.train_on_batch(words, following, return_dict=True)
                 calls.on_train_batch_end(step, logs)
             calls.on_epoch_end(epoch, dict(logs))
         calls.on_train_end()
@@ -141,10 +167,3 @@ def _of_one_stream(model: Any) -> Any:
     copy = keras.models.clone_model(model, input_tensors=words)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _shared(teacher: Any, share: float, words: Any, following: Any) -> Any:
-    """How likely each word should be (B × T × vocabulary): the one that came, and a share of the teacher's answers."""
-    answers = array(keras.ops.softmax(teacher.predict_on_batch(words)))
-    came = np.eye(answers.shape[-1], dtype=answers.dtype)[following]
-    return came + share * (answers - came)

@@ -61,6 +61,7 @@ class LanguageOptions(RunOptions):
         layers: Number of LSTM layers.
         hidden: Units of each, and numbers that stand for a word.
         dropout: Fraction dropped between layers, before the first and after the last.
+        finetune_dropout: The same while the smaller model is fine-tuned; None for less the fewer units are left.
         init: Weights start uniformly between minus this and this.
         unroll: Words through which a gradient flows back.
         learning_rate: Step size of gradient descent on the loss summed over a window and averaged over its streams.
@@ -75,7 +76,7 @@ class LanguageOptions(RunOptions):
 
     recipe: ClassVar[str] = "language-model"
     _at_least_one: ClassVar[tuple[str, ...]] = (*RunOptions._at_least_one, "layers", "hidden", "unroll")
-    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "dropout", "decay_after")
+    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "decay_after")
     _positive: ClassVar[tuple[str, ...]] = (*RunOptions._positive, "init", "learning_rate", "decay")
 
     train: str
@@ -85,6 +86,7 @@ class LanguageOptions(RunOptions):
     layers: int = 2
     hidden: int = 1500
     dropout: float = 0.65
+    finetune_dropout: float | None = None
     init: float = 0.04
     unroll: int = 35
     epochs: int = 55
@@ -102,8 +104,10 @@ class LanguageOptions(RunOptions):
         check_framework(self.framework)
         if self.vocabulary < 3:
             raise RecipeError(f"--vocabulary {self.vocabulary} must be at least 3: <unk>, <eos> and a word.")
-        if self.dropout >= 1:
-            raise RecipeError(f"--dropout {self.dropout} must be less than 1.")
+        for name in ("dropout", "finetune_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                flag = name.replace("_", "-")
+                raise RecipeError(f"--{flag} {getattr(self, name)} is a fraction: give a number from 0 to under 1.")
         if self.inputs and self.method != "neuron-selection":
             raise RecipeError(
                 f"--inputs: --method {self.method} removes hidden units only. Give --method neuron-selection, or leave "
@@ -111,7 +115,9 @@ class LanguageOptions(RunOptions):
             )
 
     def dropout_of(self, units: int) -> float:
-        """The dropout of a smaller model that learns from answers: it learns less by heart, and takes less."""
+        """The dropout of a smaller model in fine-tuning: it learns less by heart, and takes less."""
+        if self.finetune_dropout is not None:
+            return self.finetune_dropout
         return float(self.dropout * (units / (self.layers * self.hidden)) ** 0.5)
 
     def falling(self, epoch: int) -> float:

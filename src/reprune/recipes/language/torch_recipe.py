@@ -39,10 +39,10 @@ class LanguageModel(Reader, TorchRecipe):
         """The texts; every epoch reads them in the same order."""
         return Text(self.options, self.read)
 
-    def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> LanguageModule:
+    def module(self, model: nn.Module, *, finetune: bool = False) -> LanguageModule:
         """The model with its loss, optimiser, carried state and perplexity."""
-        if teacher is not None and isinstance(model, WordModel):
+        if finetune and isinstance(model, WordModel):
             named = model.recurrent.named_parameters()
             units = sum(weight.shape[1] for name, weight in named if name.endswith("weight_hh_l0"))
             model.dropout.p = self.options.dropout_of(units)
-        return LanguageModule(model, self.options, finetune=finetune, teacher=teacher)
+        return LanguageModule(model, self.options, finetune=finetune)

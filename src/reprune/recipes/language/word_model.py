@@ -16,8 +16,8 @@ from torchmetrics import Metric
 from reprune.recipes.language.data import Window
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import IGNORED
-from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import everyone, rank
+from reprune.torch.training.likely import Likely, shared_cross_entropy
 
 State = tuple[tuple[Tensor, Tensor], ...]
 
@@ -97,48 +97,28 @@ class LanguageModule(LightningModule):
         model: Maps (words, state) to (logits, state).
         options: Step size, when it falls, and for how long.
         finetune: Train for `finetune_epochs` with the step sizes of as many last epochs of training.
-        teacher: A model whose answers are learned beside the text, `options.teach` of the loss; or None. It reads the
-            same windows with a state of its own.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        options: LanguageOptions,
-        *,
-        finetune: bool = False,
-        teacher: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, options: LanguageOptions, *, finetune: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.teacher = None if teacher is None else Teacher(teacher)
         self.options = options
         self.metric = Perplexity()
         self._first_epoch = options.rewound if finetune else 0
         self._carried: State | None = None
-        self._carried_by_teacher: State | None = None
         self._measured: State | None = None
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
-        """Negative log-likelihood of a window: summed over its words, averaged over its streams."""
+        """Negative log-likelihood of a window: summed over its words, averaged over its streams.
+
+        Where windows come with a dense model's answers, `options.teach` of it is the cross entropy with them.
+        """
         before = None if batch.first else _moved(self._carried, batch.words)
         logits, after = self.model(batch.words, before)
         self._carried = tuple((h.detach(), c.detach()) for h, c in after)
-        total = _loss(logits, batch.following)
-        if self.teacher is not None:
-            taught = self._taught(batch, logits)
-            total = total.lerp(taught, self.options.teach)
-        loss = total / batch.words.shape[1]
+        loss = _loss(logits, batch.following, batch.answers, self.options.teach) / batch.words.shape[1]
         self.log("train_loss", loss.detach() / len(batch.words), prog_bar=True)
         return loss
-
-    def _taught(self, batch: Window, logits: Tensor) -> Tensor:
-        """Cross entropy with the teacher's answers, summed."""
-        assert self.teacher is not None
-        before = None if batch.first else _moved(self._carried_by_teacher, batch.words)
-        answers, self._carried_by_teacher = self.teacher(batch.words, before)
-        wanted, own = (rows.flatten(0, 1)[batch.following.flatten() != IGNORED].float() for rows in (answers, logits))
-        return -(wanted.softmax(1) * own.log_softmax(1)).sum()
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         """Take a window into the perplexity."""
@@ -162,18 +142,20 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state between two windows belongs to a checkpoint: a run goes on with it."""
-        checkpoint["carried"] = everyone((self._carried, self._carried_by_teacher))
+        checkpoint["carried"] = everyone(self._carried)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the state that was carried."""
-        self._carried, self._carried_by_teacher = checkpoint["carried"][rank()]
+        self._carried = checkpoint["carried"][rank()]
 
 
-def _loss(logits: Tensor, following: Tensor) -> Tensor:
-    """Negative log-likelihood of the words that came, summed."""
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), following.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def _loss(logits: Tensor, following: Tensor, answers: Likely | None = None, share: float = 0.0) -> Tensor:
+    """Negative log-likelihood of the words that came, summed; or a share of it of a dense model's answers."""
+    rows, words = logits.flatten(0, 1), following.flatten()
+    if answers is None:
+        return functional.cross_entropy(rows.float(), words, ignore_index=IGNORED, reduction="sum")
+    flat = Likely(*(part.flatten(0, 1) for part in answers))
+    return shared_cross_entropy(rows, words, flat, share, ignored=IGNORED)
 
 
 def _moved(state: State | None, like: Tensor) -> State | None:

@@ -19,7 +19,8 @@ from reprune.recipes.run.options import RunOptions
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
 _OPTIONS = "options.json"
 _STATE = "state.json"
-_OWN = (_OPTIONS, _STATE, "checkpoints", "logs", "data")
+_ANSWERS = "answers"
+_OWN = (_OPTIONS, _STATE, _ANSWERS, "checkpoints", "logs", "data")
 
 
 class RunFolder:
@@ -103,6 +104,11 @@ class RunFolder:
         self._state["seconds"][name] = round(time.perf_counter() - start, 2)
         if self.writes:
             write_json(self.path / _STATE, self._state)
+
+    @property
+    def answers(self) -> Path:
+        """Where a dense model's answers to the training data are kept while they are learned."""
+        return self.path / _ANSWERS
 
     def checkpoint(self, part: str) -> Path:
         """The checkpoint of a part that trains."""

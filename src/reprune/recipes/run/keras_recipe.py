@@ -77,7 +77,14 @@ class KerasRecipe(Recipe):
 
     @abstractmethod
     def loop(
-        self, model: Any, callbacks: Sequence[Any], start: tuple[int, int], epochs: int, *, offset: int, teacher: Any
+        self,
+        model: Any,
+        callbacks: Sequence[Any],
+        start: tuple[int, int],
+        epochs: int,
+        *,
+        offset: int,
+        taught: RunFolder | None,
     ) -> None:
         """Train up to some number of epochs.
 
@@ -87,17 +94,14 @@ class KerasRecipe(Recipe):
             start: The epoch to begin with, and how many of its batches are used up.
             epochs: Where to end.
             offset: Added to the epoch, so that two parts of a run do not see the same order.
-            teacher: A model whose answers are learned beside the labels, or None.
+            taught: The folder whose `answers` are learned beside the labels, or None.
         """
 
-    def carried(self, *models: Any) -> list[Any]:
-        """Variables beside the weights that models carry from step to step: states, and those of random numbers."""
-        found: dict[int, Any] = {}
-        for model in models:
-            weights = {id(weight) for weight in model.weights}
-            held = [*graph_of(model).states(), *(v for layer in model.layers for v in layer.variables)]
-            found.update({id(variable): variable for variable in held if id(variable) not in weights})
-        return list(found.values())
+    def carried(self, model: Any) -> list[Any]:
+        """Variables beside the weights that a model carries from step to step: states, and those of random numbers."""
+        weights = {id(weight) for weight in model.weights}
+        held = [*graph_of(model).states(), *(v for layer in model.layers for v in layer.variables)]
+        return list({id(variable): variable for variable in held if id(variable) not in weights}.values())
 
     def train(self, model: Any, folder: RunFolder) -> tuple[Any, Plan | None]:
         """Train the dense model; see `Recipe.train`."""
@@ -110,8 +114,7 @@ class KerasRecipe(Recipe):
 
     def finetune(self, model: Any, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
-        epochs = self.options.finetune_epochs or 0
-        self._fit(folder, "finetune", model, epochs, self.options.epochs, self.teacher(folder))
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, self.options.epochs)
 
     def plan(self, model: Any) -> Plan:
         """Decide which units go."""
@@ -174,16 +177,14 @@ class KerasRecipe(Recipe):
             seed=options.seed,
         )
 
-    def _fit(
-        self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int, teacher: Any = None
-    ) -> verbs.Pruner | None:
+    def _fit(self, folder: RunFolder, part: str, model: Any, epochs: int, offset: int) -> verbs.Pruner | None:
         """Train for some epochs, from the part's checkpoint if there is one; what pruned meanwhile."""
         options = self.options
         optimizer = self.compiled(model)
         model.optimizer.build(model.trainable_variables)
         pruner = self._pruner(model) if part == "train" else None
-        path, beside = folder.checkpoint(part), self.carried(model, *([] if teacher is None else [teacher]))
-        checkpoints = Checkpoints(path, options.checkpoint_steps, model, pruner, beside)
+        path = folder.checkpoint(part)
+        checkpoints = Checkpoints(path, options.checkpoint_steps, model, pruner, self.carried(model))
         logs = folder.path / "logs" / part
         callbacks = [
             self.rate(optimizer, finetune=part == "finetune"),
@@ -194,7 +195,8 @@ class KerasRecipe(Recipe):
             checkpoints,
         ]
         with checkpoints.interruptible(), device(options):
-            self.loop(model, callbacks, checkpoints.load(), epochs, offset=offset, teacher=teacher)
+            taught = folder if options.teaches(part) else None
+            self.loop(model, callbacks, checkpoints.load(), epochs, offset=offset, taught=taught)
         return pruner
 
 

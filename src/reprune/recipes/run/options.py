@@ -26,7 +26,8 @@ class RunOptions:
         finetune_epochs: Passes after the model was shrunk; None for half of `epochs`, rounded up.
         batch_size: Sequences per optimiser step, over all devices together.
         clip_gradients: Largest norm of the gradient of a step; 0 for no limit.
-        teach: Share of the dense model's answers, beside the labels', in what the smaller model is fine-tuned on.
+        teach: Share of the dense model's answers, beside the labels', in what the smaller model is fine-tuned on; with
+            `dense`, in what a model that is pruned while it trains learns.
         ratio: Fraction to remove.
         of: What the fraction is of: `units`, `parameters` or `macs`.
         scope: What counts as units: those of `recurrent` layers, or `all` widths.
@@ -87,6 +88,11 @@ class RunOptions:
                 raise RecipeError(f"--{_flag(name)} {getattr(self, name)} must be greater than 0.")
         if not 0 <= self.teach <= 1:
             raise RecipeError(f"--teach {self.teach} is a share: give a number from 0 to 1.")
+        if self.teach and self.when.shrinks and not self.dense:
+            raise RecipeError(
+                f"--teach {self.teach} with --schedule {self.schedule}: the model shrinks while it trains, so there is "
+                "no dense one to learn from. Give --dense DIR, the folder of a run that has trained one."
+            )
         self._check_pruning()
 
     def _check_pruning(self) -> None:
@@ -112,6 +118,10 @@ class RunOptions:
     def prunes_while_training(self) -> bool:
         """Whether pruning has a part in the training itself."""
         return self.when.kind != "after" or self.method in TRAINING_METHODS
+
+    def teaches(self, part: str) -> bool:
+        """Whether a dense model's answers are learned in a part of the run: `finetune`, or `train` with `dense`."""
+        return self.teach > 0 and (part == "finetune" or bool(self.dense and self.prunes_while_training))
 
     @property
     def when(self) -> Schedule:

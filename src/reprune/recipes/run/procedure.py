@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -31,6 +32,8 @@ Say = Callable[[str], None]
 Summary = dict[str, Any]
 Model = Any
 T = TypeVar("T")
+
+DENSE = "dense.safetensors"
 
 
 class Recipe(ABC):
@@ -65,9 +68,18 @@ class Recipe(ABC):
         small = pruner.finish()
         return self.expand(small, pruner.plan) if pruner.schedule.shrinks else (model, pruner.plan)
 
-    def teacher(self, folder: RunFolder) -> Model | None:
-        """The dense model, if its answers are learned in fine-tuning."""
-        return self.load(self.build(), folder.path / "dense.safetensors") if self.options.teach else None
+    def teacher(self, folder: RunFolder) -> Model:
+        """The dense model whose answers are learned."""
+        given = folder.answers / DENSE
+        return self.load(self.build(), given if given.exists() else folder.path / DENSE)
+
+    @abstractmethod
+    def answer(self, folder: RunFolder) -> str:
+        """Keep the dense model's answers to the training data in the folder, for `train` and `finetune` to learn from.
+
+        Returns:
+            What is to be said of them; empty if nothing.
+        """
 
     @abstractmethod
     def finetune(self, model: Model, folder: RunFolder) -> None:
@@ -178,7 +190,7 @@ def evaluate_folder(folder: Path, recipe: Recipe) -> Summary:
     options = recipe.options
     with quiet():
         small = recipe.load_pruned(recipe.build(), folder)
-        dense = recipe.load(recipe.build(), folder / "dense.safetensors")
+        dense = recipe.load(recipe.build(), folder / DENSE)
         return {
             "method": options.method,
             "ratio": options.ratio,
@@ -219,6 +231,8 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
         return
     options = recipe.options
     with folder.part("train"):
+        if options.teaches("train"):
+            _answer(folder, recipe, say)
         dense, plan = recipe.build(), None
         if options.dense:
             say(f"Taking the dense model of {options.dense}")
@@ -230,21 +244,37 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
             _save_plan(folder, recipe, plan)
         for name, text in recipe.files().items():
             recipe.once(partial(_save_text, folder.path / name, text))
-        recipe.save(dense, folder.path / "dense.safetensors")
+        recipe.save(dense, folder.path / DENSE)
 
 
 def _taken(model: Model, directory: Path, recipe: Recipe) -> Model:
     """The dense model of another run, in `model`."""
-    if not (directory / "dense.safetensors").exists():
+    if not (directory / DENSE).exists():
         raise RecipeError(f"--dense {directory} holds no dense model: give the folder of a run that has trained one.")
     for name, text in recipe.files().items():
         file = directory / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             raise RecipeError(f"--dense {directory} was trained with another {name}: give the options that make it.")
     try:
-        return recipe.load(model, directory / "dense.safetensors")
+        return recipe.load(model, directory / DENSE)
     except (RuntimeError, ValueError, KeyError) as error:
         raise RecipeError(f"--dense {directory} holds a model of other sizes: give its options. {error}") from None
+
+
+def _answer(folder: RunFolder, recipe: Recipe, say: Say) -> None:
+    """Have the dense model answer the training data, once in a run."""
+    options, given = recipe.options, folder.answers / DENSE
+    if options.teaches("train") and not recipe.once(given.exists):
+        # What the run calls its dense model later was pruned while it trained.
+        recipe.save(_taken(recipe.build(), Path(options.dense), recipe), given)
+    if folder.done("answers"):
+        recipe.answer(folder)
+        return
+    say("Asking the dense model for its answers to the training data")
+    with folder.part("answers"):
+        said = recipe.answer(folder)
+    if said:
+        say(said)
 
 
 def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
@@ -253,7 +283,7 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     options = recipe.options
     say(f"Pruning {options.ratio:.0%} of the {options.of} with {options.method}")
     with folder.part("prune"):
-        dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
+        dense = recipe.load(recipe.build(), folder.path / DENSE)
         if not options.prunes_while_training:
             # On all of the data, as in a run of one process.
             _save_plan(folder, recipe, recipe.once(lambda: recipe.plan(dense)))
@@ -265,6 +295,8 @@ def _finetune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     if folder.done("finetune"):
         return
     epochs = recipe.options.finetune_epochs or 0
+    if epochs and recipe.options.teaches("finetune"):
+        _answer(folder, recipe, say)
     say(f"Fine-tuning the smaller model for {epochs} epochs")
     with folder.part("finetune"):
         plan = _read_plan(folder)
@@ -282,8 +314,10 @@ def _evaluate(folder: RunFolder, recipe: Recipe, say: Say) -> Summary:
         return summary
     say("Evaluating both models")
     with folder.part("evaluate"):
+        # Nobody learns from them any more, and they are large.
+        recipe.once(lambda: shutil.rmtree(folder.answers, ignore_errors=True))
         plan = _read_plan(folder)
-        dense = recipe.load(recipe.build(), folder.path / "dense.safetensors")
+        dense = recipe.load(recipe.build(), folder.path / DENSE)
         models = {"dense": dense, "pruned": recipe.load_pruned(recipe.build(), folder.path)}
         times = recipe.once(lambda: recipe.latencies(models))
         cost = CostModel(plan.structure)

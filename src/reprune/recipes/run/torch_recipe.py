@@ -30,7 +30,7 @@ from reprune.recipes.run.procedure import Recipe, T
 from reprune.recipes.run.trainer import make_trainer
 from reprune.torch.lightning import PruningCallback
 from reprune.torch.surgery.expand import expand
-from reprune.torch.training.distributed import rank
+from reprune.torch.training.distributed import rank, summed
 from reprune.torch.training.pruner import Pruner
 from reprune.torch.weights import digest
 
@@ -41,6 +41,26 @@ class Data(LightningDataModule, ABC):
     @abstractmethod
     def start(self, epoch: int, batches: int) -> None:
         """Let training go on in an epoch, after that many of its batches."""
+
+    @abstractmethod
+    def answer(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> str:
+        """Keep a model's answers to this process's training data in a folder, unless they are there.
+
+        Args:
+            teacher: Loads the model.
+            folder: The folder, of all processes.
+            device: Where it answers.
+
+        Returns:
+            What is to be said of them; empty if nothing.
+        """
+
+    @abstractmethod
+    def learn(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> None:
+        """Let training batches come with the answers that are kept in a folder; those that are not there are asked for.
+
+        Arguments are those of `answer`.
+        """
 
     @abstractmethod
     def test_dataloader(self) -> Iterable[Any]:
@@ -81,8 +101,8 @@ class TorchRecipe(Recipe):
         """The data; `offset` is added to the epoch, so that two parts of a run do not see the same order."""
 
     @abstractmethod
-    def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> LightningModule:
-        """The model as Lightning trains and measures it; with a teacher, it learns from its answers as well."""
+    def module(self, model: nn.Module, *, finetune: bool = False) -> LightningModule:
+        """The model as Lightning trains and measures it; it learns from answers as well, if batches come with them."""
 
     def launch(self) -> AbstractContextManager[bool]:
         """Work with the other processes of the run, if there are any; gives whether this is the first one."""
@@ -123,13 +143,19 @@ class TorchRecipe(Recipe):
     def finetune(self, model: nn.Module, folder: RunFolder) -> None:
         """Train the smaller model; see `Recipe.finetune`."""
         data = self.data(offset=self.options.epochs)
-        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [], self.teacher(folder))
+        self._fit(folder, "finetune", model, self.options.finetune_epochs or 0, data, [])
         model.cpu()
+
+    def answer(self, folder: RunFolder) -> str:
+        """Have the dense model answer the training data; see `Recipe.answer`."""
+        said = self.data().answer(partial(self.teacher, folder), folder.answers, self._device())
+        summed(0)  # All processes have theirs.
+        return said
 
     def plan(self, model: nn.Module) -> Plan:
         """Decide which units go."""
         options = self.options
-        device = make_trainer(options).strategy.root_device
+        device = self._device()
         decided = verbs.plan(
             model.to(device),
             Again(lambda: self.data().calibration(model, device)),
@@ -192,14 +218,19 @@ class TorchRecipe(Recipe):
         epochs: int,
         data: Data,
         callbacks: list[Callback],
-        teacher: nn.Module | None = None,
     ) -> None:
         """Train for some epochs, from the part's checkpoint if there is one."""
         path = folder.checkpoint(part)
+        if self.options.teaches(part):
+            data.learn(partial(self.teacher, folder), folder.answers, self._device())
         if rank():
             torch.manual_seed(self.options.seed + rank())  # What is dropped differs from process to process.
         # The pruner comes first: a checkpoint must hold what it did in that step.
         callbacks = [*callbacks, Checkpoints(path, self.options.checkpoint_steps, data.start)]
         trainer = make_trainer(self.options, epochs=epochs, logs=folder.path / "logs" / part, callbacks=callbacks)
-        module = self.module(model, finetune=part == "finetune", teacher=teacher)
+        module = self.module(model, finetune=part == "finetune")
         trainer.fit(module, data, ckpt_path=path if self.once(path.exists) else None)
+
+    def _device(self) -> torch.device:
+        """Where this process computes."""
+        return make_trainer(self.options).strategy.root_device

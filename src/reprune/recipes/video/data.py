@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.run.options import Options
 from reprune.recipes.run.processes import share_of
 from reprune.recipes.run.torch_recipe import Data
-from reprune.torch.training.distributed import summed
+from reprune.recipes.video.answers import VideoAnswers, said_of, store
+from reprune.torch.training.distill import Teacher
+from reprune.torch.training.distributed import processes, rank, summed
 from reprune.youtube8m.records import count_records
 from reprune.youtube8m.torch_loader import Batch, RecordDataset, RecordLoader
 
@@ -35,6 +41,7 @@ class Videos(Data):
         self._train = self._loader(options.train, training=True)
         self._validate = self._loader(options.validate, training=False)
         self._measured = self._loader(options.measured, training=False)
+        self._answers: VideoAnswers | None = None
         self.start(0, 0)
 
     def start(self, epoch: int, batches: int) -> None:
@@ -44,7 +51,22 @@ class Videos(Data):
 
     def train_dataloader(self) -> SharedEpochs:
         """Shuffled random windows, other ones in every epoch."""
-        return SharedEpochs(self._train)
+        return SharedEpochs(self._train, self._answers)
+
+    def answer(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> str:
+        """See `Data.answer`; videos are asked about in the order of the files, each process about its share."""
+        stored, longest = StoredArrays(folder / str(rank())), self.options.max_frames
+        if stored.done:
+            return ""
+        loader = self._loader(self.options.train, training=False)
+        batches = ((batch.frames.numpy(), batch.lengths.numpy()) for batch in loader)
+        videos, full = store(stored, batches, partial(_ask, Teacher(teacher()), device), longest)
+        return said_of(summed(videos), summed(full), longest)
+
+    def learn(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> None:
+        """See `Data.learn`; other processes asked about videos that this one reads now."""
+        parts = [StoredArrays(folder / str(process)) for process in range(processes())]
+        self._answers = VideoAnswers(parts, partial(_ask, Teacher(teacher()), device))
 
     def val_dataloader(self) -> Epochs:
         """Records that are measured after every epoch."""
@@ -108,18 +130,33 @@ class Epochs:
         return iter(self._loader)
 
 
+def _ask(teacher: Teacher, device: torch.device, frames: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+    """Logits of videos."""
+    logits: Tensor = teacher(torch.from_numpy(frames).to(device), torch.from_numpy(lengths))
+    return logits.float().cpu().numpy()
+
+
 class Share(NamedTuple):
-    """What a process has of a step: its videos, None where it has none left, and how many all processes have."""
+    """What a process has of a step: its videos, None where it has none left, and how many all processes have.
+
+    `answers` are a dense model's logits (B × classes), if they are learned.
+    """
 
     batch: Batch | None
     videos: int
+    answers: Tensor | None = None
 
 
 class SharedEpochs:
-    """The passes of a loader, in step with the other processes: each record once, and as many steps for all of them."""
+    """The passes of a loader, in step with the other processes: each record once, and as many steps for all of them.
 
-    def __init__(self, loader: RecordLoader) -> None:
-        self._epochs = Epochs(loader)
+    Args:
+        loader: The loader.
+        answers: A dense model's, if they are learned.
+    """
+
+    def __init__(self, loader: RecordLoader, answers: VideoAnswers | None = None) -> None:
+        self._epochs, self._answers = Epochs(loader), answers
 
     def __iter__(self) -> Iterator[Share]:
         batches = iter(self._epochs)
@@ -128,4 +165,8 @@ class SharedEpochs:
             videos = summed(0 if batch is None else len(batch.lengths))
             if not videos:
                 return
-            yield Share(batch, videos)
+            if batch is None or self._answers is None:
+                yield Share(batch, videos)
+            else:
+                answers = self._answers(batch.frames.numpy(), batch.lengths.numpy())
+                yield Share(batch, videos, torch.from_numpy(answers))

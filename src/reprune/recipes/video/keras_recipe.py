@@ -10,10 +10,13 @@ from typing import Any
 
 import keras
 
+from reprune.core.saving.arrays import StoredArrays
 from reprune.keras.tracing.graph import array
+from reprune.recipes.run.folder import RunFolder
 from reprune.recipes.run.keras_recipe import KerasRecipe, device, precision, scaled
 from reprune.recipes.run.latency import latency_ms
 from reprune.recipes.run.options import Options
+from reprune.recipes.video.answers import VideoAnswers, said_of, store
 from reprune.recipes.video.keras_training import LearningRate, loop, summed_cross_entropy
 from reprune.youtube8m.epochs import Epochs
 from reprune.youtube8m.keras_batches import RecordBatches
@@ -68,12 +71,32 @@ class YouTube8M(KerasRecipe):
         return LearningRate(optimizer, self.options, self.options.finetune_epochs if finetune else None)
 
     def loop(
-        self, model: Any, callbacks: Sequence[Any], start: tuple[int, int], epochs: int, *, offset: int, teacher: Any
+        self,
+        model: Any,
+        callbacks: Sequence[Any],
+        start: tuple[int, int],
+        epochs: int,
+        *,
+        offset: int,
+        taught: RunFolder | None,
     ) -> None:
         """Call `fit` for each epoch."""
         batches = self.training_batches()
-        batches.answered = None if teacher is None else partial(_shared, teacher, self.options.teach)
+        if taught is not None:
+            answers = VideoAnswers([StoredArrays(taught.answers / "0")], partial(_ask, self.teacher(taught)))
+            batches.answered = partial(_shared, answers, self.options.teach)
         loop(model, batches, callbacks, start, epochs, offset=offset, progress=self.options.progress)
+
+    def answer(self, folder: RunFolder) -> str:
+        """See `Recipe.answer`; videos are asked about in the order of the files."""
+        stored, longest = StoredArrays(folder.answers / "0"), self.options.max_frames
+        if stored.done:
+            return ""
+        with device(self.options):
+            pairs = (
+                (inputs["frames"], inputs["lengths"]) for inputs, _ in self.batches(self.options.train, training=False)
+            )
+            return said_of(*store(stored, pairs, partial(_ask, self.teacher(folder)), longest), longest)
 
     def metrics(self, model: Any, *, final: bool) -> dict[str, float]:
         """GAP, mAP, Hit@1 and PERR of a model."""
@@ -115,7 +138,12 @@ def _labels(batch: Any) -> Any:
     return batch[1] > 0
 
 
-def _shared(teacher: Any, share: float, inputs: Any, labels: Any) -> Any:
-    """Labels, of which a share is what the teacher answers."""
-    answers = array(keras.ops.sigmoid(teacher.predict_on_batch(inputs)))
-    return (labels + share * (answers - labels)).astype(labels.dtype)
+def _ask(teacher: Any, frames: Any, lengths: Any) -> Any:
+    """Logits of videos."""
+    return array(teacher.predict_on_batch({"frames": frames, "lengths": lengths})).astype("float32")
+
+
+def _shared(answers: VideoAnswers, share: float, inputs: Any, labels: Any) -> Any:
+    """Labels, of which a share is what the dense model answers."""
+    chances = array(keras.ops.sigmoid(answers(inputs["frames"], inputs["lengths"])))
+    return (labels + share * (chances - labels)).astype(labels.dtype)

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from reprune.recipes.run.options import Options
 from reprune.recipes.video.data import Share
-from reprune.torch.training.distill import Teacher
 from reprune.torch.training.distributed import processes
 from reprune.youtube8m.torch_loader import Batch
 from reprune.youtube8m.torch_metrics import video_metrics
@@ -26,15 +25,11 @@ class Tagger(LightningModule):
         model: Maps (frames, lengths) to logits; has an `output` layer.
         options: Learning rate, its decay, and the L2 penalty on the output layer.
         anneal: Lower the learning rate from epoch to epoch in equal parts as well: to 1/n in the last of n epochs.
-        teacher: A model whose answers are learned beside the labels, `options.teach` of the loss; or None.
     """
 
-    def __init__(
-        self, model: nn.Module, options: Options, *, anneal: bool = False, teacher: nn.Module | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, options: Options, *, anneal: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.teacher = None if teacher is None else Teacher(teacher)
         self.options = options
         self.anneal = anneal
         self.metric = video_metrics(options.classes)
@@ -42,7 +37,8 @@ class Tagger(LightningModule):
     def training_step(self, share: Share, batch_idx: int) -> Tensor:
         """Cross-entropy summed over the classes and averaged over the videos of all processes.
 
-        It is times the number of processes, over which gradients are averaged.
+        It is times the number of processes, over which gradients are averaged. Where videos come with a dense model's
+        answers, `options.teach` of each label is what that answers.
         """
         batch = share.batch
         if batch is None:
@@ -50,9 +46,8 @@ class Tagger(LightningModule):
             return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
         logits = self.model(batch.frames, batch.lengths)
         labels = batch.labels.to(logits.dtype)
-        if self.teacher is not None:
-            answers = self.teacher(batch.frames, batch.lengths).sigmoid().to(logits.dtype)
-            labels = labels.lerp(answers, self.options.teach)
+        if share.answers is not None:
+            labels = labels.lerp(share.answers.sigmoid().to(logits.dtype), self.options.teach)
         total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         loss = total / share.videos * processes()
         self.log("train_loss", loss, prog_bar=True)

@@ -36,10 +36,10 @@ class YouTube8M(TorchRecipe):
         """The records."""
         return Videos(self.options, offset)
 
-    def module(self, model: nn.Module, *, finetune: bool = False, teacher: nn.Module | None = None) -> Tagger:
+    def module(self, model: nn.Module, *, finetune: bool = False) -> Tagger:
         """The classifier with its loss, optimiser and metrics."""
         # The paper's schedule falls too slowly to end a short fine-tuning on a quiet note.
-        return Tagger(model, self.options, anneal=finetune, teacher=teacher)
+        return Tagger(model, self.options, anneal=finetune)
 
 
 def _labels(share: Share) -> Tensor | None:

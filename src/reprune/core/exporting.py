@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ Selection = bool | Iterable[str] | Mapping[str, Iterable[int]] | None
 (True) or none (False) of them."""
 TOLERANCE = 1e-3
 """Largest difference from the framework that a float export may have, as a fraction of the largest output."""
+CALLS = 3
+"""How many calls in a row are compared, each on the states that the last one left. So often comes a calibration batch,
+too: inputs that stay drive states further than any that change do, and a range that is too narrow cuts them off."""
 
 
 class ExportError(RepruneError):
@@ -187,6 +190,23 @@ def worst(comparisons: Sequence[Comparison]) -> Comparison:
     return replace(largest, shapes=comparisons[0].shapes, calls=len(comparisons))
 
 
+def checked_path(path: str | Path, known: Collection[str]) -> Path:
+    """The path to write to, if a file of a known format can be there.
+
+    Raises:
+        ExportError: When its suffix is unknown, it is a folder, or something above it is none.
+    """
+    path = Path(path)
+    if path.suffix not in known:
+        raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(known)}.")
+    if path.is_dir() and path.suffix != ".mlpackage":
+        raise ExportError(f"{path} is a folder. Give the name of a file, or remove the folder.")
+    above = next((folder for folder in path.parents if folder.exists()), path.parent)
+    if above.exists() and not above.is_dir():
+        raise ExportError(f"{path}: {above} is a file, not a folder.")
+    return path
+
+
 def checked_way(int8: bool | str, calibration: Any, known: Sequence[str]) -> str | None:
     """The way to quantise that `int8=` names, or None.
 
@@ -199,6 +219,8 @@ def checked_way(int8: bool | str, calibration: Any, known: Sequence[str]) -> str
         raise ExportError(f"int8={int8!r}: the ways to quantise such a file are {ways}.")
     if (way not in (None, "dynamic")) != (calibration is not None):
         raise ExportError('int8="static" and calibration= go together: some batches as the model takes them.')
+    if isinstance(calibration, Mapping) or hasattr(calibration, "shape"):
+        raise ExportError("calibration= is one batch: give a list of batches, each as the model takes it.")
     return way
 
 
@@ -225,24 +247,37 @@ def beyond_calibration(
     return notes
 
 
-def chosen_axes(selection: Any, inputs: Mapping[str, Sequence[int | str]], option: str) -> set[tuple[str, int]]:
-    """The inputs' axes that a `Selection` names.
+def chosen_axes(
+    dynamic: Selection, fixed: Selection, inputs: Mapping[str, Sequence[int | str]]
+) -> tuple[set[tuple[str, int]] | None, set[tuple[str, int]]]:
+    """The inputs' axes that the user wants free, None for all that can be, and those that are to be fixed.
 
     Raises:
-        ExportError: When there is no such input, axis or size.
+        ExportError: When there is no such input, axis or size, or both name one.
 
     Example:
-        >>> sorted(chosen_axes(["time"], {"x": ("batch", "time", 8)}, "dynamic"))
-        [('x', 1)]
+        >>> chosen_axes(["time"], {"x": [0]}, {"x": ("batch", "time", 8)})
+        ({('x', 1)}, {('x', 0)})
     """
+    free = None if dynamic is None or dynamic is True else _selected(dynamic, inputs, "dynamic")
+    stay = set() if fixed is None else _selected(fixed, inputs, "fixed")
+    for name, axis in sorted((free or set()) & stay):
+        raise ExportError(f"dynamic= and fixed= both name axis {axis} of {name}.")
+    return free, stay
+
+
+def _selected(selection: Any, inputs: Mapping[str, Sequence[int | str]], option: str) -> set[tuple[str, int]]:
+    if isinstance(selection, bool):
+        return {(name, axis) for name, axes in inputs.items() for axis in range(len(axes))} if selection else set()
+    found = set()
     if isinstance(selection, Mapping):
-        found = {(name, axis) for name, axes in selection.items() for axis in axes}
+        for name, axes in selection.items():
+            found |= {(name, axis) for axis in ([axes] if isinstance(axes, int) else axes)}
         for name, axis in found:
             if axis not in range(len(inputs.get(name, ()))):
                 known = ", ".join(f"{key} ({len(axes)} axes)" for key, axes in inputs.items())
                 raise ExportError(f"{option}=: there is no axis {axis} of {name!r}; the inputs are {known}.")
         return found
-    found = set()
     for size in [selection] if isinstance(selection, str) else selection:
         named = {(name, k) for name, axes in inputs.items() for k, axis in enumerate(axes) if axis == size}
         if not named:

@@ -7,7 +7,8 @@ run = open_file("small.onnx", threads=1)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,6 +73,17 @@ def running(runtime: str, inputs: Sequence[NDArray[Any]]) -> Iterator[None]:
     except Exception as error:  # The runtimes' errors share no base class.
         given = ", ".join(f"{array.dtype} {array.shape}" for array in inputs)
         raise ExportError(f"{runtime} cannot run the file on {given}: {error}") from error
+
+
+def require(modules: Iterable[str], purpose: str) -> None:
+    """Look for optional modules, without importing them.
+
+    Raises:
+        ExportError: When one is not installed; the message says what to install.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ExportError(lacking(module, purpose) or f"{purpose} needs {module}")
 
 
 def need(module: str, purpose: str) -> Any:

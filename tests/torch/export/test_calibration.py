@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reprune.core.exporting import ExportError
 from reprune.torch.export import export
-from reprune.torch.export.calibration import calibration_inputs
+from reprune.torch.export.calibration import calibration_inputs, running_on
 from reprune.torch.export.capture import capture
 from reprune.torch.export.example import Example
 from reprune.torch.export.states import StateTensor
@@ -51,6 +51,35 @@ def test_states_begin_anew_where_the_batch_has_another_size() -> None:
     assert [x.shape for x, _ in found] == [(4, 3)] * 6 + [(3, 3)] * 3
 
 
+class Counting(nn.Module):
+    """Counts its calls; does not take negative numbers."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if bool((x < 0).any()):
+            raise ValueError("negative")
+        return x
+
+
+def test_a_batch_costs_no_pass_of_its_own() -> None:
+    model = Counting()
+    captured = capture(nn.Identity(), Example.of(nn.Identity(), torch.zeros(2, 3)), free={(0, 0)})
+    batches = [Example.of(nn.Identity(), torch.full((2, 3), value)) for value in (1.0, 2.0, 3.0, -1.0)]
+    found = calibration_inputs(model, model, captured, [], batches)
+    # One for their shape; which of them the model does not take is looked for when something fails.
+    assert (len(found), model.calls) == (4, 1)
+    with running_on(model, captured.example, found):
+        pass
+    assert model.calls == 1
+    given = captured.example
+    with pytest.raises(ExportError, match="Counting does not run on 2×3: negative"), running_on(model, given, found):
+        raise RuntimeError("out of range")
+    with pytest.raises(RuntimeError, match="full disk"), running_on(model, given, found[:3]):
+        raise RuntimeError("full disk")
+
+
 def test_batches_are_cut_where_the_file_s_sizes_are_fixed() -> None:
     model = nn.Flatten(0)
     captured = capture(model, Example.of(model, torch.zeros(2, 3)))
@@ -59,6 +88,8 @@ def test_batches_are_cut_where_the_file_s_sizes_are_fixed() -> None:
     assert len(found) == 4
     np.testing.assert_array_equal(np.sort(np.concatenate(found, None)), np.sort(batch[:4, :6].flatten().numpy()))
     np.testing.assert_array_equal(found[1], batch[:2, 3:6].numpy())
+    with pytest.raises(ExportError, match=r"input is 3 in a batch, and 2×3 in the example"):
+        calibration_inputs(model, model, captured, [], [Example.of(model, torch.zeros(3))])
     with pytest.raises(ExportError, match=r"input is 1×3 in a batch, and the file takes 2×3; its axis 0 is fixed at 2"):
         calibration_inputs(model, model, captured, [], [Example.of(model, torch.zeros(1, 3))])
 
@@ -74,5 +105,5 @@ def test_a_part_is_calibrated_on_what_the_model_gives_it(tmp_path: Path) -> None
     quiet = [0.1 * batch for batch in batches]
     report = export(model, batches[0], tmp_path / "x.onnx", int8="static", calibration=quiet)
     assert any(note.startswith("x reaches ") and "cut off" in note for note in report.notes)
-    with pytest.raises(ExportError, match="does not run on a batch of 3×7×12"):
+    with pytest.raises(ExportError, match="calibration=: Spectral does not run on 3×7×12"):
         export(model, batches[0], tmp_path / "x.onnx", int8="static", calibration=[torch.randn(3, 7, 12)])

@@ -283,11 +283,3 @@ def test_coreml_package_is_written(tmp_path: Path) -> None:
     report = export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.mlpackage")
     assert "not compared" in str(report)
     assert list((tmp_path / "model.mlpackage").rglob("*.mlmodel"))
-
-
-def test_a_missing_converter_is_named(tmp_path: Path) -> None:
-    try:
-        import executorch  # noqa: F401
-    except ImportError:
-        with pytest.raises(ExportError, match=r"needs executorch: pip install 'reprune\[executorch\]'"):
-            export(Stream(), torch.randn(1, 4, 6), tmp_path / "model.pte")

@@ -77,9 +77,67 @@ def test_free_outputs_are_named(tmp_path: Path) -> None:
     assert report.outputs == {"output": ("batch", "time - 1", 3)}
 
 
+class Written(nn.Module):
+    """A GRU written by hand, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.again = nn.Linear(4, 18), nn.Linear(6, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 6)
+        for step in x.unbind(1):
+            r, z, n = self.read(step).chunk(3, 1)
+            again_r, again_z, again_n = self.again(h).chunk(3, 1)
+            z = (z + again_z).sigmoid()
+            h = z * h + (1 - z) * (n + (r + again_r).sigmoid() * again_n).tanh()
+        return h
+
+
+class Strided(nn.Module):
+    """Halves the steps before an LSTM reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn = nn.Conv1d(4, 6, 2, stride=2), nn.LSTM(6, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.conv(x.transpose(1, 2)).transpose(1, 2))[0]
+
+
+class Words(nn.Module):
+    """Letters of words of sentences: two times in one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.sentence = nn.GRU(4, 6, batch_first=True), nn.GRU(6, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.word(x.flatten(0, 1))[1]
+        return self.sentence(state.reshape(x.shape[0], x.shape[1], -1))[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "given", "returned"),
+    [
+        (Written, (3, 5, 4), ("batch", 5, 4), ("batch", 6)),
+        (Strided, (3, 8, 4), ("batch", "time", 4), ("batch", "(time//2)", 5)),
+        (Words, (2, 3, 5, 4), ("batch", "x_time1", "x_time2", 4), ("batch", "x_time1", 5)),
+    ],
+)
+def test_sizes_mean_what_they_do_where_units_are(
+    build: Any, shape: tuple[int, ...], given: tuple[Any, ...], returned: tuple[Any, ...], tmp_path: Path
+) -> None:
+    report = export(build().eval(), torch.randn(shape), tmp_path / "model.onnx")
+    assert (report.inputs, report.outputs) == ({"x": given}, {"output": returned})
+    ports = onnx.load(tmp_path / "model.onnx").graph.input
+    assert [dim.dim_param or dim.dim_value for dim in ports[0].type.tensor_type.shape.dim] == list(given)
+
+
 @pytest.mark.parametrize(
     ("options", "axes"),
     [
+        ({"dynamic": True, "fixed": ["time"]}, ("batch", 5, 4)),
         ({"dynamic": False}, (2, 5, 4)),
         ({"dynamic": ["time"]}, (2, "time", 4)),
         ({"dynamic": {"x": [0]}}, ("batch", 5, 4)),

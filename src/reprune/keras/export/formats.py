@@ -16,12 +16,14 @@ import keras
 import numpy as np
 
 from reprune.core.exporting import (
+    CALLS,
     Comparison,
     ExportError,
     ExportReport,
     Selection,
     StatePair,
     beyond_calibration,
+    checked_path,
     checked_way,
     chosen_axes,
     compare,
@@ -31,12 +33,10 @@ from reprune.core.exporting import (
 from reprune.keras.export.carried import carried_states, check_shapes
 from reprune.keras.export.job import Axes, Job
 from reprune.keras.export.states import LayerStates
-from reprune.runtimes import Runner, count_eight_bits, open_file
+from reprune.runtimes import Runner, count_eight_bits, open_file, require
 
 FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
 """The module here that writes files of a suffix."""
-CALLS = 3
-"""How many calls in a row are compared."""
 
 
 def export(
@@ -83,18 +83,17 @@ def export(
     Example:
         >>> print(export(model, np.zeros((1, 300, 1152), "float32"), "small.tflite"))     # doctest: +SKIP
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known for Keras are {', '.join(FORMATS)}.")
+    path = checked_path(path, FORMATS)
     if keras.backend.backend() != "tensorflow":
         raise ExportError(f"Keras runs on {keras.backend.backend()!r}; export needs KERAS_BACKEND=tensorflow.")
     if opset is not None and path.suffix != ".onnx":
         raise ExportError("opset= is for .onnx files.")
     form = importlib.import_module(f"reprune.keras.export.{FORMATS[path.suffix]}")
     way = checked_way(int8, calibration, form.WAYS)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require(form.NEEDS, f"Exporting Keras models to {path.suffix}")
     if submodule is not None:
         model, example = _part(model, example, submodule)
+    path.parent.mkdir(parents=True, exist_ok=True)
     job = form.settled(_job(model, example, path.suffix, dynamic, fixed, streaming, opset), way)
     with TemporaryDirectory(dir=path.parent) as folder:
         # Written aside: a file that turns out wrong never takes the place of an old one.
@@ -152,9 +151,11 @@ def _part(model: Any, example: Any, name: str) -> tuple[Any, Any]:
         seen.append(inputs)
         return original(inputs, **options)
 
+    states = LayerStates(model, streaming=False)
+    rows = keras.tree.flatten(example)[0].shape[0]
     object.__setattr__(part, "call", call)
     try:
-        model(example, training=False)
+        states.run(model, example, states.zeros(rows))
     finally:
         object.__delattr__(part, "call")
     return part, keras.tree.map_structure(np.asarray, seen[0])
@@ -168,18 +169,15 @@ def _job(
     states = LayerStates(model, streaming=streaming)
     names = [f"input_{index}" for index in range(len(arrays))]
     axes = _free_axes(model, arrays, free_batch=suffix == ".onnx" and states.batch is None)
+    _tell_times_apart(model, example, arrays, axes, states)
     named = dict(zip(names, axes, strict=True))
     free = {(name, axis) for name, sizes in named.items() for axis, size in enumerate(sizes) if isinstance(size, str)}
-    if not isinstance(dynamic, bool) and dynamic is not None:
-        wanted = chosen_axes(dynamic, named, "dynamic")
-        if wanted - free:
-            name, axis = min(wanted - free)
+    wanted, stay = chosen_axes(dynamic, fixed, named)
+    if wanted is not None:
+        for name, axis in sorted(wanted - free):
             raise ExportError(f"dynamic=: axis {axis} of {name} cannot be free in {suffix} files of this model.")
         free = wanted
-    if dynamic is False:
-        free = set()
-    if fixed is not None:
-        free -= chosen_axes(fixed, named, "fixed")
+    free -= stay
     axes = [
         tuple(size if (name, axis) in free else array.shape[axis] for axis, size in enumerate(sizes))
         for (name, sizes), array in zip(named.items(), arrays, strict=True)
@@ -215,6 +213,20 @@ def _free_axes(model: Any, arrays: Sequence[Any], *, free_batch: bool) -> list[A
         tuple(named(axis, size, array) for axis, size in enumerate(shape))
         for shape, array in zip(declared, arrays, strict=True)
     ]
+
+
+def _tell_times_apart(model: Any, example: Any, arrays: Sequence[Any], axes: list[Axes], states: LayerStates) -> None:
+    """Give inputs that may be longer than the others a `time` of their own: sizes of one name are equal to runtimes."""
+    timed = [index for index, sizes in enumerate(axes) if "time" in sizes]
+    for index in timed if len(timed) > 1 else []:
+        longer = list(arrays)
+        steps = longer[index].shape[1]
+        longer[index] = np.take(longer[index], np.arange(steps + 1) % steps, 1)
+        try:
+            states.run(model, keras.tree.pack_sequence_as(example, longer), states.zeros(arrays[0].shape[0]))
+        except Exception:  # Whatever the model's own code raises.
+            continue
+        axes[index] = tuple(f"input_{index}_time" if size == "time" else size for size in axes[index])
 
 
 def _examples(job: Job) -> list[list[Any]]:
@@ -261,8 +273,7 @@ def _compare_calls(job: Job, arrays: Sequence[Any], runner: Any) -> Comparison:
 
 
 def _calibration(job: Job, batches: Sequence[Any]) -> list[list[Any]]:
-    """Inputs of the file for each batch, states running on from the first one's beginning while sizes stay: several
-    times, as inputs that stay drive states further than any that change do."""
+    """Inputs of the file for each batch, states running on from the first one's beginning while sizes stay."""
     found: list[list[Any]] = []
     following: list[Any] = []
     places = [place for place, _ in job.pairs(0)]

@@ -13,6 +13,7 @@ from reprune.runtimes import need
 from reprune.runtimes.onnx_int8 import quantise
 
 WAYS = ("dynamic", "static")
+NEEDS = ("tf2onnx", "onnx", "onnxruntime")
 OPSET = 18
 
 

@@ -21,6 +21,7 @@ from reprune.runtimes.litert import operators
 CALIBRATED = ("static", "int16x8")
 """Ways that need ranges of activations. The converter finds none inside loops: these are unrolled."""
 WAYS = ("dynamic", *CALIBRATED)
+NEEDS = ("ai_edge_litert",)
 
 
 def write(job: Job, path: Path, way: str | None, calibration: Sequence[Sequence[Any]]) -> list[str]:

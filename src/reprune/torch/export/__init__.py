@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from reprune.core.exporting import ExportError, ExportReport, Selection
+from reprune.core.exporting import ExportReport, Selection, checked_path
 from reprune.runtimes import Runner
-from reprune.torch.export.example import Example, submodule_example
+from reprune.torch.export.example import Example, require_part, submodule_example
 from reprune.torch.export.formats.format import Format
 from reprune.torch.export.publish import Options, publish
 from reprune.torch.tracing.running.computed import settle
@@ -76,22 +77,25 @@ def export(
     Example:
         >>> print(export(model, torch.randn(1, 300, 1152), "small.onnx"))     # doctest: +SKIP
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ExportError(f"{path.name}: unknown format {path.suffix!r}; known are {', '.join(FORMATS)}.")
+    path = checked_path(path, FORMATS)
     form: Format = importlib.import_module(f"reprune.torch.export.formats.{FORMATS[path.suffix]}").FORMAT
-    single = _settled(duplicate(unwrap(model, computed=True)).cpu().eval().float())
+    options = Options.checked(
+        path, form, int8=int8, calibration=calibration, opset=opset, dynamic=dynamic, fixed=fixed,
+        streaming=streaming, optional_states=optional_states, evaluate=evaluate,
+    )  # fmt: skip
+    plain = unwrap(model, computed=True)
+    if submodule is not None:
+        require_part(plain, submodule)
+    single = _settled(duplicate(plain).cpu().eval().float())
 
     def given(batch: Any) -> Example:
         inputs = Example.of(single, pytree.tree_map(_as_single, batch))
         return inputs if submodule is None else submodule_example(single, inputs, submodule)
 
-    options = Options.checked(
-        path, form, int8=int8, calibration=None if calibration is None else map(given, calibration), opset=opset,
-        dynamic=dynamic, fixed=fixed, streaming=streaming, optional_states=optional_states, evaluate=evaluate,
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if options.calibration is not None:
+        options = replace(options, calibration=map(given, options.calibration))
     inputs = given(example)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return publish(single if submodule is None else single.get_submodule(submodule), inputs, path, form, options)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import CALLS, ExportError
 from reprune.torch.export.capture import Captured
-from reprune.torch.export.example import Example, shape_of
+from reprune.torch.export.example import Example, require_runs, shape_of
 from reprune.torch.export.states import StateTensor, feed_back
-
-IN_A_ROW = 3
-"""How often a batch comes with the states that it left: inputs that stay drive states further than any that change do,
-and a range that is too narrow cuts them off."""
 
 
 def calibration_inputs(
@@ -38,26 +36,45 @@ def calibration_inputs(
     carried = {state.input for state in states}
     own = {name: position for position, name in enumerate(captured.example.names) if name not in carried}
     current = captured.example
+    tried: set[tuple[torch.Size, ...]] = set()
     for batch in batches:
-        try:
-            batch.call(plain)
-        except Exception as error:  # Whatever the model's own code raises.
-            shapes = ", ".join(map(shape_of, batch.tensors))
-            raise ExportError(f"calibration=: the model does not run on a batch of {shapes}: {error}") from error
         tensors = dict(zip(batch.names, batch.tensors, strict=True))
         if not own.keys() <= tensors.keys():
             raise ExportError(f"calibration=: a batch holds {', '.join(tensors)}; the file takes {', '.join(own)}.")
+        shapes = tuple(tensor.shape for tensor in batch.tensors)
+        if shapes not in tried:
+            # Cut into pieces, the file would take features that the model does not.
+            require_runs(plain, batch, "calibration=")
+            tried.add(shapes)
         for piece in _pieces(captured, {position: tensors[name] for name, position in own.items()}):
             if any(piece[position].shape != current.tensors[position].shape for position in piece):
                 current = captured.resized(_sizes(captured, piece))
             current = current.with_tensors(lambda position, tensor, piece=piece: piece.get(position, tensor))  # type: ignore[misc]
-            for _ in range(IN_A_ROW if states else 1):
+            for _ in range(CALLS if states else 1):
                 found.append(current.arrays())
                 if states:
-                    current = feed_back(current, states, current.call(model))
+                    current = feed_back(current, states, require_runs(model, current, "calibration="))
     if not found:
         raise ExportError("calibration= holds no batch.")
     return found
+
+
+@contextmanager
+def running_on(model: nn.Module, example: Example, batches: Iterable[Sequence[Any]]) -> Iterator[None]:
+    """Within this context, an error is that of the model if there is a batch on which it does not run itself.
+
+    Args:
+        model: The model with its states as arguments.
+        example: Its inputs.
+        batches: Others, as arrays.
+    """
+    try:
+        yield
+    except Exception:
+        for arrays in batches:
+            batch = example.with_tensors(lambda at, _, arrays=arrays: torch.from_numpy(arrays[at]))  # type: ignore[misc]
+            require_runs(model, batch, "calibration=")
+        raise
 
 
 def _pieces(captured: Captured, tensors: dict[int, Tensor]) -> Iterator[dict[int, Tensor]]:
@@ -65,6 +82,11 @@ def _pieces(captured: Captured, tensors: dict[int, Tensor]) -> Iterator[dict[int
     pieces = []
     for position, tensor in tensors.items():
         like = captured.example.tensors[position]
+        if tensor.dim() != like.dim():
+            raise ExportError(
+                f"calibration=: {captured.example.names[position]} is {shape_of(tensor)} in a batch, and "
+                f"{shape_of(like)} in the example: each batch is what the model takes."
+            )
         parts = [tensor.to(like.dtype)]
         for axis, size in enumerate(like.shape):
             if (position, axis) in captured.symbols:

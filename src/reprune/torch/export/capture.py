@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reprune.core.exporting import ExportError
 from reprune.torch.export.example import Axis, Example, title
+from reprune.torch.export.meanings import meanings
 from reprune.torch.export.packed import PadInsteadOfPack
 from reprune.torch.export.recurrent import Seen, replace_forwards, watch_forwards
 from reprune.torch.tracing.running.copies import duplicate
@@ -28,28 +29,33 @@ class Captured:
         example: The inputs it was traced with.
         symbols: The size of every free axis of the inputs, as an expression of symbols.
         seen: What the recurrent modules met.
+        meanings: `time` or `batch` for those of the symbols of which that is known.
     """
 
     program: Any
     example: Example
     symbols: dict[Axis, Any]
     seen: Seen
+    meanings: Mapping[Any, str] = field(default_factory=dict)
 
     def axis_name(self, size: Any) -> str:
         """`batch`, `time`, or with the input's name where sizes differ that mean the same; else input and axis.
 
         Runtimes take sizes of one name for equal.
         """
-        name = self.seen.axes.get(str(size))
-        alike = {str(other) for other in self.symbols.values() if self.seen.axes.get(str(other)) == name}
-        if name is not None and len(alike) == 1:
+        sizes = set(self.symbols.values())
+        name = self.meanings.get(size)
+        if name is not None and sum(self.meanings.get(other) == name for other in sizes) == 1:
             return name
-        position, axis = next(where for where, other in self.symbols.items() if other == size)
-        return f"{self.example.names[position]}_{name or f'axis{axis}'}"
+        places = {size: where for where, size in reversed(self.symbols.items())}
+        position, axis = places[size]
+        alike = [other for other in sizes if self.meanings.get(other) == name and places[other][0] == position]
+        number = "" if name is not None and len(alike) == 1 else axis
+        return f"{self.example.names[position]}_{name or 'axis'}{number}"
 
     def means(self, axis: Axis) -> str | None:
-        """`time` or `batch` for a free axis that recurrent modules met as that."""
-        return self.seen.axes.get(str(self.symbols.get(axis)))
+        """`time` or `batch` for a free axis of which that is known."""
+        return self.meanings.get(self.symbols.get(axis))
 
     def named(self, axis: Axis) -> int | str:
         """The name of an input's axis, or its size if that is fixed."""
@@ -137,7 +143,13 @@ def _counts(tensor: torch.Tensor, longest: int) -> bool:
 
 
 def capture(
-    model: nn.Module, example: Example, *, operators: bool = False, free: Collection[Axis] = frozenset()
+    model: nn.Module,
+    example: Example,
+    *,
+    operators: bool = False,
+    free: Collection[Axis] = frozenset(),
+    states: Collection[str] = (),
+    weights: Collection[str] = (),
 ) -> Captured:
     """Trace a model.
 
@@ -146,6 +158,8 @@ def capture(
         example: Its inputs.
         operators: Put ONNX's operators in the place of recurrent modules, and padding in that of packed sequences.
         free: The axes to leave free; those of size one cannot be, for the tracer takes one for a constant.
+        states: Names of the inputs that are states.
+        weights: Names of the model's recurrent weights.
 
     Raises:
         ExportError: When it cannot be traced.
@@ -166,18 +180,24 @@ def capture(
             "depends on values of tensors. Where only a part cannot be traced, export the recurrent part alone: "
             'submodule="path.of.it".'
         ) from error
-    return Captured(program, example, _symbols(program), seen)
+    given = _given(program)
+    carried = [value.shape for name, value in zip(example.names, given, strict=True) if name in states]
+    return Captured(program, example, _symbols(given), seen, meanings(seen.axes, program, weights, carried))
 
 
-def _symbols(program: Any) -> dict[Axis, Any]:
+def _given(program: Any) -> list[Tensor]:
+    """The inputs in the trace."""
     names = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    tensors = [nodes[name].meta["val"] for name in names if name in nodes and nodes[name].meta.get("val") is not None]
-    tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
+    values = [nodes[name].meta.get("val") for name in names if name in nodes]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _symbols(given: Iterable[Tensor]) -> dict[Axis, Any]:
     return {
         (position, axis): size.node.expr
-        for position, value in enumerate(tensors)
-        for axis, size in enumerate(value.shape)
+        for position, value in enumerate(given)
+        for axis, size in enumerate[Any](value.shape)
         if isinstance(size, torch.SymInt) and not size.node.expr.is_number
     }
 

@@ -7,15 +7,17 @@ running mean, or the memory of a recurrence that only multiplies number by numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from reprune.core.errors import RepruneError
-from reprune.torch.export.example import Example
+from reprune.core.layers import CarriedState, Structure
+from reprune.torch.export.example import Example, require_runs
+from reprune.torch.export.meanings import recurrent_weights
 from reprune.torch.export.states import StateTensor
 from reprune.torch.tracing.leaves import Path, leaves, named, positional_names
 from reprune.torch.tracing.record import record
@@ -32,11 +34,13 @@ class Carried:
         example: The example, with states of the model's own width.
         states: The inputs that are states, and where their next values are returned.
         left_out: Arguments for states that the example leaves out, though the model returns them.
+        weights: Names of the model's recurrent weights.
     """
 
     example: Example
     states: list[StateTensor]
     left_out: list[str]
+    weights: list[str] = field(default_factory=list)
 
 
 def carried_states(model: nn.Module, example: Example) -> Carried:
@@ -45,33 +49,41 @@ def carried_states(model: nn.Module, example: Example) -> Carried:
     A pruned model takes states of the width before pruning as well as its own and returns its own; a file takes one
     width only, the one that can be fed back.
     """
-    outputs = example.call(model)
-    pairs, left_out = _followed(model, example)
+    outputs = require_runs(model, example, "example")
+    structure = _traced(model, example)
+    weights = [] if structure is None else recurrent_weights(structure)
+    pairs, left_out = ({}, []) if structure is None else _followed(model, example, structure.states)
     _pair_by_name(example, outputs, pairs)
     if not pairs:
-        return Carried(example, [], left_out)
+        return Carried(example, [], left_out, weights)
     narrowed = _narrowed(model, example, {position: [outputs[k] for k in found] for position, found in pairs.items()})
     if narrowed is None:
-        return Carried(example, [], left_out)
+        return Carried(example, [], left_out, weights)
     owners = [position for position in range(len(example.tensors)) for _ in pairs.get(position, [0])]
     states = []
     for position, found in pairs.items():
         inputs = [name for owner, name in zip(owners, narrowed.names, strict=True) if owner == position]
         states += [StateTensor(name, output) for name, output in zip(inputs, found, strict=True)]
-    return Carried(narrowed, states, left_out)
+    return Carried(narrowed, states, left_out, weights)
 
 
-def _followed(model: nn.Module, example: Example) -> tuple[dict[int, list[int]], list[str]]:
+def _traced(model: nn.Module, example: Example) -> Structure | None:
+    """Where the model's units live, if it has any that the trace follows."""
+    try:
+        batch, _ = shortened(model, (example.args, example.kwargs), _called)
+        return record(model, batch, _called, share=True).structure()
+    except RepruneError:
+        return None
+
+
+def _followed(
+    model: nn.Module, example: Example, states: Iterable[CarriedState]
+) -> tuple[dict[int, list[int]], list[str]]:
     """Positions of the inputs that are states, with those of the outputs that hold their next values; what is left out.
 
     A ragged module returns a state in several tensors: the first of them has the input beside it, the others none.
     """
     pairs: dict[int, list[int]] = {}
-    try:
-        batch, _ = shortened(model, (example.args, example.kwargs), _called)
-        states = record(model, batch, _called, share=True).structure().states
-    except RepruneError:
-        return {}, []
     given = _positions(example.tensors, _given(model, example))
     returned = example.returned(model)
     back = _positions(pytree.tree_leaves(returned), leaves(returned))

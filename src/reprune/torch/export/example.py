@@ -128,25 +128,29 @@ class Example:
         return [tensor.numpy() for tensor in self.tensors]
 
 
+def require_part(model: nn.Module, path: str) -> None:
+    """Raise an `ExportError` if a model has no module of this path."""
+    parts = dict(model.named_modules())
+    if path not in parts:
+        near = ", ".join(name for name in parts if name and "." not in name)
+        raise ExportError(f"submodule={path!r}: {type(model).__name__} has no such part; it has {near}.")
+
+
 def submodule_example(model: nn.Module, example: Example, path: str) -> Example:
     """What a part of a model is given first when the model runs on an example.
 
     Raises:
-        ExportError: When there is no such part, or it does not run.
+        ExportError: When it does not run.
     """
     twin = duplicate(model)
-    parts = dict(twin.named_modules())
-    if path not in parts:
-        near = ", ".join(name for name in parts if name and "." not in name)
-        raise ExportError(f"submodule={path!r}: {type(model).__name__} has no such part; it has {near}.")
-    part, seen = parts[path], []
+    part, seen = twin.get_submodule(path), []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append((args, kwargs))
 
     handle = part.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        example.call(twin)
+        require_runs(twin, example, f"submodule={path!r}")
     finally:
         handle.remove()
     if not seen:
@@ -155,6 +159,17 @@ def submodule_example(model: nn.Module, example: Example, path: str) -> Example:
     bound = inspect.signature(part.forward).bind(*args, **kwargs)
     given = bound.args if not bound.kwargs else {**bound.arguments, **bound.arguments.pop("kwargs", {})}
     return Example.of(part, given).with_tensors(lambda _, tensor: tensor.detach())
+
+
+def require_runs(model: nn.Module, example: Example, what: str) -> list[Tensor]:
+    """What a model returns; raises an `ExportError` that names the option and the shapes if it does not run."""
+    try:
+        return example.call(model)
+    except ExportError:
+        raise
+    except Exception as error:  # Whatever the model's own code raises.
+        shapes = ", ".join(map(shape_of, example.tensors))
+        raise ExportError(f"{what}: {title(model)} does not run on {shapes}: {error}") from error
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from reprune.core.exporting import (
+    CALLS,
     Comparison,
     ExportError,
     ExportReport,
@@ -22,8 +24,8 @@ from reprune.core.exporting import (
     require_close,
     worst,
 )
-from reprune.runtimes import Runner, need, open_file
-from reprune.torch.export.calibration import calibration_inputs
+from reprune.runtimes import Runner, open_file, require
+from reprune.torch.export.calibration import calibration_inputs, running_on
 from reprune.torch.export.carried import carried_states
 from reprune.torch.export.errors import converting
 from reprune.torch.export.example import Example
@@ -34,16 +36,13 @@ from reprune.torch.export.states import Carrier, StateTensor, feed_back, with_st
 from reprune.torch.export.streaming import chunks_differ, module_states
 from reprune.torch.tracing.running.copies import duplicate
 
-CALLS = 3
-"""How many calls in a row are compared."""
-
 
 @dataclass(frozen=True)
 class Options:
     """What the caller of `export` asked for; see there."""
 
     int8: str | None
-    calibration: Iterable[Example] | None
+    calibration: Iterable[Any] | None
     opset: int | None
     dynamic: Selection
     fixed: Selection
@@ -55,15 +54,23 @@ class Options:
     def checked(
         cls, path: Path, form: Format, *, int8: bool | str, calibration: Any, opset: int | None, **rest: Any
     ) -> Options:
-        """The options, if they go together and with the format.
+        """The options, if they go together and with the format, and what it needs is installed.
 
         Raises:
-            ExportError: When they do not.
+            ExportError: When they do not, or it is not.
         """
         if opset is not None and path.suffix != ".onnx":
             raise ExportError("opset= is for .onnx files.")
         way = checked_way(int8, calibration, list(form.quantise))
-        return cls(int8=way, calibration=calibration, opset=opset, **rest)
+        options = cls(int8=way, calibration=calibration, opset=opset, **rest)
+        if not form.dynamic and options.dynamic is not None and not isinstance(options.dynamic, bool):
+            raise ExportError(f"dynamic=: all sizes of {path.suffix} files of PyTorch models are those of the example.")
+        if not form.runs and options.evaluate is not None:
+            raise ExportError(f"evaluate=: no runtime here runs {path.suffix} files.")
+        require(form.needs, f"Exporting PyTorch models to {path.suffix}")
+        if way is not None:
+            require(form.quantise_needs, f"int8= for PyTorch models in {path.suffix} files")
+        return options
 
 
 def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options: Options) -> ExportReport:
@@ -76,10 +83,8 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         form: The format.
         options: The caller's.
     """
-    for module in form.needs:
-        need(module, f"Exporting PyTorch models to {path.suffix}")
     plain = model
-    model, inputs, states, notes = _stateful(model, inputs, options.streaming)
+    model, inputs, states, weights, notes = _stateful(model, inputs, options.streaming)
     sizes = Sizes(
         model,
         inputs,
@@ -87,6 +92,7 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
         dynamic=options.dynamic if form.dynamic else False,
         fixed=options.fixed,
         states=states,
+        weights=weights,
     )
     if options.streaming:
         differs = chunks_differ(model, sizes.captured, states)
@@ -106,12 +112,14 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
             if options.calibration is not None:
                 batches = calibration_inputs(plain, model, job.captured, states, options.calibration)
                 notes += beyond_calibration(inputs.names, inputs.arrays(), batches)
-            with converting(model, path):
+            with converting(model, path), running_on(model, job.captured.example, batches):
                 part, eight_bits = form.quantise[options.int8](job, part, options.int8, batches)
             runner = open_file(part)
             quantised = [compare_calls(model, runner, example, states) for example in (inputs, *sizes.others())]
             if options.evaluate is not None:
                 quality["int8"] = options.evaluate(runner)
+        if path.is_dir():
+            shutil.rmtree(path)  # Of a format that is a folder.
         part.replace(path)
     return ExportReport(
         path,
@@ -129,8 +137,8 @@ def publish(model: nn.Module, inputs: Example, path: Path, form: Format, options
 
 def _stateful(
     model: nn.Module, inputs: Example, streaming: bool
-) -> tuple[nn.Module, Example, list[StateTensor], list[str]]:
-    """The model with all its states as arguments and results."""
+) -> tuple[nn.Module, Example, list[StateTensor], list[str], list[str]]:
+    """The model with all its states as arguments and results, its example and states, its recurrent weights, notes."""
     carried = carried_states(duplicate(model), inputs)
     inputs = carried.example
     kept, notes = kept_states(model, inputs)
@@ -146,7 +154,8 @@ def _stateful(
         if kept is not None:
             kept.reset()
     stateful, longer, states = with_states(model, inputs, carriers)
-    return stateful, longer, [*carried.states, *states], notes
+    inside = "" if stateful is model else "model."
+    return stateful, longer, [*carried.states, *states], [inside + name for name in carried.weights], notes
 
 
 def _write(

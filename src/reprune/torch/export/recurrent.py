@@ -78,11 +78,11 @@ class Seen:
         self.loops: Counter[str] = Counter()
 
     @property
-    def axes(self) -> dict[str, str]:
-        """The name (`time`, `batch`) of every size that is free, by its symbol as the trace has it by now."""
-        found: dict[str, str] = {}
+    def axes(self) -> dict[Any, str]:
+        """What every size that is free means (`time`, `batch`), by the expression that the trace has for it by now."""
+        found: dict[Any, str] = {}
         for size, name in self._axes:
-            found.setdefault(str(size.node.expr), name)
+            found.setdefault(size.node.expr, name)
         return found
 
     def name(self, size: Any, name: str) -> None:

@@ -26,6 +26,7 @@ class Sizes:
         dynamic: Sizes to leave free, as the user says it; None for all that can be.
         fixed: Sizes to fix.
         states: The states that go from one call to the next: the model must take what it returned.
+        weights: Names of the model's recurrent weights.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Sizes:
         dynamic: Selection,
         fixed: Selection,
         states: Sequence[StateTensor] = (),
+        weights: Collection[str] = (),
     ) -> None:
         self.model, self.given, self.operators, self._states = model, example, operators, states
+        self._weights = weights
         self.dynamic, self.fixed_by_user = dynamic, fixed
         self.notes: list[str] = []
         axes = {(position, axis) for position, t in enumerate(example.tensors) for axis in range(t.dim())}
@@ -46,7 +49,7 @@ class Sizes:
         self._wanted = set(self._free)
         self._told: set[Axis] = set()
         self._asked: set[Axis] = set()
-        self._chosen = isinstance(dynamic, bool) or (dynamic is None and not fixed)
+        self._chosen = dynamic is False or (dynamic in (None, True) and not fixed)
         self.captured = self._settle()
 
     def fix(self, axes: Iterable[Axis], reason: str) -> None:
@@ -94,7 +97,14 @@ class Sizes:
         """Trace with as much free as the tracer and the model can vary."""
         while True:
             example, free = self._without_ones()
-            captured = capture(self.model, example, operators=self.operators, free=free)
+            captured = capture(
+                self.model,
+                example,
+                operators=self.operators,
+                free=free,
+                states=[state.input for state in self._states],
+                weights=self._weights,
+            )
             frozen = {axis for axis in free if axis not in captured.symbols}
             doubled = {axis for axis in frozen if self._size(self.given, axis) != self._size(example, axis)}
             stuck = self._stuck(captured)
@@ -112,11 +122,11 @@ class Sizes:
     def _choose(self, captured: Captured) -> None:
         """Free what the user wants free, and fix what is to be fixed."""
         self._chosen = True
-        if self.dynamic is not None:
-            self._asked = self._positions(chosen_axes(self.dynamic, captured.inputs, "dynamic"))
+        free, fixed = chosen_axes(self.dynamic, self.fixed_by_user, captured.inputs)
+        if free is not None:
+            self._asked = self._positions(free)
             self._free = set(self._asked)
-        if self.fixed_by_user is not None:
-            self._free -= self._positions(chosen_axes(self.fixed_by_user, captured.inputs, "fixed"))
+        self._free -= self._positions(fixed)
         self._wanted &= self._free
 
     def _fix(self, captured: Captured, axes: set[Axis], reason: str) -> None:
@@ -177,7 +187,7 @@ class Sizes:
 
 
 def _more(captured: Captured, symbol: Any) -> int:
-    return 3 if captured.seen.axes.get(str(symbol)) == "time" else 1
+    return 3 if captured.meanings.get(symbol) == "time" else 1
 
 
 def _shapes(example: Example) -> str:

@@ -91,5 +91,6 @@ FORMAT = Format(
     dynamic=False,
     quantise={"dynamic": quantise, "static": quantise},
     needs=("executorch",),
+    quantise_needs=("torchao",),
     note="all sizes are those of the example: ExecuTorch has no recurrent operator, its steps are unrolled",
 )

@@ -77,7 +77,8 @@ class Format:
         optional: Whether inputs can be left out.
         runs: Whether its runtime runs here, so that the file can be compared.
         quantise: How it is quantised, by the names that `int8=` takes.
-        needs: Modules that it is written with.
+        needs: Modules that it is written and run with.
+        quantise_needs: Further modules that it is quantised with.
         note: What the report says of every such file.
     """
 
@@ -88,4 +89,5 @@ class Format:
     runs: bool = True
     quantise: Mapping[str, Quantise] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    quantise_needs: tuple[str, ...] = ()
     note: str = ""

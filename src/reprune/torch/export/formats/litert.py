@@ -88,6 +88,7 @@ FORMAT = Format(
     write,
     dynamic=False,
     quantise=dict.fromkeys(RECIPES, quantise),
-    needs=("litert_torch",),
+    needs=("litert_torch", "ai_edge_litert"),
+    quantise_needs=("ai_edge_quantizer",),
     note="all sizes are those of the example: this converter unrolls the steps",
 )

@@ -118,5 +118,5 @@ FORMAT = Format(
     operators=True,
     optional=True,
     quantise={"dynamic": _quantise, "static": _quantise},
-    needs=("onnx", "onnxscript"),
+    needs=("onnx", "onnxscript", "onnxruntime"),
 )

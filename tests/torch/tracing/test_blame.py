@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import linecache
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import reprune.torch
+from reprune.torch.tracing import kernels
+from reprune.torch.tracing.location import ours
+from reprune.torch.tracing.running.calling import invoke
 
 
 class Pair(nn.Module):
@@ -63,3 +67,65 @@ def test_the_line_that_keeps_layers_in_step() -> None:
     assert pin is not None
     file, _, number = pin.site.location.rpartition(":")
     assert linecache.getline(file, int(number)).strip() == "half, _ = both.chunk(2, -1)"
+
+
+class Attending(Pair):
+    """The weights of a softmax over its units meet the units themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)[0][:, -1]
+        weights = self.attention(a).softmax(-1)
+        return self.out(weights * a)
+
+
+class Mixing(Pair):
+    """A matrix over pairs of units is made in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)[0][:, -1]
+        pairs = self.mix(a).view(-1, 8, 8)
+        return self.out(a + (a.unsqueeze(1) @ pairs).squeeze(1))
+
+
+class Written(Pair):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)[0]
+        return self.out(torch.addcmul(a, a, torch.ones(6, 8)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "reason"),
+    [
+        (Attending, "weights = self.attention(a).softmax(-1)", "'_softmax' runs over its units, and what comes of it"),
+        (Mixing, "pairs = self.mix(a).view(-1, 8, 8)", "is spread over an axis of its own, of length 8"),
+        (Written, "return self.out(torch.addcmul(a, a, torch.ones(6, 8)))", "the model's code does not run with fewer"),
+    ],
+)
+def test_code_that_fails_with_fewer_units_is_told_what_was_lost(kind: type[Pair], line: str, reason: str) -> None:
+    torch.manual_seed(0)
+    pin = reprune.torch.inspect(kind(), [torch.randn(4, 6, 5)]).structure.layers["a:l0"].pin
+    assert pin is not None and reason in pin.reason
+    file, _, number = pin.site.location.rpartition(":")
+    assert linecache.getline(file, int(number)).strip() == line
+
+
+def test_a_failure_inside_pytorch_is_ours_if_we_called_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A partial has no line of its own: the last ones are our caller's and PyTorch's.
+    monkeypatch.setattr(kernels, "_spread", partial(torch.ops.aten.mm, torch.zeros(2, 3)))
+    with pytest.raises(reprune.InternalError, match="a gap of reprune, not of the model"):
+        reprune.torch.inspect(Reversed(), [torch.randn(4, 6, 5)])
+
+
+def test_a_model_of_pytorch_s_own_modules_is_no_code_of_ours() -> None:
+    try:
+        invoke(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), torch.randn(2, 3))
+    except RuntimeError as error:
+        assert not ours(error)

@@ -146,8 +146,9 @@ class _Trial:
         except RepruneError:
             raise
         except Exception as error:
-            split = self._found.split([name for block in blocks for name in block])
-            return split or _why(error, structure.layers[blocks[0][0]].units)
+            names = [name for block in blocks for name in block]
+            known = self._found.split(names) or self._found.lost(names, of_error(error, "").location)
+            return known or _why(error, structure.layers[blocks[0][0]].units)
         # One comparison passes both checks; what failed is only asked when it does not.
         if not compare or not _differ(self._full_size(_noisy(self._model, plan)), outputs):
             return None

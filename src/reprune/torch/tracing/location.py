@@ -7,14 +7,19 @@ import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
 
 from reprune.core.layers import Site
 
-_OURS = (str(Path(__file__).parent.parent.parent), str(Path(torch.__file__).parent))
+_REPRUNE, _PYTORCH = str(Path(__file__).parent.parent.parent), str(Path(torch.__file__).parent)
+_OURS = (_REPRUNE, _PYTORCH)
+_PARTS = ("torch/ragged/", "torch/surgery/attention.py")
+_HANDS_ON = {"__torch_function__", "__torch_dispatch__"}
+_CALLS = {("torch/tracing/running/calling.py", "invoke"), ("torch/tracing/running/entries.py", "run"),
+          ("torch/tracing/cells.py", "forward")}  # fmt: skip
 _RECURRENT = {torch.nn.modules.rnn.__file__, str(Path(__file__).parent.parent / "ragged" / "base.py")}
 
 
@@ -72,11 +77,21 @@ def of_failure(error: BaseException, size: int) -> str:
 
 
 def ours(error: BaseException) -> bool:
-    """Whether an error was raised by reprune's own code, rather than by the model or by PyTorch for it."""
-    step, file = error.__traceback__, ""
+    """Whether an error was raised by reprune's own code or by PyTorch for it, rather than by the model."""
+    found, step = False, error.__traceback__
     while isinstance(step, TracebackType):
-        file, step = step.tb_frame.f_code.co_filename, step.tb_next
-    return file.startswith(_OURS[0]) and not file.endswith("modes.py")
+        code = step.tb_frame.f_code
+        # PyTorch, and modes that hand its calls on, fail on what they were given.
+        if not code.co_filename.startswith(_PYTORCH) and code.co_name not in _HANDS_ON:
+            found = code.co_filename.startswith(_REPRUNE) and not _runs_the_model(code)
+        step = step.tb_next
+    return found
+
+
+def _runs_the_model(code: CodeType) -> bool:
+    """Whether code of reprune's is a part of pruned models, or calls the model."""
+    file = Path(code.co_filename).relative_to(_REPRUNE).as_posix()
+    return file.startswith(_PARTS) or (file, code.co_name) in _CALLS
 
 
 def of_function(function: Callable[..., Any]) -> str:

@@ -97,6 +97,19 @@ class Trace:
                     units = self._builder.part_of(name, line)
                     if units > 1:
                         return Pin(site, f"its units are split into parts of {units}")
+                    if units == 1 and len(line) > 1:
+                        return Pin(
+                            site,
+                            f"what belongs to one of its units is spread over an axis of its own, of length {len(line)}, "
+                            "beside that of the units",
+                        )
+        return None
+
+    def lost(self, layers: Sequence[str], location: str) -> Pin | None:
+        """Where units of these layers met, at this line, what was made of units before and carries no labels."""
+        for labels, site, loss in self._builder.recording.losses:
+            if site.location == location and set(self._builder.layers_of(labels)) & set(layers):
+                return Pin(loss.site, f"{loss.reason}, and what comes of it meets these units at {location}")
         return None
 
     def suspect(self, layers: Sequence[str]) -> Site | None:

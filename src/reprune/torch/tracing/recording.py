@@ -74,6 +74,13 @@ class Summary(NamedTuple):
         return f"'{self.operation}' runs over its units, and the result is used: with fewer units it is another one"
 
 
+class Loss(NamedTuple):
+    """Where values were made of units that cannot be told in them, and why (`rules/losses.py`)."""
+
+    site: Site
+    reason: str
+
+
 class Labelled(NamedTuple):
     """A tensor of the model's interface, or one that a module keeps: where it is, and labels of its elements."""
 
@@ -108,6 +115,7 @@ class Recording:
     steady: list[tuple[Expression, Expression]] = field(default_factory=list)
     bonds: dict[frozenset[str], Site] = field(default_factory=dict)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)
+    losses: list[tuple[Ids, Site, Loss]] = field(default_factory=list)
     couplers: list[tuple[Ids, Ids, Site]] = field(default_factory=list)
     outside_states: set[str] = field(default_factory=set)
     steps: dict[str, int] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from reprune.torch.tracing.labels import (
 )
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.origins import Origins
-from reprune.torch.tracing.recording import Axis, Recording, RecurrentLayer, State, Summary
+from reprune.torch.tracing.recording import Axis, Loss, Recording, RecurrentLayer, State, Summary
 from reprune.torch.tracing.sizes.sizes import AxisSize, Comparison, Expression, SizeUse
 from reprune.torch.tracing.sizes.widened import Widened
 from reprune.torch.tracing.structure.widths import MODULES, Widths
@@ -45,6 +45,7 @@ class Tracer:
         self.tags: list[Expression] = []
         self.states: dict[int, State] = {}
         self.summaries: dict[int, list[Summary]] = {}
+        self.lost: dict[int, Loss] = {}
         self.widened = Widened()
         self._own_zeros: dict[int, torch.Tensor] = {}
         self.inside_module = 0

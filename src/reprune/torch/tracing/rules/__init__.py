@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from reprune.torch.tracing.labels import has_storage, storage_id
-from reprune.torch.tracing.recording import tensors_in
+from reprune.torch.tracing.recording import Loss, tensors_in
 from reprune.torch.tracing.rules.elementwise import unknown
+from reprune.torch.tracing.rules.losses import follow_losses
 from reprune.torch.tracing.rules.movement import check_view
 from reprune.torch.tracing.rules.op import Op
 from reprune.torch.tracing.rules.size_uses import given_sizes, record_sizes, sized
@@ -31,6 +32,7 @@ def apply_rule(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[s
     _follow_states(tracer, name, inputs, out)
     tracer.follow(inputs, outputs)
     held = summaries_of(tracer, inputs)
+    pins = len(tracer.recording.pins)
     sources = {storage_id(tensor) for tensor in inputs}
     moved = not func._schema.is_mutable and bool(outputs) and all(storage_id(tensor) in sources for tensor in outputs)
     kind = class_of(name)
@@ -41,6 +43,7 @@ def apply_rule(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Mapping[s
         _label(op, outputs)
     if held and kind not in ("like", "nothing"):
         follow_summaries(op, held, op.view or kind in _SPREADS)
+    follow_losses(op, inputs, outputs, [Loss(site, reason) for _, site, reason in tracer.recording.pins[pins:]])
 
 
 def _label(op: Op, outputs: Sequence[torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, storage_id, unit_ids, varies
 from reprune.torch.tracing.recording import Axis, Product
 from reprune.torch.tracing.rules.elementwise import follow, pointwise, read_whole
+from reprune.torch.tracing.rules.losses import lose
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.rules.positions import mixed, rows_of_buffers, several_of_one, without_rows
 from reprune.torch.tracing.tracer import Tracer
@@ -26,6 +27,8 @@ class _Side:
     contracted: list[Ids]
     axes: list[tuple[str, int]]
     free: Labels
+    both: bool = False
+    """Whether units lie along the contracted axis and along the free one."""
 
 
 def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, other: torch.Tensor) -> _Side:
@@ -45,7 +48,7 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
         over_units = varies(units, contracted) or alone
         if over_units or (tagged and read):
             beside = [line for _, line in tracer.weight_lines(tensor, contracted, "follows")]  # Learned states, say.
-            return _Side(tensor, False, [*lines(units, contracted), *beside], [], None)
+            return _Side(tensor, False, [*lines(units, contracted), *beside], [], None, both=varies(units, free))
         over = compact(units).amax(contracted)
         return _Side(tensor, False, [], [], over if bool((over > NONE).any()) else None)
     weight = tracer.is_weight(tensor)
@@ -92,6 +95,8 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
         tracer.begin("linear", side.tensor, dim)
         line = torch.from_numpy(own).to(op.out.device)
         result = (line if right.weight else line.unsqueeze(-1)).expand(shape)
+    elif left.both or right.both:
+        lose(op, "units lie along both axes of a matrix, and a product sums over one of them")
     _record_product(op, left, right, result)
     return result
 

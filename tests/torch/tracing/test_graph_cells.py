@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reprune.torch
 from tests.helpers.torch_oracle import check_all_lose
 
 NODES, UNITS = 5, 8
@@ -55,6 +56,52 @@ def frames(steps: int = 4) -> Tensor:
 )
 def test_features_are_units_and_nodes_are_not(form: str, learned: bool) -> None:
     check_all_lose(GraphGRU(form, learned), {":l0": UNITS}, frames, longer=6)
+
+
+class OwnWeights(nn.Module):
+    """A convolution over nodes whose weights each node makes of its embedding and a pool that all share."""
+
+    def __init__(self, read: int, made: int) -> None:
+        super().__init__()
+        self.pool = nn.Parameter(torch.randn(3, 2, read, made) / 4)
+        self.bias = nn.Parameter(torch.randn(3, made))
+
+    def forward(self, x: Tensor, nodes: Tensor) -> Tensor:
+        near = torch.softmax(torch.relu(nodes @ nodes.T), 1)
+        views = torch.einsum("knm,bmc->bnkc", torch.stack([torch.eye(len(nodes)).to(near), near]), x)
+        weights = torch.einsum("nd,dkio->nkio", nodes, self.pool)
+        return torch.einsum("bnki,nkio->bno", views, weights) + nodes @ self.bias
+
+
+class AdaptiveGRU(nn.Module):
+    def __init__(self, nodes: int = NODES) -> None:
+        super().__init__()
+        self.nodes, self.units = nodes, UNITS
+        self.embeddings = nn.Parameter(torch.randn(nodes, 3))
+        self.gates, self.candidate = OwnWeights(UNITS + 2, 2 * UNITS), OwnWeights(UNITS + 2, UNITS)
+        self.out = nn.Conv2d(1, 3, (1, UNITS))
+
+    def forward(self, xs: Tensor) -> Tensor:
+        h = torch.zeros(len(xs), self.nodes, self.units).to(xs)
+        for x in xs.unbind(1):
+            gates = torch.sigmoid(self.gates(torch.cat([x, h], -1), self.embeddings))
+            z, r = torch.split(gates, self.units, -1)
+            new = torch.tanh(self.candidate(torch.cat([x, z * h], -1), self.embeddings))
+            h = r * h + (1 - r) * new
+        return self.out(h.unsqueeze(1))
+
+
+def test_units_are_an_axis_of_weights_that_nodes_make() -> None:
+    model = AdaptiveGRU()
+    check_all_lose(model, {":l0": UNITS}, frames, longer=6)
+    batches = [frames(3) for _ in range(3)]
+    lost = {}
+    for method in ("magnitude", "magnitude+reconstruct"):
+        small = reprune.torch.prune(model, batches, ratio=0.5, method=method).model
+        with torch.no_grad():
+            lost[method] = float(sum((small(x) - model(x)).pow(2).sum() for x in batches))
+    assert lost["magnitude+reconstruct"] < lost["magnitude"] / 1.5  # What the pools read is seen and folded in.
+    assert small.out.kernel_size == (1, UNITS // 2)
 
 
 class Mixed(nn.Module):

@@ -319,3 +319,41 @@ def test_sizes_that_cannot_be_followed_are_found_by_trying(kind: type[nn.Module]
     assert {size.path: size.extent.layers for size in structure.sizes} == {
         (name,): (("rnn:l0", each),) for name, each in times.items()
     }
+
+
+class StackedZeros(nn.Module):
+    """First states of two cells in one tensor, each made by the cell in its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([WrittenCell(5, 8), WrittenCell(8, 8)])
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states = torch.stack([cell.zeros(x) for cell in self.cells])
+        for cell, h in zip(self.cells, states, strict=True):
+            answers = []
+            for step in x.unbind(1):
+                h = cell(step, h)
+                answers.append(h)
+            x = torch.stack(answers, 1)
+        return self.out(x)
+
+
+class WrittenCell(nn.Module):
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__()
+        self.units = units
+        self.gates = nn.Linear(features + units, 2 * units)
+
+    def zeros(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), self.units).to(x)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        z, new = self.gates(torch.cat([x, h], 1)).split(self.units, 1)
+        return z.sigmoid() * h + (1 - z.sigmoid()) * new.tanh()
+
+
+def test_states_that_begin_in_one_tensor_stay_as_long_as_each_other() -> None:
+    structure = exact(StackedZeros(), {"cells.0:l0": 8, "cells.1:l0": 8})
+    assert structure.count_coupled == (("cells.0:l0", "cells.1:l0"),)

@@ -164,10 +164,17 @@ class _Products(DispatchMode):
         elif name == "convolution":
             data, weight, transposed = args[0], args[1], args[6]
             self._tell(weight, 0 if transposed else 1, data.permute(*range(2, data.ndim), 0, 1))
+            for dim in range(2, data.ndim):
+                if not transposed and weight.size(dim) == data.size(dim):  # The window covers it whole.
+                    self._tell(weight, dim, data.movedim(dim, -1))
 
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         # Two weights that are multiplied with each other read nothing.
-        if not (self._weights.along(left, -1) and self._weights.along(right, -2)):
+        known = [
+            bool(self._weights.along(operand, dim) or self._weights.within(operand, dim))
+            for operand, dim in ((left, -1), (right, -2))
+        ]
+        if not all(known):
             folded = left.ndim == 2 and prod(self._rows) == len(left)
             self._tell(right, -2, left.reshape(*self._rows, -1) if folded and self._rows else left)
             self._tell(left, -1, right.transpose(-1, -2))
@@ -178,3 +185,6 @@ class _Products(DispatchMode):
                 continue
             found = features if count == features.shape[-1] else features[..., start : start + count]
             self._listener.read(Seen(axis, first, found.detach(), **more))
+        for within in self._weights.within(weight, dim):
+            if within.part.axis in self._axes:
+                self._listener.read(Seen(within.part.axis, within.part.first, within.apart(features).detach()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ class _Line:
         rest, begin, count = int(operand.storage_offset()) - self.offset, 0, operand.size(dim)
         if rest < 0 or (count > 1 and operand.stride(dim) != self.stride[self.dim]):
             return None
-        for d in sorted(range(len(self.size)), key=lambda d: -self.stride[d]):
+        for d in sorted(range(len(self.size)), key=lambda d: (-self.stride[d], self.size[d] == 1)):
             place, rest = divmod(rest, self.stride[d]) if self.stride[d] else (0, rest)
             if place >= self.size[d]:
                 return None
@@ -57,6 +58,34 @@ class _Line:
         if begin + count > self.size[self.dim] or low >= high:
             return None
         return Part(axis, first + low - start, low - begin, high - low)
+
+    def within(self, operand: torch.Tensor, dim: int) -> Within | None:
+        """Where it lies along `dim` of a view of the tensor's memory together with other axes."""
+        step, count = operand.stride(dim), 1
+        inner: list[int] = []  # Axes of the tensor that `dim` is made of, the fastest first.
+        for d in sorted((d for d, size in enumerate(self.size) if size > 1), key=lambda d: self.stride[d]):
+            if self.stride[d] == step * count and count < operand.size(dim):
+                inner.append(d)
+                count *= self.size[d]
+        whole = operand.storage_offset() == self.offset and count == operand.size(dim)
+        if not whole or self.dim not in inner or len(inner) < 2:
+            return None
+        place = inner.index(self.dim)
+        return Within(self.part, *(prod(self.size[d] for d in part) for part in (inner[place + 1 :], inner[:place])))
+
+
+class Within(NamedTuple):
+    """A part of a weight's axis of which a dimension holds several copies: `slower × axis × faster` positions."""
+
+    part: Part
+    slower: int
+    faster: int
+
+    def apart(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of all copies, (… × slower × faster × length)."""
+        _, _, start, length = self.part
+        parts = features.reshape(*features.shape[:-1], self.slower, -1, self.faster)
+        return parts.transpose(-2, -1).narrow(-1, start, length)
 
 
 class Weights:
@@ -70,6 +99,7 @@ class Weights:
     def __init__(self, tensors: Mapping[str, torch.Tensor], axes: Iterable[Axis]) -> None:
         self._lines: dict[int, list[_Line]] = {}
         self._computed: dict[int, StorageWeakRef] = {}
+        self._own = {storage_id(tensor) for tensor in tensors.values()}
         # Vectors of the model's own, too: what a power iteration multiplies a weight with is nothing that it reads.
         self._vectors = {(name, 0) for name, tensor in tensors.items() if tensor.ndim == 1}
         for name, axis in dict.fromkeys([*axes, *self._vectors]):
@@ -80,6 +110,12 @@ class Weights:
         lines = self._lines.get(storage_id(operand), ())
         found = (line.along(operand, dim % operand.ndim) for line in lines)
         return [part for part in found if part is not None]
+
+    def within(self, operand: torch.Tensor, dim: int) -> list[Within]:
+        """Which weights' axes lie along `dim` of an operand among other ones: what `einsum` sums over at once."""
+        lines = self._lines.get(storage_id(operand), ())
+        found = (line.within(operand, dim % operand.ndim) for line in lines)
+        return [one for one in found if one is not None]
 
     def follow(self, name: str, args: Sequence[Any], out: Any) -> None:
         """Note what an operation computed from weights; `name` is without the underscore of those in place."""
@@ -95,9 +131,10 @@ class Weights:
                 self._carry(args[0], d, made, d, before[0])
         elif name in PRODUCTS:
             left, right = args[PRODUCTS[name] : PRODUCTS[name] + 2]
-            if storage_id(left) in self._lines and storage_id(right) in self._lines:
-                self._carry(left, -2, made, -2)
-                self._carry(right, -1, made, -1)
+            if all(storage_id(one) in self._lines or storage_id(one) in self._own for one in (left, right)):
+                for operand, dim in ((left, -2), (right, -1)):
+                    self._carry(operand, dim, made, dim)
+                    self._carry_within(operand, dim, made)
                 self._elementwise(args[: PRODUCTS[name]], made)
         elif name in ("copy", "_weight_norm_interface") or class_of(name) == "pointwise":
             self._elementwise(args, made)
@@ -130,6 +167,19 @@ class Weights:
             if storage_id(made) not in self._lines:
                 self._keep(made)
             self._add(made, target % made.ndim, Part(axis, first, start + shift, length))
+
+    def _carry_within(self, operand: torch.Tensor, dim: int, made: torch.Tensor) -> None:
+        """The same for axes that lie along the dimension together with others: what was made has them all, too."""
+        at = dim % made.ndim
+        for part, slower, faster in self.within(operand, dim):
+            if storage_id(made) not in self._lines:
+                self._keep(made)
+            length, step = made.shape[at] // (slower * faster), made.stride(at)
+            size = (*made.shape[:at], slower, length, faster, *made.shape[at + 1 :])
+            stride = (*made.stride()[:at], step * length * faster, step * faster, step, *made.stride()[at + 1 :])
+            line = _Line(part, at + 1, size, stride, int(made.storage_offset()))
+            if line not in self._lines.setdefault(storage_id(made), []):
+                self._lines[storage_id(made)].append(line)
 
     def _keep(self, made: torch.Tensor) -> None:
         """Keep the address of a tensor's memory from being given to another one, without keeping the memory."""

@@ -262,6 +262,7 @@ def _convolution(module: nn.modules.conv._ConvNd) -> None:
         module.in_channels, module.out_channels = first, second
     else:
         module.out_channels, module.in_channels = first, second
+    module.kernel_size = tuple(module.weight.shape[2:])
 
 
 def _batch_norm(module: nn.modules.batchnorm._NormBase) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from reprune.core.evidence.passes import Forward
 from reprune.core.layers import Pin, Scope, Site, SizeAttribute, Structure
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.cells import traced_cells
+from reprune.torch.tracing.labels import Ids
 from reprune.torch.tracing.leaves import leaves
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.recording import Recording
@@ -97,13 +99,15 @@ class Trace:
                     units = self._builder.part_of(name, line)
                     if units > 1:
                         return Pin(site, f"its units are split into parts of {units}")
-                    if units == 1 and len(line) > 1:
-                        return Pin(
-                            site,
-                            f"what belongs to one of its units is spread over an axis of its own, of length {len(line)}, "
-                            "beside that of the units",
-                        )
+                    if units == 1 and self._is_one_axis(line):
+                        spread = f"spread over an axis of its own, of length {len(line)}, beside that of the units"
+                        return Pin(site, f"what belongs to one of its units is {spread}")
         return None
+
+    def _is_one_axis(self, line: Ids) -> bool:
+        """Whether several positions of one axis of a weight lie on a line."""
+        spaces = self._builder.recording.couplings.space(line)
+        return len(np.unique(line)) == len(line) > 1 == len(np.unique(spaces))
 
     def lost(self, layers: Sequence[str], location: str) -> Pin | None:
         """Where units of these layers met, at this line, what was made of units before and carries no labels."""

@@ -92,6 +92,30 @@ class Weights:
                 row = int(np.argmax(held.sum(1)))
                 yield (name, axis), places[axis, row], held[row]
 
+    def merged(self, weight: torch.Tensor, dim: int, memory: ShadowMemory) -> tuple[str, dict[int, Ids]] | None:
+        """The weight of which several axes lie along `dim`, and the position on each of them (length of `dim`).
+
+        So it is where a product takes several axes at once: `einsum("bnki,nkio->bno", x, weights)`.
+        """
+        rows = self._probe(weight, dim % weight.ndim, memory)
+        if rows is None or not rows.size or (rows == NONE).any():
+            return None
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        if (owners != owners[0, 0]).any():
+            return None
+        name = self._names[owners[0, 0]]
+        places = np.unravel_index(rows - self._starts[owners[0, 0]], self.tensors[name].shape)
+        moving = {axis: at[0] for axis, at in enumerate(places) if (at[0] != at[0, 0]).any()}
+        return (name, moving) if all((places[axis] == at).all() for axis, at in moving.items()) else None
+
+    def factors(self, weight: torch.Tensor, dim: int, memory: ShadowMemory) -> list[tuple[torch.Tensor, int]]:
+        """The weights and axes of which a dimension of a weight is made, the slowest first; often only itself."""
+        name, places = self.merged(weight, dim, memory) or ("", {})
+        axes = sorted(places, key=lambda axis: int(np.argmax(places[axis] != places[axis][0])), reverse=True)
+        grid = [at.reshape(-1) for at in np.indices([self.tensors[name].shape[axis] for axis in axes])] if axes else []
+        whole = len(axes) > 1 and all(np.array_equal(places[axis], at) for axis, at in zip(axes, grid, strict=True))
+        return [(self.tensors[name], axis) for axis in axes] if whole else [(weight, dim)]
+
     def _probe(self, weight: torch.Tensor, dim: int, memory: ShadowMemory) -> Ids | None:
         """Element ids on lines along `dim`: the first and last one of a parameter's view, all distinct owners' else."""
         name = self.owner(weight) if self.hold(weight) else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reprune.torch.tracing.labels import NONE, Ids, lines, squeeze_constant, unit_ids, varies
+from reprune.torch.tracing.labels import NONE, TAG, Ids, lines, squeeze_constant, unit_ids, varies
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
@@ -28,6 +28,8 @@ def move(*data: int) -> Rule:
         args = [_as_labels(tracer, value) if index in data else value for index, value in enumerate(op.args)]
         if op.name == "constant_pad_nd":
             args = args[:2]
+        if op.name in ("stack", "cat"):
+            _keep_level(op)
         found = op.func(*args, **op.kwargs)
         found = [tensor.round().long() if tensor.dtype == torch.float64 else None for tensor in tensors_in(found)]
         if op.name == "gather" and found[0] is not None:
@@ -37,6 +39,16 @@ def move(*data: int) -> Rule:
         return found
 
     return rule
+
+
+def _keep_level(op: Op) -> None:
+    """Tensors made in sizes from attributes, such as first states, are put one above the other: they stay as long."""
+    if op.name == "cat" and op.arg(1, "dim", 0) % op.out_tensor.ndim == op.out_tensor.ndim - 1:
+        return
+    held = [op.tracer.units(tensor) for tensor in op.args[0]]
+    tags = [int(found.max()) - TAG for found in held if found is not None and bool((found >= TAG).any())]
+    for tag in tags[1:]:
+        op.tracer.recording.level.append((op.tracer.tags[tags[0]], op.tracer.tags[tag]))
 
 
 def _has_labels(tracer: Tracer, tensor: torch.Tensor) -> bool:

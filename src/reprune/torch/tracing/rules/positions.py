@@ -8,21 +8,27 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, varies
+from reprune.torch.tracing.recording import Axis
 from reprune.torch.tracing.rules.op import Labels
 from reprune.torch.tracing.tracer import Tracer
 
 
 def reads_buffers(tracer: Tracer) -> bool:
     """Whether a buffer has been used as a weight."""
-    return any(not isinstance(tracer.tensors[name], nn.Parameter) for name, _ in tracer.recording.axes)
+    return any(not _trained(tracer, axis) for axis in tracer.recording.axes)
+
+
+def _trained(tracer: Tracer, axis: Axis) -> bool:
+    """Whether an axis is that of a parameter, or of a weight that is computed from parameters along it."""
+    return any(isinstance(tracer.tensors[name], nn.Parameter) for name, _ in tracer.real_axes(axis))
 
 
 def rows_of_buffers(tracer: Tracer, labels: Ids) -> NDArray[np.bool_]:
     """Which of these are labels of buffers' axes, and of no parameter's."""
     couplings = tracer.recording.couplings
     trained: dict[bool, set[int]] = {True: set(), False: set()}
-    for (name, _), line in tracer.recording.axes.items():
-        trained[isinstance(tracer.tensors[name], nn.Parameter)].update(couplings.space(line).tolist())
+    for axis, line in tracer.recording.axes.items():
+        trained[_trained(tracer, axis)].update(couplings.space(line).tolist())
     units = np.where((labels > NONE) & (labels < TAG), labels, NONE)
     return np.isin(couplings.space(units), list(trained[False] - trained[True])) & (units > NONE)
 

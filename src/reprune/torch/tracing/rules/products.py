@@ -38,7 +38,8 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
     if units is not None:
         # A tensor that was made in a size from an attribute has its units along the axis that a weight reads.
         tagged = bool((compact(units) >= TAG).any())
-        if tagged and not read:
+        tagged_there = tagged and read and _fits_tags(tracer, units, contracted)
+        if tagged and not tagged_there:
             units = units.where(units < TAG, NONE)
         if varies(units, contracted) and not several_of_one(tracer, units, contracted):
             # Gates that meet one unit are one: they do not vary.
@@ -46,23 +47,48 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
         # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.
         alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
         over_units = varies(units, contracted) or alone
-        if over_units or (tagged and read):
+        if over_units or tagged_there:
             beside = [line for _, line in tracer.weight_lines(tensor, contracted, "follows")]  # Learned states, say.
             return _Side(tensor, False, [*lines(units, contracted), *beside], [], None, both=varies(units, free))
         over = compact(units).amax(contracted)
         return _Side(tensor, False, [], [], over if bool((over > NONE).any()) else None)
     weight = tracer.is_weight(tensor)
     found = tracer.weight_lines(tensor, contracted, "reads" if weight else "follows")
+    if weight and not found:
+        found = _read_of_several(tracer, tensor, contracted, other)
     return _Side(tensor, weight, [line for _, line in found], [axis for axis, _ in found] if weight else [], None)
+
+
+def _fits_tags(tracer: Tracer, units: torch.Tensor, dim: int) -> bool:
+    """Whether as many entries of a tagged tensor lie along an axis as the size says, or so many for each of several."""
+    return any(
+        (line == tag).sum() % tracer.tags[tag - TAG].value == 0
+        for line in lines(units, dim)
+        for tag in np.unique(line[line >= TAG])
+    )
+
+
+def _read_of_several(
+    tracer: Tracer, weight: torch.Tensor, contracted: int, other: torch.Tensor
+) -> list[tuple[Axis, Ids]]:
+    """Of several axes of a weight that are summed over at once the one along which units lie."""
+    units = tracer.units(other)
+    if units is None or not (varies(units, -3 - contracted) or bool((compact(units) >= TAG).any())):
+        return []
+    name, places = tracer.weights.merged(weight, contracted, tracer.memory) or ("", {})
+    held = lines(tracer.representatives(units), -3 - contracted)
+    for axis, at in places.items():
+        each = [np.stack([line[at == place] for place in range(at.max() + 1)]) for line in held]
+        if all((one == one[:, :1]).all() for one in each):
+            return [((name, axis), tracer.axis(name, axis, "reads")[at])]
+    return []
 
 
 def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """out[…, i, j] = Σ_k a[…, i, k] · b[…, k, j]: whoever lies along k is coupled, a weight there is a consumer."""
     tracer = op.tracer
     if tracer.is_weight(a) and tracer.is_weight(b):
-        return tracer.derive(
-            op.out, [[(a, dim), (b, dim)] for dim in range(a.ndim - 2)] + [[(a, -2)], [(b, -1)]], plain=True
-        )
+        return _product_of_weights(op, a, b)
     left, right = _side(tracer, a, -1, -2, b), _side(tracer, b, -2, -1, a)
     for one in left.contracted:
         for two in right.contracted:
@@ -71,34 +97,50 @@ def contract(op: Op, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
     _meet(tracer, right, left, -2)
     _record_reading(op, left, right)
     _record_reading(op, right, left)
+    _keep_unless_plain(op, left, right)
     own = _record_consumer(op, right, -1, bias) if right.weight else _record_consumer(op, left, -2, bias)
-    shape = op.out.shape
-    result: Labels = None
+    result = _result(op, left, right, own)
+    _record_product(op, left, right, result)
+    return result
+
+
+def _result(op: Op, left: _Side, right: _Side, own: Ids | None) -> Labels:
+    """Labels of a product: of what passes through on the free axes, or of what a weight makes."""
+    tracer, shape = op.tracer, op.out.shape
     if left.free is not None and right.free is not None:
-        result = _side_by_side(op, left.free, right.free)
-    if result is not None:
-        _record_product(op, left, right, result)
-        return result
-    if left.free is not None and right.free is not None:
+        found = _side_by_side(op, left.free, right.free)
+        if found is not None:
+            return found
         left, right = _one_free(op, left, right)
     _follow_batch(op, left, right)
     if own is not None and not tracer.widths.everywhere and not rows_of_buffers(tracer, own).all():
         left, right = (_without_positions(op, side, right.weight) for side in (left, right))
-    if own is not None and (left.free is not None or right.free is not None) and tracer.widths.everywhere:
-        tracer.pin(torch.from_numpy(own), op.name, "what it computes has units along another axis, too")
+    if own is not None and (left.free is not None or right.free is not None):
+        if tracer.widths.everywhere:
+            tracer.pin(torch.from_numpy(own), op.name, "what it computes has units along another axis, too")
+        elif not rows_of_buffers(tracer, own).any():
+            tracer.recording.positions.append(own)  # Of a learned matrix over nodes or steps, say.
     if right.free is not None:
-        result = right.free.unsqueeze(-2).expand(shape)
-    elif left.free is not None:
-        result = left.free.unsqueeze(-1).expand(shape)
-    elif own is not None:
+        return right.free.unsqueeze(-2).expand(shape)
+    if left.free is not None:
+        return left.free.unsqueeze(-1).expand(shape)
+    if own is not None:
         side, dim = (right, -1) if right.weight else (left, -2)
         tracer.begin("linear", side.tensor, dim)
         line = torch.from_numpy(own).to(op.out.device)
-        result = (line if right.weight else line.unsqueeze(-1)).expand(shape)
-    elif left.both or right.both:
+        return (line if right.weight else line.unsqueeze(-1)).expand(shape)
+    if left.both or right.both:
         lose(op, "units lie along both axes of a matrix, and a product sums over one of them")
-    _record_product(op, left, right, result)
-    return result
+    return None
+
+
+def _product_of_weights(op: Op, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A weight that is the product of two: with all axes of theirs that are not summed over."""
+    weights = op.tracer.weights
+    pairs = [[(a, dim), (b, dim)] for dim in range(a.ndim - 2)]
+    free = [*weights.factors(a, -2, op.tracer.memory), *weights.factors(b, -1, op.tracer.memory)]
+    shape = [*op.out.shape[:-2], *(weight.size(dim) for weight, dim in free)]
+    return op.tracer.derive(op.out.reshape(shape), [*pairs, *([one] for one in free)], plain=True).view(op.out.shape)
 
 
 def _side_by_side(op: Op, left: torch.Tensor, right: torch.Tensor) -> Labels:
@@ -158,7 +200,17 @@ def _without_positions(op: Op, side: _Side, features: bool) -> _Side:
     if not rows_of_buffers(op.tracer, found).all() and (units or not features):
         return side
     op.tracer.pin(side.free, op.name, "a weight is applied along another axis of what holds its units")
+    op.tracer.recording.positions.append(found)
     return replace(side, free=None)
+
+
+def _keep_unless_plain(op: Op, left: _Side, right: _Side) -> None:
+    """Units stay that are read by a weight which zeros in parameters do not silence."""
+    for side, other in ((left, right), (right, left)):
+        if op.tracer.opaque & {name for name, _ in side.axes}:
+            for line in other.contracted:
+                reason = "read by a weight that is computed from others in a way that does not keep zeros"
+                op.tracer.pin(torch.from_numpy(line), op.name, reason)
 
 
 def _record_reading(op: Op, side: _Side, other: _Side) -> None:
@@ -180,8 +232,6 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
     tracer = op.tracer
     produced = tracer.weight_lines(side.tensor, free, "own")
     name = tracer.owner(bias) if bias is not None else None
-    if tracer.opaque & {name for name, _ in side.axes}:
-        op.pin("read by a weight that is computed from others in a way that does not keep zeros")
     for axis in side.axes:
         weight = tracer.tensors[axis[0]]
         # A part of a longer bias, as attention's queries have, cannot take offsets up by its name.
@@ -298,78 +348,6 @@ def distances(op: Op) -> None:
 def distance(op: Op) -> None:
     """`dist(a, b)`: the norm of a difference."""
     read_whole(op, op.args[:2])
-
-
-def convolution(op: Op) -> Labels:
-    """Convolutions contract channels; sliding over units mixes neighbours and pins them."""
-    data, weight, bias = op.args[:3]
-    transposed, groups = op.args[6], op.args[8]
-    tracer = op.tracer
-    units = tracer.units(data)
-    channels_in, channels_out = (0, 1) if transposed else (1, 0)
-    sliding = [d for d in range(2, data.ndim) if units is not None and varies(units.where(units < TAG, NONE), d)]
-    if units is not None and sliding:
-        if not tracer.join(units, sliding):
-            op.pin("a convolution slides over its units")
-            return None
-        units = tracer.representatives(units).amax(sliding, keepdim=True).expand(units.shape)
-    depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
-    if groups > 1 and not depthwise:
-        return _grouped_convolution(op, units)
-    if (name := tracer.owner(weight)) is not None:
-        tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
-    reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
-    along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
-    for axis, line in reading:
-        tracer.origins.meet("read", tracer.origin(data), line.reshape(-1, *[1] * (data.ndim - 2)), axis[0])
-        for one in along:
-            tracer.couple_lines(line, one)
-        if not depthwise:
-            # With a stride, the outputs of a transposed convolution have different taps: no bias fits all of them.
-            takes = bias is not None and not (transposed and any(step > 1 for step in op.args[3]))
-            tracer.recording.biases.setdefault(axis, tracer.owner(bias) if takes else None)
-    produced = reading if depthwise else tracer.weight_lines(weight, channels_out, "own")
-    if not produced:
-        return None
-    own = produced[0][1]
-    tracer.recording.maps += [(axis, made) for axis, _ in reading for made, _ in produced]
-    if bias is not None:
-        for _, line in tracer.weight_lines(bias, 0, "own"):
-            tracer.couple_lines(line, own)
-    # A transposed convolution multiplies once for every place that it reads, the others for every one that they make.
-    places = data if transposed else op.out
-    taps = weight[0, 0].numel() * places.numel() // max(places.shape[1], 1)
-    inner = reading[0][1] if reading and not depthwise else np.zeros(1, dtype=np.int64)
-    tracer.recording.products.append(Product(taps, (own, inner)))
-    if not depthwise:
-        tracer.begin("convolution", weight, channels_out)
-    return _along_channels(own, op.out)
-
-
-def _along_channels(labels: Ids, out: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(labels).to(out.device).view(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
-
-
-def _grouped_convolution(op: Op, units: Labels) -> Labels:
-    """A convolution in groups keeps whole groups: the channels that a group reads and those that it makes join."""
-    weight, bias = op.args[1:3]
-    tracer, groups, transposed = op.tracer, op.args[8], op.args[6]
-    read = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
-    if not all(tracer.join(torch.from_numpy(line.reshape(groups, -1)), [1]) for line in read):
-        op.pin("a convolution in groups")
-        return None
-    if len(read) != 1 or bool((read == NONE).any()):
-        op.pin("a convolution in groups, some of which read no units")
-        return None
-    made = np.repeat(read[0].reshape(groups, -1)[:, 0], op.out.shape[1] // groups)
-    for _, line in tracer.weight_lines(weight, 0, "follows"):
-        tracer.couple_lines(line, read[0] if transposed else made)
-    for _, line in tracer.weight_lines(bias, 0, "follows") if bias is not None else ():
-        tracer.couple_lines(line, made)
-    places = op.args[0] if transposed else op.out
-    rows = weight[0].numel() * places.numel() // max(places.shape[1], 1)
-    tracer.recording.products.append(Product(rows, (read[0] if transposed else made,)))
-    return _along_channels(made, op.out)
 
 
 def bilinear(op: Op) -> Labels:

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from reprune.torch.tracing.rules.accumulating import accumulate, index_put, segments
+from reprune.torch.tracing.rules.convolutions import convolution
 from reprune.torch.tracing.rules.elementwise import compare, copy, glu, like, nothing, pointwise, real_and_complex
 from reprune.torch.tracing.rules.embeddings import embedding, embedding_renorm
 from reprune.torch.tracing.rules.movement import fold, move, pixel_shuffle
@@ -15,7 +16,6 @@ from reprune.torch.tracing.rules.op import Rule
 from reprune.torch.tracing.rules.products import (
     add,
     bilinear,
-    convolution,
     distance,
     distances,
     dot,

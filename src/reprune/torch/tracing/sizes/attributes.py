@@ -48,6 +48,7 @@ class Sizes:
         uses: Iterable[SizeUse],
         assumed: Iterable[SizeAttribute] = (),
         steady: Iterable[tuple[Expression, Expression]] = (),
+        level: Iterable[tuple[Expression, Expression]] = (),
     ) -> tuple[tuple[SizeAttribute, ...], list[tuple[str, ...]]]:
         """Attributes to change, and sets of layers that must keep equal numbers of units.
 
@@ -55,6 +56,7 @@ class Sizes:
             uses: What the trace saw.
             assumed: Attributes that are taken as sizes without having been seen.
             steady: Sizes that stay equal to multiples of others.
+            level: Sizes of tensors that are stacked, and so must stay equal.
         """
         uses = list(uses)
         for size in assumed:
@@ -68,6 +70,10 @@ class Sizes:
                 self._loose(use)
         for one, other in steady:
             self._follow(one, other)
+        for one, other in level:
+            known = [claim for term in (*one.terms, *other.terms) for claim in self._known(term)[:1]]
+            if len({claim.shares for claim in known}) > 1:
+                self._bond(known)
         attributes = tuple(self._attribute(term, claims) for term, claims in self._claims.items())
         return attributes, self._bonds
 

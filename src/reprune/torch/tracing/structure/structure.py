@@ -77,7 +77,7 @@ class Builder:
         self._pin_sites()
         groups = self._groups()
         solver = Sizes(self._places, {name: len(layer.labels) for name, layer in self._layers.items()})
-        sizes, bonds = solver.solve(self.recording.sizes, self.assumed, self.recording.steady)
+        sizes, bonds = solver.solve(self.recording.sizes, self.assumed, self.recording.steady, self.recording.level)
         self._pins.update(extra_pins or {})
         states = tuple(CarriedState(*map(self._port, pair)) for pair in self.recording.states)
         kept_states = tuple(found for found in map(self._port, self.recording.kept_states) if found is not None)

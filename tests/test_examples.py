@@ -28,7 +28,7 @@ def test_prune(
 ) -> None:
     pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)
-    example(f"prune_{framework}").main(count=1024, epochs=1)
+    example(f"prune_{framework}").main(count=256, epochs=1)
     said = capsys.readouterr().out
     assert "3 of 3 recurrent layers can be pruned: 112 units" in said
     assert re.search(r"whole model +112 → 56 ", said)

@@ -43,10 +43,10 @@ def keras_tiny(tiny: Options) -> Options:
     return replace(tiny, framework="keras")
 
 
-SLOW = [pytest.param(schedule, marks=pytest.mark.slow) for schedule in ("soft:3", "gradual:3")]
+SLOW = [pytest.param(schedule, marks=pytest.mark.slow) for schedule in ("soft:3", "gradual:2")]
 
 
-@pytest.fixture(scope="module", params=["after", SLOW[0], "gradual:3"])
+@pytest.fixture(scope="module", params=["after", SLOW[0], "gradual:2"])
 def run(request: pytest.FixtureRequest, keras_tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
     options = replace(keras_tiny, schedule=request.param)
     folder = tmp_path_factory.mktemp("run")

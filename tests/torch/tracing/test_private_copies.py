@@ -124,7 +124,7 @@ PLANS: dict[str, Any] = {
     ("noise", "which", "each"),
     [
         pytest.param(0.0, list(PLANS)[:4], 5, marks=pytest.mark.slow),
-        (0.1, list(PLANS)[:4], 3),
+        (0.1, list(PLANS)[:4], 1),
         pytest.param(0.1, list(PLANS), 20, marks=pytest.mark.slow),
     ],
     ids=["quiet", "noisy", "every verb"],
@@ -255,7 +255,7 @@ def test_batch_cut_from_a_large_tensor_is_copied_alone():
     assert alone.untyped_storage().nbytes() == alone.nbytes == 2 * 40 * 4
 
 
-def test_pruning_does_not_load_the_compiler():
+def test_pruning_loads_neither_the_compiler_nor_sympy():
     program = (
         "import sys, torch, reprune; from torch import nn\n"
         "class Net(nn.Module):\n"
@@ -263,7 +263,7 @@ def test_pruning_does_not_load_the_compiler():
         "        super().__init__(); self.rnn = nn.LSTM(3, 8); self.out = nn.Linear(8, 2)\n"
         "    def forward(self, x): return self.out(self.rnn(x)[0])\n"
         "reprune.prune(Net(), [torch.randn(30, 8, 3) for _ in range(4)])\n"
-        "print('torch._dynamo' in sys.modules)"
+        "print({'torch._dynamo', 'sympy'} & set(sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "False"
+    assert done.stdout.split()[-1] == "None"

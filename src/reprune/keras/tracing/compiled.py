@@ -17,7 +17,9 @@ Function = Callable[..., Tensors]
 LONG = 16
 """Time steps from which on compiling takes less time than running a recurrent layer step by step."""
 OFTEN = 8
-"""Calls from which on it pays whatever is run, and to have XLA compile it for tensors of one shape."""
+"""Calls from which on it pays whatever is run."""
+STEPS = 2048
+"""Time steps of all calls with tensors of one shape from which on it pays to have XLA compile it for them."""
 
 
 class Compiled:
@@ -52,12 +54,13 @@ class Compiled:
 
     def _way(self, tensors: Tensors) -> Function:
         shape = tuple(int(size) for value in tensors for size in value.shape)
-        long = any(len(value.shape) > 1 and value.shape[1] >= LONG for value in tensors)
+        steps = max((int(value.shape[1]) for value in tensors if len(value.shape) > 1), default=1)
         self._calls[shape] += 1
         # Operation by operation, JAX compiles every loop anew.
-        if self._calls[shape] > OFTEN or keras.backend.backend() == "jax":
+        if self._calls[shape] * steps > STEPS or keras.backend.backend() == "jax":
             return self._ways[-1]
-        return self._ways[min(1, len(self._ways) - 1)] if long or self._calls.total() > OFTEN else self._plain
+        often = steps >= LONG or self._calls.total() > OFTEN
+        return self._ways[min(1, len(self._ways) - 1)] if often else self._plain
 
 
 def _apart(function: Function) -> Function:

@@ -18,7 +18,7 @@ from reprune.core.evidence.readings import Axis
 from reprune.core.layers import Consumer, Structure
 from reprune.torch.calibration import watch as watching
 from reprune.torch.calibration.answers import rows, watch_responses
-from reprune.torch.calibration.importance import differentiable_kernels
+from reprune.torch.calibration.importance import differentiable_kernels, pulled_back
 from reprune.torch.calibration.watch import watch
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.leaves import leaves
@@ -174,7 +174,7 @@ class Pupil:
         cotangents: list[torch.Tensor],
     ) -> Tensors:
         given = [part.to(output.dtype) for part, output in zip(cotangents, outputs, strict=True)]
-        found = torch.autograd.grad(outputs, weights, given, retain_graph=True, allow_unused=True)
+        found = pulled_back(outputs, weights, given)
         return {
             name: np.zeros(tuple(weight.shape)) if gradient is None else gradient.double().cpu().numpy()
             for name, weight, gradient in zip(names, weights, found, strict=True)

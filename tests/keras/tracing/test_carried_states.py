@@ -102,6 +102,27 @@ def test_pruned_equals_masked_over_two_calls(name: str, tmp_path: Path) -> None:
     assert result.plan.folds
 
 
+def test_a_state_of_several_layers_that_does_not_come_back() -> None:
+    """A decoder of several layers, each of which starts from what an encoder made of the source."""
+
+    def decoder(words: Any, encoded: Any) -> Any:
+        for _ in range(2):
+            words = L.GRU(6, return_sequences=True)(words, initial_state=encoded)
+        return L.Dense(2)(words)
+
+    model = zoo.functional(decoder, (T, F), (6,))
+    x = zoo.inputs_for(model)
+    info = reprune.keras.inspect(model, [x])
+    assert not info.pinned
+    plan = some_plan(info.structure, 1)
+    kept, other = plan.kept.values()
+    assert kept == other
+    (state,) = info.structure.states
+    assert (state.given.size, state.returned) == (6, None)
+    small, whole = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    assert error(outputs(whole, x), outputs(small, [x[0], np.asarray(x[1])[:, kept]])) < RELATIVE
+
+
 def test_sequences_are_no_states() -> None:
     """A building block's answer is its units: the sequence is pinned, and with it the state that is returned."""
 

@@ -59,10 +59,6 @@ def _named(units: int = 6, **options: Any) -> Any:
     return L.LSTM(units, return_sequences=True, name="pinned", **options)
 
 
-def _given_states(x: Any, h: Any, c: Any) -> Any:
-    return L.Dense(2)(_named(6)(x, initial_state=[h, c]))
-
-
 def _time_stacked(x: Any) -> Any:
     both = L.Concatenate(axis=1)([_named(F)(x), x])
     return L.Dense(2)(both)
@@ -122,7 +118,6 @@ PINNED: dict[str, tuple[Callable[[], Any], str]] = {
     "mean-over-units": (_functional(lambda x: L.Dense(2)(K.mean(_named()(x), axis=-1))), "reduced over its units"),
     "half": (_functional(lambda x: L.Dense(2)(_named()(x)[..., :3])), "by a position that is written into the code"),
     "outer-product": (_functional(_outer), "on two axes of a product"),
-    "states-from-outside": (_functional(_given_states, (T, F), (6,), (6,)), "its initial state comes from"),
     "one-unit": (_functional(lambda x: L.Dense(2)(_named(1)(x))), "it has a single unit"),
     "grouped": (_functional(lambda x: L.Dense(2)(L.Conv1D(4, 2, groups=2)(_named()(x)))), "grouped convolution"),
     "group-norm": (_functional(lambda x: L.Dense(2)(L.GroupNormalization(2)(_named()(x)))), "is not known"),

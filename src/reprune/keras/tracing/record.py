@@ -111,8 +111,10 @@ def record(
 
 
 def _carried(graph: ModelGraph, inputs: Sequence[Any]) -> list[int]:
-    """Inputs that are states which the model also returns: found out by labelling all of them."""
-    if min(len(inputs), len(graph.root.outputs)) < 2:
+    """Inputs that are states, whether the model returns them or not: found out by labelling all of them."""
+    vectors = [value for value in inputs if value is not None and len(value.shape) == 2]
+    alone = not any(keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)) for value in vectors)
+    if len(inputs) < 2 or (alone and len(graph.root.outputs) < 2):
         return []
     tracer = Tracer(graph, rule_of, range(len(inputs)))
     tracer.run(inputs)
@@ -277,10 +279,15 @@ class _Resolver:
         """The states that the caller carries, by the names of the inputs and the places of the outputs."""
         tracer, root = self._tracer, self._tracer.graph.root
         found = []
-        for place, position in paired_states(tracer):
+        paired = dict(paired_states(tracer))
+        for place in tracer.carried:
             name = str(root.inputs[place]._keras_history.operation.name)
-            back = (position,) if len(tracer.outputs) > 1 else ()
-            pair = ((name,), tracer.inputs[place]), (back, tracer.outputs[position])
+            position = paired.get(place)
+            back = (position,) if position is not None and len(tracer.outputs) > 1 else ()
+            pair = (
+                ((name,), tracer.inputs[place]),
+                (back, None if position is None else tracer.outputs[position]),
+            )
             given, returned = (
                 Port(path, slot.axis, slot.size, (slot.spans,)) if slot is not None and slot.spans else None
                 for path, slot in ((path, self.axis(tensor)) for path, tensor in pair)

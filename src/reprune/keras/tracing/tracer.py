@@ -380,13 +380,20 @@ def returned_states(tracer: Tracer) -> list[Traced]:
 
 
 def carried_inputs(tracer: Tracer) -> list[int]:
-    """Of the labelled inputs, those that a recurrent layer takes for a state and that come back as outputs."""
+    """Of the labelled inputs, those that a recurrent layer takes for a state: one that comes back, or a vector."""
     returned = returned_states(tracer)
     return [
         place
         for place in sorted(tracer.records.taken)
-        if any(_same_units(tracer, tracer.inputs[place], output) for output in returned)
+        if _is_vector_of_units(tracer, tracer.inputs[place])
+        or any(_same_units(tracer, tracer.inputs[place], output) for output in returned)
     ]
+
+
+def _is_vector_of_units(tracer: Tracer, given: Traced) -> bool:
+    """Whether every entry of an input goes with a unit, and it has no steps."""
+    labels = given.along(-1)
+    return len(given.shape) == 2 and all(tracer.names_units(label) for label in labels[:, None])
 
 
 def _same_units(tracer: Tracer, one: Traced, other: Traced) -> bool:

@@ -1,7 +1,7 @@
 """Penn Treebank: the large model of Zaremba et al. made some twenty times as fast, beside the published numbers.
 
 From one trained dense model: what pruning costs in one shot, then students that learn from the text and from the dense
-model's answers, which are computed once, as by `--teach` of the language recipe. Methods that act on the training
+model's answers, which are asked for once, as by `--teach` of the language recipe. Methods that act on the training
 itself start from the dense model as well. Whatever is done is in --out: interrupted, or out of --minutes, the same
 command goes on.
 
@@ -40,7 +40,7 @@ from reprune.recipes.language.text import Numbers, Vocabulary, streams_to_train
 from reprune.recipes.language.word_model import WordModel
 from reprune.torch.training.likely import Likely, shared_cross_entropy
 
-WORDS, UNITS, UNROLL, STREAMS = 10_000, 1500, 35, 20
+WORDS, UNITS, UNROLL, STREAMS, CLIPPED = 10_000, 1500, 35, 20, 10.0
 PUBLISHED = (
     ("ISS (Wen et al. 2018)", "373 + 315", 78.57, 78.65, "10.59"),
     ("neuron selection (Wen et al. 2020)", "", 78.57, 78.57, "nearly 20"),
@@ -212,6 +212,8 @@ def teach(name: str, student: Student, run: Run) -> WordModel | None:
     held = torch.load(path, map_location=run.device, weights_only=False) if path.exists() else None
     small = pruned(student, run) if held is None else held["model"]
     small.dropout.p = student.dropout
+    # A window reads some hundred words of 10,000: with all rows' gradients, most of a step would go into zeros.
+    small.embedding.sparse = True
     small.to(run.device)
     done, log = (0, [perplexity(small, run.test, run.device)]) if held is None else (held["epoch"], held["log"])
     optimizer, took = torch.optim.SGD(small.parameters(), lr=student.rate), 0.0
@@ -245,10 +247,17 @@ def one_epoch(small: WordModel, optimizer: torch.optim.Optimizer, epoch: int, st
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of gradient descent."""
+    """One step of gradient descent, on gradients of which the norm is clipped."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+    values = []
+    for parameter in model.parameters():
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    norm = nn.utils.get_total_norm(values)
+    for value in values:
+        value.mul_((CLIPPED / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
 
 

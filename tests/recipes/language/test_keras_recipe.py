@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -130,13 +131,30 @@ def test_the_loss_is_shared_with_the_dense_model_as_in_pytorch(options: Language
     rng = np.random.default_rng(0)
     dense, own = (torch.from_numpy(rng.normal(size=(2, 3, 300)).astype("float32")) for _ in range(2))
     following = np.array([[1, 4, 7], [0, 2, 2]])
-    answers = likely.likely(dense)
+    answers = likely.likely(dense, np.random.default_rng(0))
     given = np.concatenate([following[..., None], answers.classes, answers.logs], axis=-1, dtype="float32")
     found = keras_model.taught_over_words(0.3)(*map(keras.ops.convert_to_tensor, (given, own.numpy())))
     for stream in range(2):
         part = likely.Likely(answers.classes[stream], answers.logs[stream])
         wanted = likely.shared_cross_entropy(own[stream], torch.from_numpy(following[stream]), part, 0.3)
         assert float(found[stream]) == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_of_answers_the_same_is_kept_as_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    likely = pytest.importorskip("reprune.torch.training.likely")
+    torch = pytest.importorskip("torch")
+    logits = np.random.default_rng(1).normal(scale=2, size=(2, 3, 300)).astype("float32")  # streams × words
+    monkeypatch.setattr(keras_model, "reset", lambda model: None)
+    model = Mock(predict_on_batch=Mock(return_value=keras.ops.convert_to_tensor(logits)))
+    (found,) = keras_model.answers_to([(None, None)], model)
+    wanted = likely.likely(torch.from_numpy(logits.swapaxes(0, 1)), np.random.default_rng(0))
+    for row in np.ndindex(3, 2):
+        ours, theirs = (
+            sorted(zip(classes.tolist(), np.asarray(logs, "float32").tolist(), strict=True))
+            for classes, logs in ((found["classes"][row], found["logs"][row]), (wanted.classes[row], wanted.logs[row]))
+        )
+        assert [number for number, _ in ours] == [number for number, _ in theirs]
+        assert [log for _, log in ours] == pytest.approx([log for _, log in theirs], rel=2e-3)
 
 
 def test_it_takes_the_steps_that_pytorch_takes(options: LanguageOptions) -> None:

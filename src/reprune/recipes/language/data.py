@@ -84,10 +84,10 @@ class Windows:
 def answers_to(windows: Windows, model: nn.Module, device: torch.device) -> Iterator[dict[str, NDArray[Any]]]:
     """What a model answers to windows one after the other, as it is stored: see `core.answers.likely`."""
     model.to(device).eval()
-    state: Any = None
+    state, rng = None, np.random.default_rng(0)
     for window in told("asking the dense model", windows, windows.count):
         logits, state = model(window.words.to(device), None if window.first else state)
-        found = likely(logits)
+        found = likely(logits, rng)
         yield packed(found.classes.cpu().numpy(), found.logs.cpu().numpy(), logits.shape[-1])
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from reprune.core.answers.likely import CLASSES, LEAST, LOGS, kept_of, packed
+from reprune.core.answers.likely import CLASSES, LOGS, kept_of, packed, starts
 from reprune.core.progress import told
 from reprune.core.saving.arrays import StoredArrays
 from reprune.keras.tracing.graph import array, graph_of
@@ -137,18 +137,17 @@ def summed_over_words(following: Any, logits: Any) -> Any:
 def taught_over_words(share: float) -> Callable[[Any, Any], Any]:
     """`summed_over_words`; where words come with a dense model's answers, a share of it is cross entropy with these.
 
-    Words come as B × T, or with answers as B × T × 2(k + 1): the word, k likely words, and the logarithms of these
-    words' probabilities and of all others together (`core.answers.likely`).
+    Words come as B × T, or with answers as B × T × (2n + 1): the word, n words that stand for the answer, and the
+    logarithms of how much of it each does (`core.answers.likely`).
     """
 
     def loss(following: Any, logits: Any) -> Any:
         if len(following.shape) == 2:
             return summed_over_words(following, logits)
-        own, kept = ops.log_softmax(logits), following.shape[-1] // 2
-        words, classes, logs = following[..., 0], ops.cast(following[..., 1:kept], "int32"), following[..., kept:]
-        wanted, found = ops.softmax(logs), ops.take_along_axis(own, classes, axis=-1)
-        rest = ops.maximum(1 - ops.sum(ops.exp(found), axis=-1, keepdims=True), LEAST)
-        taught = -ops.sum(wanted * ops.concatenate([found, ops.log(rest)], axis=-1), axis=(1, 2))
+        kept = following.shape[-1] // 2
+        words, classes = following[..., 0], ops.cast(following[..., 1 : kept + 1], "int32")
+        found = ops.take_along_axis(ops.log_softmax(logits), classes, axis=-1)
+        taught = -ops.sum(ops.softmax(following[..., kept + 1 :]) * found, axis=(1, 2))
         return (1 - share) * summed_over_words(words, logits) + share * taught
 
     return loss
@@ -187,13 +186,24 @@ class Windows(Iterable[tuple[Any, Any]]):
 def answers_to(windows: Windows, model: Any) -> Iterator[dict[str, Any]]:
     """What a model answers to windows one after the other, as it is stored: see `core.answers.likely`."""
     reset(model)
+    rng = np.random.default_rng(0)
     for words, _ in told("asking the dense model", windows, len(windows)):
-        logs = array(ops.log_softmax(model.predict_on_batch(words))).swapaxes(0, 1)
-        top, classes = (array(part) for part in ops.top_k(logs, kept_of(logs.shape[-1])))
-        others = np.exp(logs)
-        np.put_along_axis(others, classes, 0.0, axis=-1)
-        rest = np.log(np.maximum(others.sum(-1, keepdims=True), np.finfo(np.float32).tiny))
-        yield packed(classes, np.concatenate([top, rest], axis=-1), logs.shape[-1])
+        chances = array(ops.softmax(model.predict_on_batch(words))).swapaxes(0, 1)
+        rows, (kept, drawn) = chances.reshape(-1, chances.shape[-1]), kept_of(chances.shape[-1])
+        shares, classes = (array(part) for part in ops.top_k(rows, kept))
+        if drawn:
+            np.put_along_axis(rows, classes, 0.0, axis=-1)
+            sums = rows.cumsum(-1)
+            others = [
+                row.searchsorted(start * row[-1], "right")
+                for row, start in zip(sums, starts(rng, len(sums)), strict=True)
+            ]
+            # Rounding may lead past the last class.
+            classes = np.concatenate([classes, np.minimum(others, chances.shape[-1] - 1)], axis=-1)
+            shares = np.concatenate([shares, np.repeat(sums[:, -1:] / drawn, drawn, axis=-1)], axis=-1)
+        logs = np.log(np.maximum(shares, np.finfo(np.float32).tiny))
+        classes, logs = (part.reshape(*chances.shape[:2], -1) for part in (classes, logs))
+        yield packed(classes, logs, chances.shape[-1])
 
 
 class FallingRate(keras.callbacks.Callback):  # type: ignore[misc]

@@ -1,29 +1,37 @@
-"""Learning from labels and from a dense model's most likely classes at once (`core.answers.likely`), in PyTorch."""
+"""Learning from labels and from what is kept of a dense model's answers at once (`core.answers.likely`), in PyTorch."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reprune.core.answers.likely import LEAST, kept_of
+from reprune.core.answers.likely import kept_of, starts
 
 
 class Likely(NamedTuple):
-    """A model's most likely classes (… × k), and the logarithms of their probabilities, the rest's last (… × k + 1)."""
+    """Classes that stand for a model's answer, and the logarithms of how much of it each does (… × k + m both)."""
 
     classes: Tensor
     logs: Tensor
 
 
-def likely(logits: Tensor) -> Likely:
-    """The most likely classes of logits (… × classes)."""
-    logs = logits.float().log_softmax(-1)
-    top = logs.topk(kept_of(logits.shape[-1]), dim=-1, sorted=False)
-    # What is not among them is added up itself: 1 less the others would be rounding where it is little.
-    rest = logs.scatter(-1, top.indices, -torch.inf).logsumexp(-1, keepdim=True)
-    return Likely(top.indices, torch.cat([top.values, rest], -1))
+def likely(logits: Tensor, rng: np.random.Generator) -> Likely:
+    """What is kept of logits (… × classes)."""
+    kept, drawn = kept_of(logits.shape[-1])
+    chances = logits.float().softmax(-1).flatten(0, -2)
+    top = chances.topk(kept, dim=-1, sorted=False)
+    found = Likely(top.indices, top.values.log())
+    if drawn:
+        sums = chances.scatter_(-1, top.indices, 0.0).cumsum(-1)
+        places = torch.from_numpy(starts(rng, len(sums))).to(sums.device) * sums[:, -1:]
+        # Rounding may lead past the last class.
+        others = torch.searchsorted(sums, places, right=True).clamp_max(logits.shape[-1] - 1)
+        each = (sums[:, -1:] / drawn).log().expand_as(others)
+        found = Likely(torch.cat([found.classes, others], -1), torch.cat([found.logs, each], -1))
+    return Likely(*(part.reshape(*logits.shape[:-1], -1) for part in found))
 
 
 def shared_cross_entropy(
@@ -51,23 +59,20 @@ class _Shared(torch.autograd.Function):
     ) -> Tensor:
         """See `shared_cross_entropy`."""
         own = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        wanted = logs.to(own.dtype).softmax(-1)
         counts, labels = labels != ignored, labels.clamp_min(0).unsqueeze(-1)
-        found = own.gather(-1, classes)
-        rest = (1 - found.exp().sum(-1, keepdim=True)).clamp_min(LEAST)
-        taught = -(wanted[:, :-1] * found).sum(-1) - (wanted[:, -1:] * rest.log()).squeeze(-1)
+        wanted = logs.to(own.dtype).softmax(-1)
+        taught = -(wanted * own.gather(-1, classes)).sum(-1)
         text = -own.gather(-1, labels).squeeze(-1)
-        ctx.save_for_backward(own, labels, classes, wanted, found, rest, counts)
+        ctx.save_for_backward(own, labels, classes, wanted, counts)
         ctx.share, ctx.kind = share, logits.dtype
         return text.lerp(taught, share)[counts].sum()
 
     @staticmethod
     def backward(ctx: Any, *given: Any) -> Any:
-        """∂/∂logits = q − (1 − share) label − share target, the rest's target in proportion to q."""
-        own, labels, classes, wanted, found, rest, counts = ctx.saved_tensors
-        above = ctx.share * wanted[:, -1:] / rest
-        gradient = own.exp().mul_(1 - above)
-        gradient.scatter_add_(-1, classes, found.exp() * above - ctx.share * wanted[:, :-1])
-        gradient.scatter_add_(-1, labels, torch.full_like(rest, ctx.share - 1))
+        """∂/∂logits: the small model's probabilities, less those that are wanted."""
+        own, labels, classes, wanted, counts = ctx.saved_tensors
+        gradient = own.exp()
+        gradient.scatter_add_(-1, classes, -ctx.share * wanted)
+        gradient.scatter_add_(-1, labels, torch.full_like(own[:, :1], ctx.share - 1))
         gradient.mul_((counts.to(own.dtype) * given[0]).unsqueeze(-1))
         return gradient.to(ctx.kind), None, None, None, None, None

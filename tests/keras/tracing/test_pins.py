@@ -119,8 +119,8 @@ PINNED: dict[str, tuple[Callable[[], Any], str]] = {
     "half": (_functional(lambda x: L.Dense(2)(_named()(x)[..., :3])), "by a position that is written into the code"),
     "outer-product": (_functional(_outer), "on two axes of a product"),
     "one-unit": (_functional(lambda x: L.Dense(2)(_named(1)(x))), "it has a single unit"),
-    "grouped": (_functional(lambda x: L.Dense(2)(L.Conv1D(4, 2, groups=2)(_named()(x)))), "grouped convolution"),
-    "group-norm": (_functional(lambda x: L.Dense(2)(L.GroupNormalization(2)(_named()(x)))), "is not known"),
+    "grouped": (_functional(lambda x: L.Dense(2)(L.Conv1D(4, 2, groups=2)(_named()(x)))), "cut into 2 groups"),
+    "group-norm": (_functional(lambda x: L.Dense(2)(L.GroupNormalization(2)(_named()(x)))), "cut into 2 groups"),
     "unequal-attention": (
         _functional(lambda x: L.Dense(2)(L.Attention()([_named(F)(x), x]))),
         "multiplied with values that cannot",
@@ -164,6 +164,19 @@ def test_custom_code_is_listed_and_left_alone(kind: str) -> None:
     assert "custom" in pinned["before"]
     assert all(name == "before" or name.startswith("custom") for name in pinned)
     assert len(structure.prunable) == 1
+
+
+@pytest.mark.parametrize(("groups", "exact"), [(1, False), (-1, True)])
+def test_a_group_of_all_units_mixes_them_and_groups_of_one_do_not(groups: int, exact: bool) -> None:
+    model = zoo.randomise(zoo.sequential(zoo.lstm(6), L.GroupNormalization(groups), L.Dense(2)))
+    inputs = zoo.inputs_for(model)
+    structure = reprune.keras.trace(model, inputs)
+    (layer,) = structure.layers.values()
+    assert layer.pin is None
+    assert ("GroupNormalization" in str(layer.approximate)) is not exact
+    plan = some_plan(structure)
+    small, masked = (outputs(of(model, plan), inputs) for of in (reprune.apply, reprune.mask))
+    assert (error(small, masked) < 1e-5) is exact
 
 
 def test_layer_normalization_is_approximate() -> None:

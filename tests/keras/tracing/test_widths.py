@@ -38,6 +38,14 @@ def stacked_maps(x: Any) -> Any:
     return L.Dense(3)(L.Flatten()(L.AveragePooling2D(4)(y)))
 
 
+def in_groups(x: Any) -> Any:
+    """Two channels in, one or two out, in each of three groups; norms over the same groups and over each channel."""
+    y = L.Conv1D(6, 3, groups=3, padding="same", activation="relu")(L.Conv1D(6, 3)(x))
+    y = L.GroupNormalization(3, center=False)(L.Add()([y, L.Conv1D(6, 1)(y)]))
+    y = L.Conv1D(3, 3, groups=3, padding="same")(L.GroupNormalization(-1)(y))
+    return L.Dense(2)(L.Bidirectional(L.LSTM(4))(L.Conv1D(6, 2, groups=3, activation="tanh")(y)))
+
+
 def excited(x: Any) -> Any:
     y = L.BatchNormalization()(L.Conv1D(6, 3, activation="relu")(x))
     gate = L.Dense(6, activation="sigmoid")(L.Dense(4, activation="relu")(L.GlobalAveragePooling1D()(y)))
@@ -75,6 +83,7 @@ def attention(x: Any) -> Any:
 MODELS: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
     "separable": (separable, (8, 3)),
     "stacked-maps": (stacked_maps, (4, 4, 2)),
+    "in-groups": (in_groups, (8, 3)),
     "excited": (excited, (8, 3)),
     "equations": (equations, (5, 4)),
     "in-logarithms": (in_logarithms, (5, 4)),

@@ -28,6 +28,7 @@ _RULES: dict[Rule, str] = {
     weights.embedding: "Embedding",
     weights.batch_normalization: "BatchNormalization",
     weights.layer_normalization: "LayerNormalization RMSNormalization",
+    weights.group_normalization: "GroupNormalization",
     weights.unit_normalization: "UnitNormalization Normalize",
     weights.prelu: "PReLU",
     attention.dot_attention: "Attention",

@@ -45,9 +45,48 @@ def dense(call: Call) -> Any:
 def convolution(call: Call) -> Any:
     """Conv1D, Conv2D, …: reads the channels."""
     layer, x = call.operation, call.x
-    if _altered(layer) or layer.groups > 1:
-        return call.pinned(ALTERED if layer.groups == 1 else "a grouped convolution reads its units")
+    if _altered(layer):
+        return call.pinned(ALTERED)
+    if layer.groups > 1:
+        return _grouped(call)
     return _windows(call, layer, x, layer.kernel, -2, -1, rows_of_input=False)
+
+
+def _grouped(call: Call) -> Any:
+    """A convolution in groups keeps whole groups: the channels that a group reads and those that it makes go together.
+
+    A group's kernel reads as many channels as before, so that it is no consumer that could take anything over.
+    """
+    layer, x = call.operation, call.x
+    value = call.values()
+    channel = _channel(layer, len(x.shape))
+    if x.shadow is None:
+        return Traced(value)
+    if x.shadow.axis != channel:
+        return call.pinned("a convolution runs over its units as over time or space")
+    first = _whole_groups(call, x.shadow.labels, layer.groups)
+    if first is None:
+        return call.plain()
+    made = np.repeat(first, layer.filters // layer.groups)
+    for weight in (layer.kernel, layer.bias if layer.use_bias else None):
+        call.tracer.slot(weight, -1, made, "follows", call.site)
+    call.tracer.size(call, ("groups",), first)
+    call.tracer.size(call, ("filters",), made)
+    if not is_elementwise(layer.activation):
+        call.tracer.pin_labels(made, call.site, "its activation mixes the units")
+    rows = prod(value.shape) / value.shape[channel] * prod(layer.kernel.shape[:-1])
+    call.tracer.product(rows, made)
+    return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
+
+
+def _whole_groups(call: Call, labels: Ids, groups: int) -> Ids | None:
+    """The first label of each group of channels, which go together from here on; None where they are pinned."""
+    blocks = labels.reshape(groups, -1)
+    if (labels == NONE).any() or (blocks.shape[1] > 1 and call.tracer.names_units(labels)):
+        call.tracer.pin_labels(labels, call.site, f"its units are cut into {groups} groups")
+        return None
+    call.tracer.couplings.union(np.repeat(blocks[:, 0], blocks.shape[1]), labels)
+    return blocks[:, 0]
 
 
 def transposed(call: Call) -> Any:
@@ -130,6 +169,26 @@ def layer_normalization(call: Call) -> Any:
         call.tracer.records.approximate.append((x.shadow.labels, call.site))
         return call.labelled(x.shadow.axis, x.shadow.labels, silent=gain is not None)
     return call.labelled(x.shadow.axis, x.shadow.labels, silent=x.shadow.silent and shift is None)
+
+
+def group_normalization(call: Call) -> Any:
+    """GroupNormalization: one group mixes the units, one for each channel is exact; others go as a whole."""
+    layer, x = call.operation, call.x
+    if x.shadow is None:
+        return call.plain()
+    if x.shadow.axis != layer.axis % len(x.shape):
+        return call.pinned("a mean over the groups of other channels runs over its units")
+    labels = x.shadow.labels
+    if layer.groups == 1:
+        call.tracer.records.approximate.append((labels, call.site))
+    else:
+        first = _whole_groups(call, labels, layer.groups)
+        if first is None:
+            return call.plain()
+        call.tracer.size(call, ("groups",), first)
+    for weight in (layer.gamma if layer.scale else None, layer.beta if layer.center else None):
+        call.tracer.slot(weight, 0, labels, "follows", call.site)
+    return call.labelled(x.shadow.axis, labels, silent=bool(layer.scale) or x.shadow.silent)
 
 
 def unit_normalization(call: Call) -> Any:

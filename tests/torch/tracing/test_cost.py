@@ -72,3 +72,11 @@ def test_widths_cost_what_pytorch_counts_whoever_is_pruned() -> None:
             assert cost("macs", plan.counts()) * structure.steps == pytest.approx(counted(small, batch))
     # The stem of the last one: 4 filters of 9 taps at 8 bands of every frame.
     assert cost.layer_macs("features.0:channels", structure.counts()) == 4 * 9 * 8
+
+
+def test_a_bilinear_map_multiplies_every_pair_of_units_for_each_output() -> None:
+    case = CASES["Bilinear"]
+    structure = reprune.torch.inspect(case.build().eval(), [case.batch(3, 6)]).structure
+    counts = {"one:l0": 5, "two:l0": 3}
+    recurrent = sum(4 * units * (5 + units) for units in counts.values())
+    assert CostModel(structure)("macs", counts) == recurrent + 3 * 5 * 3

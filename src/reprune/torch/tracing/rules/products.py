@@ -354,13 +354,16 @@ def bilinear(op: Op) -> Labels:
     """`F.bilinear`: a weight with an axis for each of two inputs, and one for what comes out."""
     tracer = op.tracer
     weight = op.args[1]
+    read: list[Ids] = []
     for dim, data in ((1, op.args[0]), (2, op.args[2])):
         units = tracer.units(data)
         for _, line in tracer.weight_lines(weight, dim, "reads"):
+            read.append(line)
             for held in lines(units, -1) if units is not None else ():
                 tracer.couple_lines(line, held)
     produced = tracer.weight_lines(weight, 0, "own")
     if not produced:
         return None
+    tracer.recording.products.append(Product(op.out.numel() // op.out.shape[-1], (produced[0][1], *read)))
     tracer.begin("linear", weight, 0)
     return torch.from_numpy(produced[0][1]).to(op.out.device).expand(op.out.shape)

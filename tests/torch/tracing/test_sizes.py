@@ -357,3 +357,28 @@ class WrittenCell(nn.Module):
 def test_states_that_begin_in_one_tensor_stay_as_long_as_each_other() -> None:
     structure = exact(StackedZeros(), {"cells.0:l0": 8, "cells.1:l0": 8})
     assert structure.count_coupled == (("cells.0:l0", "cells.1:l0"),)
+
+
+class Messages(nn.Module):
+    """Messages between nodes of a graph are added up in a tensor that is as wide as the states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.message = nn.Linear(5, 8), nn.Linear(8, 8)
+        self.cell, self.out = nn.GRUCell(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        nodes = x.flatten(0, 1)
+        source, target = torch.arange(len(nodes)), torch.arange(len(nodes)).roll(1) // 2
+        h = torch.tanh(self.first(nodes))
+        for _ in range(3):
+            sent = self.message(h)[source]
+            index = target.unsqueeze(-1).expand_as(sent)
+            h = self.cell(torch.zeros(len(nodes), h.size(-1)).to(h).scatter_add_(0, index, sent), h)
+        return self.out(h)
+
+
+def test_features_that_fill_a_tensor_as_wide_as_the_units_go_with_them() -> None:
+    structure = exact(Messages(), {"cell:l0": 8})
+    (slot,) = [slot for slot in structure.slots_of("cell:l0") if slot.tensor == "message.weight" and slot.axis == 0]
+    assert [(span.layer, span.units) for span in slot.spans] == [("cell:l0", 8)]

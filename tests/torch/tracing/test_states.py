@@ -346,3 +346,29 @@ def test_a_state_that_is_joined_with_something_of_a_size_of_its_own_stays() -> N
     assert layer.pin is not None
     assert "joined of units and of something whose size does not follow" in layer.pin.reason
     assert __file__ in layer.pin.site.location
+
+
+class Restarted(nn.Module):
+    """Where an episode has ended, learned first states of all layers, in one parameter, replace the states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(2, 1, 6))
+        self.gru, self.out = nn.GRU(5, 6, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, ended: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.where(ended.view(1, -1, 1), self.first.expand_as(h), h)
+        y, h = self.gru(x.unsqueeze(0), h)
+        return self.out(y[0]), h
+
+
+def test_learned_states_of_all_layers_in_one_parameter() -> None:
+    model = seeded(Restarted)
+    given = inputs(3), torch.tensor([True, False, False]), torch.randn(2, 3, 6, dtype=torch.float64)
+    structure = found(model, *given)
+    assert structure.index_coupled == (("gru:l0", "gru:l1"),)  # The parameter has one axis of units for both.
+    for plan in random_plans(structure, 2):
+        small, masked = reprune.torch.apply(model, plan), reprune.torch.mask(model, plan)
+        kept = plan.kept["gru:l0"]
+        assert_close(small(*given)[0], masked(*given)[0], "output")
+        assert_close(small(*given)[1], masked(*given)[1][..., kept], "state")

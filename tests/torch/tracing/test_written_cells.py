@@ -346,3 +346,47 @@ class ReadsPlaces(nn.Module):
 
 def test_states_that_a_weight_reads_side_by_side_are_layers_each() -> None:
     exact(ReadsPlaces(), {":l0": 6, ":l1": 8})
+
+
+class Controlled(nn.Module):
+    """A controlled differential equation: one weight makes a matrix of units by channels, which changes multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.channels = 8, 5
+        self.first, self.inner = nn.Linear(5, 8), nn.Linear(8, 12)
+        self.field, self.out = nn.Linear(12, 8 * 5), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x[:, 0])
+        for step in x.diff(dim=1).unbind(1):
+            matrix = self.field(self.inner(h).relu()).tanh().view(len(h), self.units, self.channels)
+            h = h + (matrix @ step.unsqueeze(-1)).squeeze(-1)
+        return self.out(h)
+
+
+def test_a_matrix_that_one_weight_makes_is_summed_over_data() -> None:
+    structure = exact(Controlled(), {":l0": 8, ":l1": 12})
+    (slot,) = [slot for slot in structure.slots_of(":l0") if slot.tensor == "field.weight"]
+    assert [(span.units, span.each) for span in slot.spans] == [(8, 5)]
+
+
+class LowRank(nn.Module):
+    """A recurrent weight of low rank beside a diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(3, 8) / 3)
+        self.diagonal = nn.Parameter(torch.randn(8) / 5)
+        self.x, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.left @ self.right + torch.diag(self.diagonal)
+        h = x.new_zeros(len(x), self.x.out_features)
+        for step in x.unbind(1):
+            h = torch.tanh(self.x(step) + h @ weight)
+        return self.out(h)
+
+
+def test_a_diagonal_belongs_to_its_rows_and_columns() -> None:
+    exact(LowRank(), {":l0": 8})

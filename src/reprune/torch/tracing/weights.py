@@ -89,8 +89,7 @@ class Weights:
             places = np.stack(np.unravel_index(np.where(held, mine - self._starts[owner], 0), shape))
             axis = _axis_along(places, held, shape, weight, dim)
             if axis is not None:
-                row = int(np.argmax(held.sum(1)))
-                yield (name, axis), places[axis, row], held[row]
+                yield (name, axis), *_along_all(places[axis], held)
 
     def merged(self, weight: torch.Tensor, dim: int, memory: ShadowMemory) -> tuple[str, dict[int, Ids]] | None:
         """The weight of which several axes lie along `dim`, and the position on each of them (length of `dim`).
@@ -133,6 +132,17 @@ class Weights:
         flat = found.movedim(dim, -1).reshape(-1, weight.size(dim))
         flat = flat[(flat != NONE).any(1)]
         return np.asarray(-flat.clamp(max=0).cpu().numpy())
+
+
+def _along_all(places: Ids, held: Any) -> tuple[Ids, Any]:
+    """Where positions lie on an axis, by whichever lines hold them: a diagonal has one position on each."""
+    highest = np.where(held, places, -1).max(0)
+    lowest = np.where(held, places, np.iinfo(np.int64).max).min(0)
+    anywhere = held.any(0)
+    if (highest[anywhere] == lowest[anywhere]).all():
+        return np.where(anywhere, highest, 0), anywhere
+    row = int(np.argmax(held.sum(1)))
+    return places[row], held[row]
 
 
 def _axis_along(places: Ids, held: Any, shape: torch.Size, weight: torch.Tensor, dim: int) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from reprune.torch.tracing.labels import compact, lines, unit_ids, varies
+from reprune.torch.tracing.labels import NONE, TAG, compact, lines, unit_ids, varies
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.movement import note_seams
 from reprune.torch.tracing.rules.op import Labels, Op
@@ -85,15 +86,22 @@ def _together(op: Op, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
 def follow(op: Op, base: torch.Tensor, weight: torch.Tensor) -> None:
     """Couple a parameter's axes with the units that vary along them."""
     offset = base.ndim - weight.ndim
-    for dim in range(max(offset, 0), base.ndim):
-        if weight.size(dim - offset) < 2 or not (varies(base, dim)):
-            continue
+    dims = [d for d in range(max(offset, 0), base.ndim) if weight.size(d - offset) > 1 and varies(base, d)]
+    if len(dims) > 1:
+        dims = [dim for dim in dims if not _stacks_layers(op.tracer, base, dim)]
+    for dim in dims:
         found = op.tracer.weight_lines(weight, dim - offset, "follows")
         if not found:
             op.tracer.pin(base, op.name, "combined with a weight that is computed in a way that was not understood")
         for _, line in found:
             for units in lines(base, dim):
                 op.tracer.couple_lines(line, units)
+
+
+def _stacks_layers(tracer: Tracer, units: torch.Tensor, dim: int) -> bool:
+    """Whether units of different layers are put one above the other along an axis: a learned state of all layers."""
+    held = [line[(line > NONE) & (line < TAG)] for line in lines(units, dim)]
+    return all(len(np.unique(tracer.recording.couplings.space(line))) == len(line) for line in held)
 
 
 def _combine_weights(op: Op, weights: Sequence[torch.Tensor], shape: torch.Size) -> Labels:

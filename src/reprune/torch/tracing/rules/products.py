@@ -44,6 +44,7 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
         if varies(units, contracted) and not several_of_one(tracer, units, contracted):
             # Gates that meet one unit are one: they do not vary.
             units = mixed(tracer, tracer.representatives(units), contracted, other)
+            units = _one_for_each_row(tracer, units, contracted, free, other)
         # One unit alone varies nowhere; units along pairs of matrices, as heads, do not vary within one.
         alone = tensor.size(contracted) == 1 and not any(varies(units, dim) for dim in range(-units.ndim, 0))
         over_units = varies(units, contracted) or alone
@@ -57,6 +58,25 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
     if weight and not found:
         found = _read_of_several(tracer, tensor, contracted, other)
     return _Side(tensor, weight, [line for _, line in found], [axis for axis, _ in found] if weight else [], None)
+
+
+def _one_for_each_row(
+    tracer: Tracer, units: torch.Tensor, contracted: int, free: int, other: torch.Tensor
+) -> torch.Tensor:
+    """Of a matrix that one weight makes, and that data is multiplied with, what is summed up goes together.
+
+    So it is in a controlled differential equation: `self.field(h).view(-1, units, channels) @ dx`.
+    """
+    if not varies(units, free) or tracer.units(other) is not None or tracer.is_weight(other):
+        return units
+    rows = lines(units, contracted)
+    labels = np.unique(rows)
+    one_weight = labels[0] > NONE and len(np.unique(tracer.recording.couplings.space(labels[labels < TAG]))) == 1
+    if not one_weight or len(labels) < rows.size or labels[-1] >= TAG:
+        return units
+    for row in rows:
+        tracer.couple_lines(np.full_like(row, row[0]), row)
+    return tracer.representatives(units)
 
 
 def _fits_tags(tracer: Tracer, units: torch.Tensor, dim: int) -> bool:

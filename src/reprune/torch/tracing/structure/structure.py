@@ -34,6 +34,7 @@ from reprune.torch.tracing.sizes.sizes import Attribute
 from reprune.torch.tracing.structure.interleaved import couple_interleaved
 from reprune.torch.tracing.structure.parts import in_parts, parts_of
 from reprune.torch.tracing.structure.ports import port
+from reprune.torch.tracing.structure.sized import couple_sized
 from reprune.torch.tracing.structure.unused import couple_unused
 from reprune.torch.tracing.structure.widths import Widths
 from reprune.torch.tracing.structure.written import written_cells
@@ -58,6 +59,8 @@ class Builder:
         self._layers.update(written_cells(recording, self._known() | positions, self._is_recurrent))
         couple_interleaved(recording, self._layers)
         couple_unused(recording, self._layers)
+        if not widths.everywhere:
+            couple_sized(recording, self._layers)
         self._layers = in_parts(self._layers, self._couplings, recording.count_coupled, recording.seams)
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import linecache
+import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +102,37 @@ class Written(Pair):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.a(x)[0]
         return self.out(torch.addcmul(a, a, torch.ones(6, 8)))
+
+
+class Scored(Pair):
+    """Scores of attention divided by a root of the number of units."""
+
+    def __init__(self, divided: Callable[[Scored, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.units, self.divided = 8, divided
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)[0]
+        scores = self.divided(self, (a * a[:, -1:]).sum(-1), a)
+        return self.out((scores.softmax(1).unsqueeze(-1) * a).sum(1))
+
+
+@pytest.mark.parametrize(
+    "divided",
+    [
+        lambda model, scores, a: scores / math.sqrt(a.size(-1)),
+        lambda model, scores, a: scores * a.shape[2] ** -0.5,
+        lambda model, scores, a: scores / a.size(-1),
+        lambda model, scores, a: scores * (a.view(4, -1, model.units).size(0) / model.units),
+    ],
+)
+def test_a_number_of_units_that_the_model_computes_with(divided: Any) -> None:
+    torch.manual_seed(0)
+    pin = reprune.torch.inspect(Scored(divided), [torch.randn(4, 6, 5)]).structure.layers["a:l0"].pin
+    assert pin is not None
+    assert "computes with the number of its units" in pin.reason
+    file, _, number = pin.site.location.rpartition(":")
+    assert "lambda model, scores, a: scores" in linecache.getline(file, int(number))
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ class _Trial:
         if _differ(self.outputs(_noisy(self._model, plan)), expected):
             raise self._leak(structure, blocks)
         names = [name for block in blocks for name in block]
+        if (counted := self._found.counted(names, structure.sizes)) is not None:
+            return Pin(
+                counted,
+                "the model computes with the number of its units (a root, a quotient), another one with fewer of them: "
+                "keep what it computes in an attribute, as self.scale = units**-0.5, set when the model is built",
+            )
         site = self._found.suspect(names) or Site("forward", "")
         if any(structure.layers[name].direct for name in names):
             return Pin(

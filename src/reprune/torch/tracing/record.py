@@ -24,7 +24,7 @@ from reprune.torch.tracing.running.copies import duplicate
 from reprune.torch.tracing.running.randomness import own_randomness
 from reprune.torch.tracing.running.shortening import Cut
 from reprune.torch.tracing.running.training_pass import trace_training, training_mode, trains_otherwise
-from reprune.torch.tracing.sizes.sizes import tagged_sizes
+from reprune.torch.tracing.sizes.sizes import AxisSize, tagged_sizes
 from reprune.torch.tracing.states.feedback import Calls, NextCall
 from reprune.torch.tracing.states.states import Interface, pair
 from reprune.torch.tracing.structure.structure import Builder
@@ -116,6 +116,24 @@ class Trace:
                 return Pin(loss.site, f"{loss.reason}, and what comes of it meets these units at {location}")
         return None
 
+    def counted(self, layers: Sequence[str], sizes: Sequence[SizeAttribute]) -> Site | None:
+        """Where the number of units of these layers was used as a number in a computation.
+
+        Args:
+            layers: The layers.
+            sizes: Attributes that are sizes.
+        """
+        named = {(size.owner, size.path): {name for name, _ in size.extent.layers} for size in sizes}
+        for expression, site in self._builder.recording.values:
+            for term in expression.terms:
+                if isinstance(term, AxisSize):
+                    found = set(self._builder.layers_of(term.labels))
+                else:
+                    found = named.get((term.owner, term.path), set())
+                if found & set(layers):
+                    return site
+        return None
+
     def suspect(self, layers: Sequence[str]) -> Site | None:
         """The last place at which units of these layers met a size that the trace could not see."""
         for labels, site in reversed(self._builder.recording.suspects):
@@ -159,7 +177,7 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
-        compared = stack.enter_context(tagged_sizes(model))
+        used = stack.enter_context(tagged_sizes(model))
         stack.enter_context(_module_hooks(model, tracer))
         stack.enter_context(traced_cells(model, tracer))
         stack.enter_context(own_randomness())
@@ -169,7 +187,8 @@ def record(
         tracer.recording.written = _written(model, buffers)
         if trains_otherwise(model):
             trace_training(model, tracer.recording, calls.traced)
-    tracer.compare_sizes(compared)
+    tracer.compare_sizes(used.compared)
+    tracer.recording.values = used.values
     states = pair(tracer, builder(), interface, output)
     _outputs(tracer, output, states, forward or type(model).forward)
     _bind_modules(equal, tracer.recording)

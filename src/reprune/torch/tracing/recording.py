@@ -113,6 +113,7 @@ class Recording:
     views: list[tuple[Ids, Site]] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
     steady: list[tuple[Expression, Expression]] = field(default_factory=list)
+    values: list[tuple[Expression, Site]] = field(default_factory=list)
     level: list[tuple[Expression, Expression]] = field(default_factory=list)
     bonds: dict[frozenset[str], Site] = field(default_factory=dict)
     suspects: list[tuple[Ids, Site]] = field(default_factory=list)

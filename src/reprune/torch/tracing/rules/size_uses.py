@@ -16,6 +16,7 @@ _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 
               "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1, "new": 1}  # fmt: skip
 _SIZED_VIEWS = {"view", "reshape", "expand", "unflatten", "broadcast_to"}
 _CUTS = {"split", "narrow", "__getitem__"}
+_ARITHMETIC = {"div", "truediv", "rdiv", "rtruediv", "true_divide", "divide", "mul", "rmul", "multiply", "pow", "rpow"}
 _NORMS = {"layer_norm", "rms_norm"}
 _LENGTHS = (torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 
@@ -41,8 +42,11 @@ def _length(found: torch.Tensor, axis: int, size: int) -> int:
 def record_sizes(tracer: Tracer, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
     """Note sizes that were given to an operation as a size, a boundary or a position."""
     given = (args[1:] if name == "__getitem__" else args, kwargs)
-    if not any(isinstance(value, SizeInt) for value in _integers(given)):
+    sizes = [value for value in _integers(given) if isinstance(value, SizeInt)]
+    if not sizes:
         return
+    for size in sizes if name.strip("_") in _ARITHMETIC else ():
+        size.used_as_value()
     if name in _FACTORIES and isinstance(out, torch.Tensor) and out.ndim:
         for size in _sizes(args[_FACTORIES[name] :], kwargs):
             if isinstance(size, SizeInt):

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from reprune.core.layers import Site
 from reprune.torch.tracing.labels import Ids
+from reprune.torch.tracing.location import here
 
 Path = tuple[str | int, ...]
 
@@ -133,7 +135,19 @@ class Comparison(NamedTuple):
     steady: bool = False
 
 
-_COMPARED: ContextVar[list[Comparison] | None] = ContextVar("compared", default=None)
+class SizesUsed(NamedTuple):
+    """What a model's code does with sizes beside giving them to operations.
+
+    Attributes:
+        compared: Sizes that it found equal.
+        values: Sizes with which it computes numbers, such as the root that scores are divided by, and where.
+    """
+
+    compared: list[Comparison]
+    values: list[tuple[Expression, Site]]
+
+
+_USED: ContextVar[SizesUsed | None] = ContextVar("used", default=None)
 
 
 class SizeInt(int):
@@ -190,6 +204,30 @@ class SizeInt(int):
             found.quotient = Comparison(self.expression, other.expression.scaled(Fraction(int(found))), steady=True)
         return found
 
+    # As a number it is another one with fewer units: `scores / math.sqrt(h.size(-1))`.
+
+    def __float__(self) -> float:
+        self.used_as_value()
+        return float(int(self))
+
+    def __truediv__(self, other: Any) -> Any:
+        self.used_as_value()
+        return int(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        self.used_as_value()
+        return other / int(self)
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        self.used_as_value()
+        return pow(int(self), other, modulo)
+
+    def used_as_value(self) -> None:
+        """Note that the model's code computes with it."""
+        used = _USED.get()
+        if used is not None:
+            used.values.append((self.expression, here("value")))
+
     # Comparing an attribute with the length of an axis says what the attribute is the size of.
 
     def __eq__(self, other: object) -> bool:
@@ -213,12 +251,12 @@ class SizeInt(int):
     __hash__ = int.__hash__
 
     def _compared(self, other: Any) -> int:
-        seen = _COMPARED.get()
-        if seen is not None and isinstance(other, int) and int(self) == int(other):
+        used = _USED.get()
+        if used is not None and isinstance(other, int) and int(self) == int(other):
             if isinstance(other, SizeInt):
-                seen.append(Comparison(self.expression, other.expression))
+                used.compared.append(Comparison(self.expression, other.expression))
             elif self.quotient is not None:
-                seen.append(self.quotient)
+                used.compared.append(self.quotient)
         return int(self)
 
 
@@ -231,24 +269,24 @@ def _sized(value: int, expression: Expression) -> int:
 
 
 @contextmanager
-def tagged_sizes(model: nn.Module) -> Iterator[list[Comparison]]:
+def tagged_sizes(model: nn.Module) -> Iterator[SizesUsed]:
     """Replace the integers on the model's modules by `SizeInt`s, and put them back afterwards.
 
     Yields:
-        A list that fills with the sizes that were found equal where the model's code compares them.
+        Lists that fill with what the model's code does with them.
     """
     undo: list[tuple[Any, Any, Any]] = []
     seen: set[int] = set()
-    compared: list[Comparison] = []
-    token = _COMPARED.set(compared)
+    used = SizesUsed([], [])
+    token = _USED.set(used)
     try:
         for owner, module in model.named_modules():
             for container, key, path, value in _held(vars(module), (), seen, depth=5):
                 undo.append((container, key, value))
                 container[key] = _tagged(value, owner, path)
-        yield compared
+        yield used
     finally:
-        _COMPARED.reset(token)
+        _USED.reset(token)
         for container, key, value in reversed(undo):
             container[key] = value
 

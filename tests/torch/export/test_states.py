@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -231,6 +231,50 @@ def test_loops_over_cells_run_frame_by_frame(tmp_path: Path) -> None:
     for step in range(6):
         output, *states = run(frames[:, step : step + 1].numpy(), *states)
         np.testing.assert_allclose(output[:, 0], expected[:, step], atol=1e-5)
+
+
+class Counted(nn.Module):
+    """Keeps how far it is, a whole number, beside its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.places = nn.GRUCell(5, 7), nn.Embedding(9, 5)
+        self.register_buffer("at", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("state", torch.zeros(1, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x + self.places(self.at), self.state)
+        self.at = self.at + 1
+        return self.state
+
+
+def test_whole_numbers_are_states_too(tmp_path: Path) -> None:
+    model = Counted().eval()
+    export(model, torch.randn(1, 5), tmp_path / "model.onnx")
+    run, states = open_file(tmp_path / "model.onnx"), []
+    for _ in range(4):
+        x = torch.randn(1, 5)
+        output, *states = run(x.numpy(), *states)
+        np.testing.assert_allclose(output, model(x).detach().numpy(), atol=1e-6)
+
+
+class Fields(NamedTuple):
+    h: Tensor
+    c: Tensor
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(5, 7)
+
+    def forward(self, x: Tensor, state: Fields) -> Fields:
+        return Fields(*self.cell(x, tuple(state)))
+
+
+def test_fields_of_a_state_have_their_names(tmp_path: Path) -> None:
+    report = export(Named(), (torch.randn(2, 5), Fields(zeros(2, 7), zeros(2, 7))), tmp_path / "model.onnx")
+    assert [pair.input for pair in report.states] == ["state_h", "state_c"]
 
 
 class Pooled(nn.Module):

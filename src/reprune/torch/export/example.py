@@ -65,6 +65,10 @@ class Example:
         """The tensors among the arguments, in order."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of a name."""
+        return self.tensors[self.names.index(name)]
+
     def with_tensors(self, change: Callable[[int, Tensor], Any]) -> Example:
         """The same arguments with every tensor replaced by `change(position, tensor)`."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
@@ -189,7 +193,7 @@ def _containers(returned: Any) -> list[Any]:
 
 def _name(path: tuple[Any, ...], parameters: list[str]) -> str:
     """`hx_0` for the first tensor of the argument `hx`."""
-    keys = [key.idx if isinstance(key, pytree.SequenceKey) else getattr(key, "key", key) for key in path[1:]]
+    keys = [next(getattr(key, kind) for kind in ("idx", "key", "name") if hasattr(key, kind)) for key in path[1:]]
     first = keys[0]
     if isinstance(first, int):
         # Arguments beyond the named ones belong to *args, which has the last name.

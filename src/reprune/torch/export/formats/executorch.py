@@ -14,6 +14,9 @@ from reprune.runtimes import need
 from reprune.torch.export.capture import quiet
 from reprune.torch.export.formats.format import Format, Job
 
+PRODUCTS = (torch.ops.aten.linear.default, torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default)
+"""What is quantised."""
+
 
 def write(job: Job, path: Path) -> None:
     """Write a job as `.pte`."""
@@ -27,20 +30,57 @@ def quantise(job: Job, path: Path, way: str, batches: Sequence[Sequence[Any]]) -
         tool = need("torchao.quantization.pt2e.quantize_pt2e", 'int8= for ".pte" files')
         kinds = need("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "int8=")
     example = job.captured.example
-    # Recurrent operators become their steps, in which the linear maps stay what the quantiser looks for.
+    # Recurrent operators become their steps, in which products stay what the quantiser looks for.
     table: dict[Any, Any] = {**torch.export.default_decompositions()}
-    table.pop(torch.ops.aten.linear.default, None)
+    for operation in PRODUCTS:
+        table.pop(operation, None)
     scheme = kinds.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=way == "dynamic")
     with quiet(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         steps = job.captured.program.run_decompositions(table).module()
-        prepared = tool.prepare_pt2e(steps, kinds.XNNPACKQuantizer().set_global(scheme))
+        quantiser = kinds.XNNPACKQuantizer()
+        # Sums and products of gates lose more in 8 bits than they save.
+        for operation in PRODUCTS:
+            quantiser.set_operator_type(operation, scheme)
+        prepared = tool.prepare_pt2e(steps, quantiser)
         for arrays in batches or [example.arrays()]:
             example.with_tensors(lambda at, _, arrays=arrays: torch.from_numpy(arrays[at])).call(prepared)  # type: ignore[misc]
-        program = torch.export.export(tool.convert_pt2e(prepared), example.args, example.kwargs, strict=False)
+        converted = tool.convert_pt2e(prepared)
+        if way == "static":
+            _share_ranges(converted.graph)
+        program = torch.export.export(converted, example.args, example.kwargs, strict=False)
     target = path.with_name(f"int8-{path.name}")
     _lower(program, target)
     return target, _counted(program)
+
+
+def _share_ranges(graph: Any) -> None:
+    """Give all that is multiplied with one weight, as the states of all steps are, one range.
+
+    A bias is stored in units of the range of what comes in, and XNNPACK stores that of a weight once.
+    """
+    groups: list[tuple[set[Any], set[Any]]] = []
+    for node in graph.nodes:
+        if node.target not in PRODUCTS or len(node.args) < 3 or _operation(node.args[0]) != "dequantize_per_tensor":
+            continue
+        given, biases = {node.args[0].args[0]}, {node.args[2]}
+        for group in [group for group in groups if group[0] & given or group[1] & biases]:
+            groups.remove(group)
+            given, biases = given | group[0], biases | group[1]
+        groups.append((given, biases))
+    for given, _ in groups:
+        ranges = [node.args[1:5] for node in given]
+        low = min((least - zero) * scale for scale, zero, least, _ in ranges)
+        high = max((most - zero) * scale for scale, zero, _, most in ranges)
+        _, _, least, most = ranges[0]
+        scale = (high - low) / (most - least)
+        for node in [changed for quantised in given for changed in (quantised, *quantised.users)]:
+            node.args = (node.args[0], scale, round(least - low / scale), *node.args[3:])
+
+
+def _operation(node: Any) -> str:
+    """`squeeze` for `aten.squeeze.dims`."""
+    return str(getattr(node.target, "_opname", "")) if node.op == "call_function" else ""
 
 
 def _lower(program: Any, path: Path) -> None:
@@ -78,7 +118,7 @@ def _counted(program: Any) -> EightBits:
         of=len(held) + len(calls),
         weights=sum(value.numel() for value in eight),
         of_weights=sum(value.numel() for value in weights),
-        left=("gates, states and biases: only linear maps are in 8 bits",),
+        left=("gates, states and biases: only linear maps and convolutions are in 8 bits",),
     )
 
 

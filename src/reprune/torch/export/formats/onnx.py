@@ -62,7 +62,7 @@ def _finish(job: Job, path: Path, opset: int) -> None:
     del proto.graph.value_info[:]
     for state in job.states:
         if job.optional(state):
-            _default(proto.graph, state, axes, job.size_sources)
+            _default(proto.graph, state, job.captured.example.tensor(state.input), axes, job.size_sources)
     if job.states:
         pairs = [vars(pair) for pair in job.pairs()]
         onnx.helper.set_model_props(proto, {"reprune.states": json.dumps(pairs)})
@@ -70,7 +70,9 @@ def _finish(job: Job, path: Path, opset: int) -> None:
     onnx.save(proto, str(path))
 
 
-def _default(graph: Any, state: StateTensor, axes: Mapping[str, Any], sources: Mapping[str, Axis]) -> None:
+def _default(
+    graph: Any, state: StateTensor, like: torch.Tensor, axes: Mapping[str, Any], sources: Mapping[str, Axis]
+) -> None:
     """Make a state's input optional: one state for all sequences, spread over the batch of the input beside it."""
     import onnx
 
@@ -78,7 +80,7 @@ def _default(graph: Any, state: StateTensor, axes: Mapping[str, Any], sources: M
     free = [axis for axis, size in enumerate(shape) if isinstance(size, str)]
     start = state.start
     if start is None:
-        start = torch.zeros([1 if axis in free else size for axis, size in enumerate(shape)])
+        start = torch.zeros([1 if axis in free else size for axis, size in enumerate(shape)], dtype=like.dtype)
     for axis in free:
         start = start.narrow(axis, 0, 1)
     graph.initializer.append(onnx.numpy_helper.from_array(start.contiguous().numpy(), name))

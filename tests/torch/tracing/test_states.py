@@ -372,3 +372,26 @@ def test_learned_states_of_all_layers_in_one_parameter() -> None:
         kept = plan.kept["gru:l0"]
         assert_close(small(*given)[0], masked(*given)[0], "output")
         assert_close(small(*given)[1], masked(*given)[1][..., kept], "state")
+
+
+class TwoLayers(nn.Module):
+    """States of two layers in one tuple, which holds nothing at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.GRUCell(5, 8), nn.LSTMCell(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, states: tuple[Any, Any] = (None, None)) -> tuple[Tensor, tuple[Any, Any]]:
+        h = self.first(x, states[0])
+        pair = self.second(h, states[1])
+        return self.out(pair[0]), (h, pair)
+
+
+@pytest.mark.parametrize("given", [(), ((None, None),)])
+def test_a_tuple_of_nothing_is_left_out(given: tuple[Any, ...]) -> None:
+    model = seeded(TwoLayers)
+    structure = found(model, inputs(3), *given)
+    assert structure.prunable == ("first:l0", "second:l0")
+    plan = random_plans(structure, 1)[0]
+    zeros = torch.zeros(4, 8).double(), (torch.zeros(4, 6).double(), torch.zeros(4, 6).double())
+    check_stream(model, plan, (zeros,), 4)

@@ -390,3 +390,24 @@ class LowRank(nn.Module):
 
 def test_a_diagonal_belongs_to_its_rows_and_columns() -> None:
     exact(LowRank(), {":l0": 8})
+
+
+class Clockwork(nn.Module):
+    """Units of different periods, whole numbers in a buffer, of which some rest at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("periods", torch.tensor([1, 1, 2, 2, 2, 4, 4, 4]))
+        self.x, self.h, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), self.x.out_features)
+        for t, step in enumerate(x.unbind(1)):
+            moves = (t % self.periods == 0).to(h)
+            h = moves * torch.tanh(self.x(step) + self.h(h)) + (1 - moves) * h
+        return self.out(h)
+
+
+def test_whole_numbers_in_a_buffer_go_with_their_units() -> None:
+    structure = exact(Clockwork(), {":l0": 8})
+    assert "periods" in structure.buffers

@@ -131,7 +131,10 @@ def _keeps_zeros(op: Op, weight: torch.Tensor) -> bool:
     """Whether the operation makes zeros of the weight's zeros: a weight is silenced by zeros in its parameters."""
     zeros = torch.zeros_like(weight)
     args = [zeros if value is weight else value for value in op.args]
-    return op.in_place or not bool(next(iter(tensors_in(op.func(*args, **op.kwargs)))).any())
+    try:
+        return op.in_place or not bool(next(iter(tensors_in(op.func(*args, **op.kwargs)))).any())
+    except RuntimeError:  # Whole numbers are not divided by zero.
+        return False
 
 
 def compare(op: Op) -> None:

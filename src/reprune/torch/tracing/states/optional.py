@@ -41,14 +41,14 @@ def handed_back(
     args, kwargs = given
     parameters = inspect.signature(method).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    present = {name for name, value in named(positional, args, kwargs) if value is not None}
-    left = [p.name for p in parameters if p.default is None and p.name not in present]
+    given_names = dict(named(positional, args, kwargs))
+    left = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and _is_open(given_names.get(p.name, p.default))]
     before = [tensor for _, tensor in leaves(output)]
     shapes = [tensor.shape for tensor in before]
     unchanged: Call | None = None
     for chosen in islice(_assignments(left, output, worth), _TRIALS):
         # By name from the first one that was left out on: those before it keep their positions.
-        head = next((k for k, value in enumerate(args) if value is None), len(args))
+        head = next((k for k, value in enumerate(args) if _is_open(value)), len(args))
         rest = {name: value for name, value in zip(positional[head:], args[head:], strict=False) if name not in chosen}
         states = replaced(chosen, lambda _, tensor: tensor.detach().clone())
         trial = args[:head], {**rest, **kwargs, **states}
@@ -63,6 +63,12 @@ def handed_back(
             return trial
         unchanged = unchanged or trial  # Read by nobody, or masked away on this example.
     return unchanged
+
+
+def _is_open(value: Any) -> bool:
+    """Whether an argument is None, or a nest that holds nothing else: `(None, None)` for the states of two layers."""
+    held = [item for _, item in items(value)]
+    return value is None or (bool(held) and all(map(_is_open, held)))
 
 
 def _assignments(left: list[str], output: Any, worth: Callable[[torch.Tensor], int]) -> list[dict[str, Any]]:

@@ -53,10 +53,33 @@ class Scaled(L.Layer):
 
 
 class Square(L.Layer):
-    """A space as wide as what is read: it cannot be made narrower without its weights' columns."""
+    """A space as wide as what is read, which goes with the units."""
 
     def build(self, shape: Any) -> None:
         self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return K.max(K.tanh(K.matmul(x, self.kernel)), axis=1)
+
+
+class Additive(L.Layer):
+    """The usual additive attention, in a space as wide as what is read."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+        self.bias = self.add_weight(shape=(shape[-1],), name="bias")
+        self.vector = self.add_weight(shape=(shape[-1],), name="vector")
+
+    def call(self, x: Any) -> Any:
+        scores = K.tensordot(K.tanh(K.tensordot(x, self.kernel, 1) + self.bias), self.vector, 1)
+        return K.sum(x * K.expand_dims(K.softmax(scores, axis=1), -1), axis=1)
+
+
+class Ahead(L.Layer):
+    """A weight that is one wider than what is read, whatever that is."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1] + 1), name="kernel")
 
     def call(self, x: Any) -> Any:
         return K.max(K.tanh(K.matmul(x, self.kernel)), axis=1)
@@ -107,7 +130,9 @@ def model_of(layer: Callable[[], Any]) -> Any:
     return zoo.functional(build, (T, F))
 
 
-@pytest.mark.parametrize("layer", [Weights, Context, Scaled, Last, pooled, *[Legacy, Products][: 2 * ON_TENSORFLOW]])
+@pytest.mark.parametrize(
+    "layer", [Weights, Context, Scaled, Square, Additive, Last, pooled, *[Legacy, Products][: 2 * ON_TENSORFLOW]]
+)
 def test_a_layer_with_weights_of_its_own_is_followed(layer: type[Any]) -> None:
     model = model_of(layer)
     x = zoo.inputs_for(model)
@@ -120,8 +145,8 @@ def test_a_layer_with_weights_of_its_own_is_followed(layer: type[Any]) -> None:
     assert small.count_params() < model.count_params()
 
 
-def test_weights_as_wide_as_what_they_read_pin_it() -> None:
-    model = model_of(Square)
+def test_weights_in_other_sizes_that_depend_on_what_they_read_pin_it() -> None:
+    model = model_of(Ahead)
     info = reprune.keras.inspect(model, [zoo.inputs_for(model)])
     assert {pin.reason.split(":")[0] for pin in info.pinned.values()} == {
         "the model cannot be rebuilt with fewer units"

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError, keras_2_error
-from reprune.keras.tracing.configuration import loose_weights, sublayers
+from reprune.keras.tracing.configuration import loose_weights, made_with, sublayers
 from reprune.keras.tracing.location import line_of_error
 from reprune.keras.tracing.positional import Arguments
 from reprune.keras.tracing.symbolic import followed, symbolic
@@ -208,6 +208,22 @@ def graph_of_code(layer: Any) -> tuple[Graph, list[Any]] | None:
     symbols = {name: keras.Input(batch_shape=tuple(value.shape), dtype=value.dtype) for name, value in held.items()}
     twin.__dict__.update(symbols)
     return _graph_inside(twin, call, list(symbols.values())), list(held.values())
+
+
+def shapes_made(layer: Any, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Shapes of the weights that a layer makes for inputs of these shapes, in the order of its weights.
+
+    Whatever its code raises on symbols is raised.
+    """
+    args, kwargs = _call_of(layer) or ((), {})
+    given = iter([keras.Input(batch_shape=(None, *shape[1:])) for shape in shapes])
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: next(given) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
+    )
+    fresh = type(layer).from_config(made_with(layer))
+    with followed([leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]):
+        fresh(*args, **kwargs)
+    return [tuple(variable.shape) for variable in fresh.weights]
 
 
 def _call_of(operation: Any) -> tuple[Any, Any] | None:

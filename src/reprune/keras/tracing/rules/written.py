@@ -10,8 +10,9 @@ from typing import Any
 
 import keras
 
-from reprune.keras.tracing.graph import graph_of_code, run
-from reprune.keras.tracing.tracer import Call, Traced
+from reprune.keras.tracing.graph import graph_of_code, run, shapes_made
+from reprune.keras.tracing.labels import NONE
+from reprune.keras.tracing.tracer import Call, Traced, shadow
 
 
 def followed(call: Call) -> Any:
@@ -31,6 +32,7 @@ def followed(call: Call) -> Any:
     graph, held = opened
     tracer.written.append(graph)
     known = {id(variable): _weight(variable) for variable in layer.weights}
+    known.update(_as_wide_as_units(call))
 
     def inside(operation: Any, *args: Any, **kwargs: Any) -> Any:
         tracer.graph.paths.setdefault(id(operation), f"{call.path}/{operation.name}")
@@ -50,6 +52,33 @@ def followed(call: Call) -> Any:
         # What a Lambda says it makes; the batch is left out.
         tracer.size(call, ("output_shape", made.shadow.axis - len(made.shape) + len(declared)), made.shadow.labels)
     return made
+
+
+def _as_wide_as_units(call: Call) -> dict[int, Traced]:
+    """Weights that the layer's `build` makes as wide as what it reads: their last axis goes with the units.
+
+    So it is in attention whose space is as wide as its input, `add_weight(shape=(shape[-1], shape[-1]))`.
+    """
+    layer, tensors = call.operation, call.tensors
+    units = next((tensor.shadow for tensor in tensors if tensor.shadow is not None), None)
+    if units is None or len(units.labels) < 2 or not (units.labels > NONE).all():
+        return {}
+    shapes = [list(tensor.shape) for tensor in tensors]
+    for shape, tensor in zip(shapes, tensors, strict=True):
+        if tensor.shadow is not None:
+            shape[tensor.shadow.axis] -= 1
+    try:
+        narrower = shapes_made(layer, [tuple(shape) for shape in shapes])
+    except Exception:
+        # Whatever a stranger's code raises on another width: it is told when the smaller model is built.
+        return {}
+    found = {}
+    for variable, made in zip(layer.weights, narrower, strict=False):
+        size = tuple(variable.shape)
+        if size and size[-1] == len(units.labels) == made[-1] + 1:
+            axes = tuple(range(len(size)))
+            found[id(variable)] = Traced(variable, shadow(len(size) - 1, units.labels), variable, axes)
+    return found
 
 
 def _weight(variable: Any) -> Traced:

@@ -80,6 +80,14 @@ def attention(x: Any) -> Any:
     return L.Dense(2)(y)
 
 
+def grouped_queries(x: Any) -> Any:
+    """Three keys of two queries each, once with a gate; the second one reads another sequence than it asks from."""
+    y = L.Dense(6)(x)
+    y = L.Add()([y, L.GroupQueryAttention(4, 6, 3)(y, y)])
+    z = L.GroupQueryAttention(3, 4, 2, use_gate=True)(y, L.Dense(6)(x), use_causal_mask=True)
+    return L.Dense(2)(L.Add()([z, L.MultiHeadAttention(2, 3, use_gate=True)(z, y)]))
+
+
 MODELS: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
     "separable": (separable, (8, 3)),
     "stacked-maps": (stacked_maps, (4, 4, 2)),
@@ -89,6 +97,7 @@ MODELS: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
     "in-logarithms": (in_logarithms, (5, 4)),
     "sums": (sums, (5, 3)),
     "attention": (attention, (5, 3)),
+    "grouped-queries": (grouped_queries, (5, 3)),
 }
 
 

@@ -90,10 +90,10 @@ def _weights(layer: Any) -> Iterator[tuple[Any, int, int, Features, bool]]:
             if getattr(part, "data_format", None) != "channels_first":
                 kernel = getattr(cells_of(part)[0][1], "kernel", None)
                 yield kernel, -2, 0, _as_it_is, True
-    elif isinstance(layer, keras.layers.MultiHeadAttention):
-        for place, part in enumerate((layer.query_dense, layer.value_dense, layer.key_dense)):
-            yield part.kernel, 0, place, _as_it_is, False
-        yield layer.output_dense.kernel, 0, INSIDE, _moved(-2), True
+    elif isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
+        for part, place in (("query", 0), ("value", 1), ("key", 2), ("gate", 0)):
+            yield getattr(getattr(layer, f"_{part}_dense", None), "kernel", None), 0, place, _as_it_is, False
+        yield layer._output_dense.kernel, 0, INSIDE, _moved(-2), True
     elif isinstance(layer, keras.layers.EinsumDense):
         for axis in range(len(layer.kernel.shape)):
             yield layer.kernel, axis, 0, _named(layer.equation, axis), False

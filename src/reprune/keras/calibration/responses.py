@@ -234,7 +234,7 @@ class Probe:
         reads = [read for read in self._readers.get(id(operation), ()) if read.place == INSIDE]
         if not reads:
             return operation
-        merging = operation.output_dense
+        merging = operation._output_dense
 
         def show(found: Any) -> Any:
             self._seen += [Seen(read.axis, read.features(found), first=read.first) for read in reads]

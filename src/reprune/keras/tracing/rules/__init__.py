@@ -33,7 +33,7 @@ _RULES: dict[Rule, str] = {
     weights.prelu: "PReLU",
     attention.dot_attention: "Attention",
     attention.additive_attention: "AdditiveAttention",
-    attention.multi_head: "MultiHeadAttention",
+    attention.multi_head: "MultiHeadAttention GroupedQueryAttention",
     attention.matmul: "Matmul",
     attention.dot: "Dot",
     attention.tensordot: "Tensordot",

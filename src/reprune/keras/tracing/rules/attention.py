@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.labels import NONE, Ids
+from reprune.keras.tracing.rules.weights import ALTERED
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
 UNLIKE = "it is multiplied with values that cannot be made narrower"
@@ -38,42 +39,42 @@ def additive_attention(call: Call) -> Any:
 
 
 def multi_head(call: Call) -> Any:
-    """MultiHeadAttention: products of each head by itself; what it returns may follow units it is added to."""
+    """MultiHeadAttention, GroupQueryAttention: products of each head by itself; queries that share a key go with it.
+
+    What it returns may follow units it is added to. Grouped queries are given as many features as values,
+    and return as many.
+    """
     layer = call.operation
     given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
     query, value = given["query"], given["value"]
     key = given.get("key")
     key = value if key is None else key
-    if getattr(layer, "_use_gate", False) or getattr(layer, "_quantization_mode", None):
-        return call.pinned("gated or quantised attention is not known")
+    if getattr(layer, "_quantization_mode", None):
+        return call.pinned(ALTERED)
     outputs = call.values()
-    heads = call.tracer.begin(call, "attention", layer.query_dense.kernel, 1)
-    call.tracer.size(call, ("num_heads",), heads)
-    for tensor, part in ((query, layer.query_dense), (key, layer.key_dense), (value, layer.value_dense)):
+    grouped = isinstance(layer, keras.layers.GroupQueryAttention)
+    heads = call.tracer.begin(call, "attention", layer._key_dense.kernel, 1)
+    queries = np.repeat(heads, layer.num_repeats) if grouped else heads
+    call.tracer.size(call, ("num_key_value_heads" if grouped else "num_heads",), heads)
+    if grouped:
+        call.tracer.size(call, ("num_query_heads",), queries)
+        call.tracer.tie(query.along(-1), value.along(-1), call.site, "its queries are as long as its values")
+    parts = [(query, layer._query_dense, queries), (key, layer._key_dense, heads), (value, layer._value_dense, heads)]
+    if hasattr(layer, "_gate_dense"):
+        parts.append((query, layer._gate_dense, queries))
+    for tensor, part, own in parts:
         if tensor.shadow is not None and tensor.shadow.axis != len(tensor.shape) - 1:
             call.tracer.pin(tensor, call.site, "attention runs over its units as over time")
         labels = tensor.along(-1)
-        call.tracer.slot(part.kernel, 0, labels, "reads", call.site)
-        if (labels > NONE).any():
-            bias = call.tracer.name(part.bias) if part.bias is not None else None
-            call.tracer.records.consumers[call.tracer.name(part.kernel), 0] = bias
-        call.tracer.slot(part.kernel, 1, heads, "own", call.site)
-        call.tracer.slot(part.bias, 0, heads, "own", call.site)
+        _consumer(call, part, labels)
+        call.tracer.slot(part.kernel, 1, own, "own", call.site)
+        call.tracer.slot(part.bias, 0, own, "own", call.site)
         rows, each = prod(tensor.shape[:-1]), part.kernel.shape[2]
-        call.tracer.product(rows, labels if labels.any() else len(labels), np.repeat(heads, each))
-    pairs = prod(query.shape[:-1]) * prod(key.shape[axis] for axis in layer.attention_axes)
-    for part in (layer.key_dense, layer.value_dense):
-        call.tracer.product(pairs, heads, part.kernel.shape[2])
-    projection = layer.output_dense
-    made: Ids = np.zeros(outputs_width(outputs), dtype=np.int64)
-    call.tracer.slot(projection.kernel, 0, heads, "reads", call.site)
-    bias = call.tracer.name(projection.bias) if projection.bias is not None else None
-    call.tracer.records.consumers[call.tracer.name(projection.kernel), 0] = bias
-    if len(projection.kernel.shape) == 3:
-        made = call.tracer.begin(call, "linear", projection.kernel, 2)
-        call.tracer.size(call, ("output_shape", 0), made)
-        call.tracer.slot(projection.bias, 0, made, "own", call.site)
-        call.tracer.product(prod(query.shape[:-1]), np.repeat(heads, projection.kernel.shape[1]), made)
+        call.tracer.product(rows, labels if labels.any() else len(labels), np.repeat(own, each))
+    pairs = prod(query.shape[:-1]) * prod(key.shape[axis] for axis in getattr(layer, "attention_axes", (1,)))
+    for part in (layer._key_dense, layer._value_dense):
+        call.tracer.product(pairs, queries, part.kernel.shape[2])
+    made = _merged(call, layer._output_dense, queries, query)
     flat = keras.tree.flatten(outputs)
     if len(flat) > 1:
         call.tracer.pin_labels(heads, call.site, "it returns the scores of each head")
@@ -81,9 +82,29 @@ def multi_head(call: Call) -> Any:
     return keras.tree.pack_sequence_as(outputs, traced)
 
 
-def outputs_width(outputs: Any) -> int:
-    """Width of the first output."""
-    return int(keras.tree.flatten(outputs)[0].shape[-1])
+def _merged(call: Call, projection: Any, queries: Ids, query: Traced) -> Ids:
+    """Labels of what the weight makes that merges the heads, along its last axis."""
+    _consumer(call, projection, queries)
+    if len(projection.kernel.shape) != 3:
+        return np.zeros(projection.kernel.shape[-1], dtype=np.int64)
+    made = call.tracer.begin(call, "linear", projection.kernel, 2)
+    call.tracer.slot(projection.bias, 0, made, "own", call.site)
+    call.tracer.product(prod(query.shape[:-1]), np.repeat(queries, projection.kernel.shape[1]), made)
+    if not isinstance(call.operation, keras.layers.GroupQueryAttention):
+        call.tracer.size(call, ("output_shape", 0), made)
+    elif query.shadow is None:
+        call.tracer.pin_labels(made, call.site, "it returns as many features as its query has, which stay")
+    else:
+        call.tracer.tie(made, query.along(-1), call.site, "it returns as many features as its query has")
+    return made
+
+
+def _consumer(call: Call, part: Any, labels: Ids) -> None:
+    """Record that a part of attention reads units along the first axis of its kernel."""
+    call.tracer.slot(part.kernel, 0, labels, "reads", call.site)
+    if (labels > NONE).any():
+        bias = call.tracer.name(part.bias) if part.bias is not None else None
+        call.tracer.records.consumers[call.tracer.name(part.kernel), 0] = bias
 
 
 def matmul(call: Call) -> Any:

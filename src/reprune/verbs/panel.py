@@ -14,13 +14,16 @@ import numpy as np
 from reprune.core.answers.answers import Answers, Fidelity, Sample
 from reprune.core.answers.divergence import check_name
 from reprune.core.answers.gates import refit_gates
-from reprune.core.answers.gauss_newton import refit
+from reprune.core.answers.gauss_newton import Tensors, refit
 from reprune.core.decide import CONTENDERS
 from reprune.core.evidence.passes import Forward
 from reprune.core.folding.fold import Refit
 from reprune.core.plan import Plan
 from reprune.core.training.shrink import shrunk
 from reprune.verbs.adapter import Recorded, adapter_of
+
+ROUNDS = 2
+"""How often gates are refitted, and consumers after them: from states that are nearer to the dense model's."""
 
 
 class Panel:
@@ -50,7 +53,7 @@ class Panel:
         self._adapter = adapter_of(model)
         self._model, self._found, self._forward = model, found, forward
         meaning = self._adapter.meaning(found, model, sample.batches[0], forward)
-        self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS + 1)
+        self._judged: deque[tuple[tuple[Refit, ...], Fidelity | None]] = deque(maxlen=CONTENDERS + ROUNDS)
         dense = self._adapter.planned(found, model, None, forward)
         self._answers = Answers(sample.batches, dense, divergence, meaning, known=sample.answers)
 
@@ -60,25 +63,31 @@ class Panel:
 
     def refitted(self, plan: Plan) -> tuple[float, Plan]:
         """The plan, with its consumers refitted to the dense model's answers, and how far its model is then."""
-        return self._refitted(plan, gates=False) if plan.folds else (0.0, plan)
+        if not plan.folds:
+            return 0.0, plan
+        return self._refitted(plan, self._adapter.apply(self._model, plan), {})
 
     def regated(self, value: float, plan: Plan) -> Plan:
         """The plan with its gates refitted, and its consumers after them, if its model is less far then."""
         if not plan.folds:
             return plan
-        return min((value, plan), self._refitted(replace(plan, refits=()), gates=True), key=itemgetter(0))[1]
+        best, changed, bare = (value, plan), Tensors(), replace(plan, refits=())
+        small = self._adapter.apply(self._model, bare)
+        learner = self._adapter.gates(self._model, small, bare, self._answers, self._forward, self._narrowed(bare))
+        for _ in range(ROUNDS):
+            gates = refit_gates(learner, self._answers)
+            if not gates:
+                break
+            changed |= gates
+            best = min(best, self._refitted(bare, small, changed), key=itemgetter(0))
+        return best[1]
 
-    def _refitted(self, plan: Plan, *, gates: bool) -> tuple[float, Plan]:
-        small, forward = self._adapter.apply(self._model, plan), self._narrowed(plan)
-        changed = {}
-        if gates:
-            learner = self._adapter.gates(self._model, small, plan, self._answers, self._forward, forward)
-            changed = refit_gates(learner, self._answers)
-            if not changed:
-                return inf, plan
-        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, forward)
+    def _refitted(self, plan: Plan, small: Any, changed: Tensors) -> tuple[float, Plan]:
+        """The plan with the consumers of its model refitted, given what else has changed there; that takes them in."""
+        pupil = self._adapter.pupil(small, shrunk(plan.structure, plan.kept), self._answers, self._narrowed(plan))
         value, found = refit(pupil, self._answers, np.random.default_rng(0))
-        refits = tuple(Refit.of(name, held) for name, held in {**changed, **found}.items())
+        changed |= found
+        refits = tuple(Refit.of(name, held) for name, held in changed.items())
         self._judged.append((refits, self._answers.fidelity(pupil.run, self._answers.places, "judged")))
         return value, replace(plan, refits=refits)
 

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import reprune
 from reprune import Method
 from reprune.core.answers.answers import Answers
-from reprune.core.answers.gates import FLOOR, RIDGE, refit_gates
+from reprune.core.answers.gate_targets import Steps
+from reprune.core.answers.gates import FLOOR, MOST, RIDGE, ROWS, WORK, Aims, refit_gates
 from reprune.torch.calibration.gates import Gates
 from reprune.torch.calibration.pupil import answering
 
@@ -156,6 +157,17 @@ def test_the_plan_holds_refitted_gates_and_answers_more_like_the_dense_model():
         wanted = reprune.mask(model, result.plan)(given[0])
         torch.testing.assert_close(again(given[0]), wanted, rtol=0, atol=1e-10)
         torch.testing.assert_close(result.model(given[0]), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("units", "inputs", "steps"), [(8, 4, MOST), (200, 250, int(WORK / (200 * 450**2))), (1000, 500, ROWS)]
+)
+def test_smaller_layers_are_regressed_on_more_steps(units, inputs, steps):
+    aims, shown = Aims(2), [torch.zeros(1, size).expand(steps, size) for size in (inputs, units)]
+    weights = [torch.zeros(1, size) for size in (inputs, units)]
+    aims.add("layer", "rnn_tanh", [w.expand(units, -1) for w in weights], Steps(*shown, [1]), np.arange(units))
+    (aim,) = aims._aims["layer"]
+    assert len(aim.chosen) == steps // 2
 
 
 class Learner:

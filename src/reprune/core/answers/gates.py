@@ -37,8 +37,8 @@ LENGTHS = (1.0, 0.5)
 FLOOR = 0.02
 """What is added to the squared slopes, as a share of their mean."""
 RIDGE = 1e-3
-ROWS = 8192
-"""Rows of a layer that are regressed on, about."""
+ROWS, MOST = 8192, 32768
+"""Rows of a layer that are regressed on, about: the first at least, and of small layers up to the second."""
 PASSES = 8
 """Batches that they come from, at most."""
 JUDGED = 32
@@ -50,6 +50,11 @@ WORK = 5e11
 def affordable(rows: int, width: int) -> bool:
     """Whether so many gate rows can be regressed on so many features in reasonable time."""
     return rows * width**2 * ROWS <= WORK
+
+
+def _steps_of(rows: int, width: int) -> int:
+    """How many time steps they are regressed on."""
+    return max(min(int(WORK / (rows * width**2)), MOST), ROWS)
 
 
 def regressed(
@@ -112,7 +117,7 @@ class Aims:
     """
 
     def __init__(self, batches: int) -> None:
-        self._share, self._aims = ROWS // batches, dict[str, list[_Aim]]()
+        self._batches, self._aims = batches, dict[str, list[_Aim]]()
 
     @property
     def layers(self) -> list[str]:
@@ -130,7 +135,9 @@ class Aims:
             stay: Gate rows that stay in the pruned model.
         """
         xp, held = array_namespace(steps.read), self._aims.setdefault(layer, [])
-        drawn = np.random.default_rng(len(held)).permutation(len(steps.read))[: self._share]
+        width = steps.read.shape[1] + steps.state.shape[1]
+        share = _steps_of(len(stay), width) // self._batches
+        drawn = np.random.default_rng(len(held)).permutation(len(steps.read))[:share]
         chosen, rows = (xp.asarray(part, device=device(steps.read)) for part in (drawn, stay))
         found = targets(cell, weights, steps).take(chosen, rows)
         held.append(_Aim(cell, len(steps.read), chosen, found))

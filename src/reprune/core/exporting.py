@@ -22,6 +22,13 @@ CALLS = 3
 too: inputs that stay drive states further than any that change do, and a range that is too narrow cuts them off."""
 
 
+CHUNKS_DIFFER = (
+    "in chunks the outputs are not those of the whole sequence: something besides recurrent states reads across steps "
+    "(a convolution, attention, pooling, a loop that runs backwards)"
+)
+"""What is said of a file with states that cannot run chunk by chunk all the same."""
+
+
 class ExportError(RepruneError):
     """A model cannot be written in a format, or the file does not compute what the model does."""
 

@@ -78,6 +78,50 @@ def test_recurrent_layers_of_every_kind_are_operators(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+class Stepwise(keras.Model):
+    """A loop over a cell, as many steps as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = keras.layers.GRUCell(4)
+
+    def call(self, x):
+        state = [keras.ops.zeros((keras.ops.shape(x)[0], 4))]
+        for step in range(x.shape[1]):
+            output, state = self.cell(x[:, step], state)
+        return output
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "tflite"])
+def test_steps_that_the_code_counts_are_fixed(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx" if suffix == "onnx" else "ai_edge_litert")
+    from reprune.keras.export.formats import export
+
+    model, x = Stepwise(), np.random.randn(2, 3, 5).astype("f")
+    model(x)
+    report = export(model, x, tmp_path / f"model.{suffix}")
+    assert report.inputs == {"input_0": ("batch" if suffix == "onnx" else 2, 3, 5)}
+    assert any("fixed at the example's: with them free" in note for note in report.notes)
+    with pytest.raises(ExportError, match="cannot hold"):
+        export(model, x, tmp_path / f"model.{suffix}", dynamic=["time"])
+
+
+def test_lengths_that_are_told_apart_by_the_model_are_told_apart_in_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    from reprune.keras.export.formats import export
+
+    source, target = keras.Input((None, 5)), keras.Input((None, 4))
+    steps, state = keras.layers.GRU(6, return_sequences=True, return_state=True)(source)
+    decoded = keras.layers.GRU(6, return_sequences=True)(target, initial_state=state)
+    model = keras.Model([source, target], [decoded, steps])
+    x = [np.random.randn(2, 4, width).astype("f") for width in (5, 4)]
+    report = export(model, x, tmp_path / "model.onnx")
+    assert report.inputs == {"input_0": ("batch", "input_0_time", 5), "input_1": ("batch", "input_1_time", 4)}
+    assert [axes[1] for axes in report.outputs.values()] == ["input_1_time", "input_0_time"]
+    given = [np.random.randn(3, steps, width).astype("f") for steps, width in ((7, 5), (2, 4))]
+    np.testing.assert_allclose(open_file(report.path)(*given)[0], model(given)[0], atol=1e-5)
+
+
 def test_masked_layers_stay_loops(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
     from reprune.keras.export.formats import export

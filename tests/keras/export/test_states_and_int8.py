@@ -114,6 +114,29 @@ def test_plain_lstms_are_one_operator_and_every_call_begins_anew(tmp_path: Path)
     assert all(comparison.calls == 3 for comparison in report.comparisons)
 
 
+@pytest.mark.parametrize("kind", ["GRU", "SimpleRNN"])
+def test_loops_beside_an_operator_begin_with_zeros(kind: str, tmp_path: Path) -> None:
+    from reprune.keras.export import export
+
+    keras.utils.set_random_seed(0)
+    one, other = layers.Input((None, 5)), layers.Input((None, 4))
+    parts = [layers.LSTM(6)(one), getattr(layers, kind)(6)(other)]
+    model, x = keras.Model([one, other], parts), [noise(2, 3, 5), noise(2, 4, 4)]
+    # The converter gives the zeros of both one tensor, and the operator writes its state there.
+    report = export(model, x, tmp_path / "model.tflite")
+    assert report.difference < 1e-6
+    assert report.inputs == {"input_0": (2, "input_0_time", 5), "input_1": (2, "input_1_time", 4)}
+
+
+def test_streaming_says_what_else_reads_across_steps(tmp_path: Path) -> None:
+    from reprune.keras.export import export
+
+    for front, differs in ((layers.Conv1D(4, 2, padding="causal"), True), (layers.Conv1D(4, 1), False)):
+        model = sequential(layers.Input((None, 5)), front, layers.GRU(6, return_sequences=True), layers.Dense(3))
+        report = export(model, noise(1, 4, 5), tmp_path / "model.tflite", streaming=True)
+        assert any("reads across steps" in note for note in report.notes) == differs
+
+
 @pytest.mark.parametrize(
     ("layer", "way", "share"), [("LSTM", "static", 0.9), ("GRU", "static", 1.0), ("LSTM", "int16x8", 1.0)]
 )

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,7 @@ from reprune.core.exporting import (
     worst,
 )
 from reprune.keras.export.carried import carried_states, check_shapes
+from reprune.keras.export.chunks import chunks_differ
 from reprune.keras.export.job import Axes, Job
 from reprune.keras.export.states import LayerStates
 from reprune.runtimes import Runner, count_eight_bits, open_file, require
@@ -94,16 +96,35 @@ def export(
     if submodule is not None:
         model, example = _part(model, example, submodule)
     path.parent.mkdir(parents=True, exist_ok=True)
-    job = form.settled(_job(model, example, path.suffix, dynamic, fixed, streaming, opset), way)
+    job = _job(model, example, path.suffix, dynamic, fixed, streaming, opset)
+    publish = partial(_publish, form=form, way=way, batches=list(calibration or ()), path=path, evaluate=evaluate)
+    notes = chunks_differ(job) if streaming else []
+    try:
+        report = publish(job)
+    except ExportError as error:
+        settled = job.with_fixed_steps()
+        if settled is job or not (dynamic is None or dynamic is True):
+            raise
+        try:
+            report = publish(settled)
+        except ExportError:
+            raise error from None
+        reason = str(error).splitlines()[0][:200]
+        notes.append(f"sizes other than the batch are fixed at the example's: with them free, {reason}")
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _publish(job: Job, form: Any, way: str | None, batches: list[Any], path: Path, evaluate: Any) -> ExportReport:
+    with _converting(job, path):
+        job = form.settled(job, way)
     with TemporaryDirectory(dir=path.parent) as folder:
         # Written aside: a file that turns out wrong never takes the place of an old one.
-        return _publish(job, form, way, [] if calibration is None else list(calibration), path, Path(folder), evaluate)
+        return _write(job, form, way, batches, path, Path(folder) / path.name, evaluate)
 
 
-def _publish(
-    job: Job, form: Any, way: str | None, batches: list[Any], path: Path, folder: Path, evaluate: Any
+def _write(
+    job: Job, form: Any, way: str | None, batches: list[Any], path: Path, part: Path, evaluate: Any
 ) -> ExportReport:
-    part = folder / path.name
     with _converting(job, path):
         notes = form.write(job, part, None, [])
     outputs = _outputs(job)

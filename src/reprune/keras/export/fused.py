@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,8 @@ import keras
 
 from reprune.keras.export.states import recurrent_layers
 
-_STATE, _HIDDEN = 18, 4
-"""Places in the operator's lists: of the state among its inputs, and of an output before it is projected."""
+_STATE, _CELL, _HIDDEN = 18, 19, 4
+"""Places in the operator's lists: of the states among its inputs, and of an output before it is projected."""
 
 
 @contextmanager
@@ -49,38 +50,67 @@ def unrolled(model: Any, fused: Collection[str]) -> Iterator[None]:
             layer.unroll = False
 
 
-def one_scale(content: bytes) -> bytes:
-    """A file in integers, in which the state of each LSTM operator is in the steps that its output is in.
+def mended(content: bytes, *, integers: bool) -> bytes:
+    """A file as the converter should have written it.
 
-    An LSTM's output is its state. Where outputs are concatenated, the converter gives them all one scale and leaves the
-    states theirs: every step would then read other numbers than the one before it wrote. Here the operator keeps the
-    scale of its own, and what reads it gets the numbers in the other one.
+    Args:
+        content: The file, with LSTM operators.
+        integers: Whether all of it is in integers.
     """
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    codes = [code.builtinCode for code in model.operatorCodes]
-    kinds = schema.BuiltinOperator
+    codes, kinds = [code.builtinCode for code in model.operatorCodes], schema.BuiltinOperator
     for graph in model.subgraphs:
-        operators = []
-        for operator in graph.operators:
-            operators.append(operator)
-            if codes[operator.opcodeIndex] != kinds.UNIDIRECTIONAL_SEQUENCE_LSTM:
-                continue
-            (output,), own = operator.outputs, graph.tensors[operator.intermediates[_HIDDEN]].quantization
-            graph.tensors[operator.inputs[_STATE]].quantization = own
-            if _steps(own) == _steps(graph.tensors[output].quantization):
-                continue
-            # Its readers go on reading the tensor that they read, which the operator does not write any more.
-            graph.tensors.append(copy.copy(graph.tensors[output]))
-            graph.tensors[-1].quantization = own
-            operator.outputs = [len(graph.tensors) - 1]
+        lstms = [o for o in graph.operators if codes[o.opcodeIndex] == kinds.UNIDIRECTIONAL_SEQUENCE_LSTM]
+        _own_states(graph, lstms)
+        if integers:
             again = schema.OperatorT()
-            again.inputs, again.outputs, again.opcodeIndex = operator.outputs, [output], codes.index(kinds.QUANTIZE)
-            operators.append(again)
-        graph.operators = operators
+            again.opcodeIndex = codes.index(kinds.QUANTIZE) if kinds.QUANTIZE in codes else None
+            _one_scale(graph, lstms, again)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _own_states(graph: Any, lstms: Collection[Any]) -> None:
+    """Let nothing else read the states of an LSTM operator.
+
+    The converter takes zeros of one shape for one tensor, the operator writes its state into it, and a loop that should
+    begin with zeros begins with that.
+    """
+    read = Counter(int(tensor) for operator in graph.operators for tensor in operator.inputs)
+    for operator in lstms:
+        for place in (_STATE, _CELL):
+            held = operator.inputs[place]
+            if read[held] > 1:
+                graph.tensors.append(copy.copy(graph.tensors[held]))
+                operator.inputs[place] = len(graph.tensors) - 1
+
+
+def _one_scale(graph: Any, lstms: Collection[Any], requantise: Any) -> None:
+    """Keep the state of each LSTM operator in the steps that its output is in.
+
+    An LSTM's output is its state. Where outputs are concatenated, the converter gives them all one scale and leaves the
+    states theirs: every step would then read other numbers than the one before it wrote. Here the operator keeps the
+    scale of its own, and what reads it gets the numbers in the other one.
+    """
+    operators = []
+    for operator in graph.operators:
+        operators.append(operator)
+        if not any(operator is lstm for lstm in lstms):
+            continue
+        (output,), own = operator.outputs, graph.tensors[operator.intermediates[_HIDDEN]].quantization
+        graph.tensors[operator.inputs[_STATE]].quantization = own
+        if _steps(own) == _steps(graph.tensors[output].quantization):
+            continue
+        # Its readers go on reading the tensor that they read, which the operator does not write any more.
+        graph.tensors.append(copy.copy(graph.tensors[output]))
+        graph.tensors[-1].quantization = own
+        operator.outputs = [len(graph.tensors) - 1]
+        again = copy.copy(requantise)
+        again.inputs, again.outputs = operator.outputs, [output]
+        operators.append(again)
+    graph.operators = operators
 
 
 def _steps(quantization: Any) -> tuple[list[float], list[int]]:

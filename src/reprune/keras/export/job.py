@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -37,6 +37,14 @@ class Job:
     states: LayerStates
     carried: Sequence[tuple[int, int]] = ()
     opset: int | None = None
+
+    def with_fixed_steps(self) -> Job:
+        """The same with all sizes fixed at the example's but the batch; itself if none other is free."""
+        axes = [
+            tuple(size if size == "batch" or isinstance(size, int) else array.shape[k] for k, size in enumerate(sizes))
+            for sizes, array in zip(self.axes, self.arrays, strict=True)
+        ]
+        return self if axes == list(self.axes) else replace(self, axes=axes)
 
     @property
     def batch(self) -> int:
@@ -85,13 +93,14 @@ class Job:
         return array.astype(self.arrays[index].dtype)
 
     def resized(self, longer: int) -> list[Any]:
-        """The inputs with free sizes other by so many steps, and by one row."""
+        """The inputs with free sizes other by so many steps and more, and by one row."""
         sizes: dict[str, int] = {}
         for axes, array in zip(self.axes, self.arrays, strict=True):
             for name, size in zip(axes, array.shape, strict=True):
-                if isinstance(name, str):
-                    step = longer if name != "batch" else int(np.sign(longer))
-                    sizes.setdefault(name, max(1, size + step))
+                if isinstance(name, str) and name not in sizes:
+                    # Each by a number of its own, which tells whose size an output has.
+                    step = longer + int(np.sign(longer)) * len(sizes.keys() - {"batch"})
+                    sizes[name] = max(1, size + (step if name != "batch" else int(np.sign(longer))))
         resized = []
         for axes, array in zip(self.axes, self.arrays, strict=True):
             for axis, name in enumerate(axes):

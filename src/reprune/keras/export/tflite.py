@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from reprune.core.exporting import ExportError
-from reprune.keras.export.fused import fused_lstms, one_scale, unrolled
+from reprune.keras.export.fused import fused_lstms, mended, unrolled
 from reprune.keras.export.job import Job
 from reprune.keras.export.states import recurrent_layers
 from reprune.runtimes.litert import operators
@@ -85,7 +85,7 @@ def _convert(job: Job, marked: list[str], way: str | None, calibration: Sequence
         if way in CALIBRATED:
             converter.representative_dataset = lambda: _representative(job, calibration, by_name=bool(marked))
         content: bytes = converter.convert()
-    return one_scale(content) if marked and way == "static" else content
+    return mended(content, integers=way == "static") if marked else content
 
 
 def _representative(job: Job, calibration: Sequence[Sequence[Any]], *, by_name: bool) -> Iterator[Any]:

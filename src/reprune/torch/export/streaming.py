@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from reprune.core.exporting import ExportError
+from reprune.core.exporting import CHUNKS_DIFFER, ExportError
 from reprune.torch.export.capture import Captured
 from reprune.torch.export.example import Axis, Example
 from reprune.torch.export.recurrent import recurrent_modules
@@ -166,10 +166,7 @@ def chunks_differ(model: nn.Module, captured: Captured, states: Sequence[StateTe
     for one, begun, ended in zip(whole, first, second, strict=True):
         axis = next((k for k, size in enumerate(one.shape) if size == 2 * ended.shape[k] == 2 * count), None)
         if differ([one], [ended if axis is None else torch.cat([begun, ended], axis)], tolerance=1e-4):
-            return (
-                "in chunks the outputs are not those of the whole sequence: something besides recurrent states reads "
-                "across steps (a convolution, attention, pooling, a loop that runs backwards)"
-            )
+            return CHUNKS_DIFFER
     return None
 
 

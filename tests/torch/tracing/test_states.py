@@ -395,3 +395,40 @@ def test_a_tuple_of_nothing_is_left_out(given: tuple[Any, ...]) -> None:
     plan = random_plans(structure, 1)[0]
     zeros = torch.zeros(4, 8).double(), (torch.zeros(4, 6).double(), torch.zeros(4, 6).double())
     check_stream(model, plan, (zeros,), 4)
+
+
+class ResetFirst(nn.Module):
+    """One step of a GRU written out, in the usual order: the state meets the gate that resets it first."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.near = nn.Parameter(torch.randn(nodes, nodes)) if nodes else None
+        self.gates, self.candidate, self.out = nn.Linear(13, 16), nn.Linear(13, 8), nn.Linear(8, 3)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x if self.near is None else self.near.softmax(-1) @ x
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        update, reset = self.gates(self.mixed(torch.cat([x, h], -1))).sigmoid().chunk(2, -1)
+        new = self.candidate(self.mixed(torch.cat([x, reset * h], -1))).tanh()
+        h = update * h + (1 - update) * new
+        return self.out(h), h
+
+
+@pytest.mark.parametrize("nodes", [0, 4])
+def test_a_state_that_several_gates_meet_is_carried(nodes: int) -> None:
+    def given(batch: int, size: int) -> Tensor:
+        return torch.randn(batch, *[nodes][: bool(nodes)], size, dtype=torch.float64)
+
+    model = seeded(lambda: ResetFirst(nodes))
+    structure = found(model, given(3, 5), given(3, 8))
+    assert structure.prunable == (":l0",)
+    plan = random_plans(structure, 1)[0]
+    small, masked = reprune.torch.apply(model, plan), reprune.torch.mask(model, plan)
+    ours = theirs = given(4, 8)
+    for step in range(3):
+        x = given(4, 5)
+        (y, ours), (expected, theirs) = small(x, ours), masked(x, theirs)
+        assert_close(y, expected, f"answer of step {step}")
+        assert ours.shape[-1] == len(plan.kept[":l0"])

@@ -7,11 +7,13 @@ beside the tensor: so it shows which axis of which tensor is a state of which la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from reprune.core.layers import Site
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, varies
@@ -20,6 +22,9 @@ from reprune.torch.tracing.location import here
 
 Meeting = Literal["state", "beside", "read"]
 """Taken as an initial state, combined element by element, or read by a weight."""
+
+
+_MOST = 8
 
 
 @dataclass
@@ -32,6 +37,8 @@ class Source:
         first: The label of its first element, counted downwards.
         held: Whether a module keeps it; an argument otherwise.
         met: For each kind of meeting the first label that each element met (elements), NONE for the others.
+        besides: All labels that its elements were combined with, in as many tables (elements) as it takes: a gate that
+            resets a state may come before the one that keeps it.
         sites: Where that was first.
         read_by: For each weight that reads it the labels of its axis that the elements met.
     """
@@ -41,6 +48,7 @@ class Source:
     first: int
     held: bool
     met: dict[Meeting, Ids] = field(default_factory=dict)
+    besides: list[Ids] = field(default_factory=list)
     sites: dict[Meeting, Site] = field(default_factory=dict)
     read_by: dict[str, Ids] = field(default_factory=dict)
 
@@ -48,6 +56,13 @@ class Source:
         """What its elements met in this way (elements), NONE where nothing."""
         found = self.met.get(kind)
         return np.zeros(self.shape.numel(), dtype=np.int64) if found is None else self._completed(found)
+
+    def met_beside(self, labels: Ids, roots: Callable[[Ids], Ids]) -> NDArray[np.bool_]:
+        """Which of its elements were combined with units of these classes (elements), at some time."""
+        found = np.zeros(labels.shape, dtype=bool)
+        for table in self.besides:
+            found |= roots(self._completed(table)) == labels
+        return found
 
     def read(self, reader: str) -> Ids:
         """What its elements met of the axis of this weight (elements), NONE where nothing."""
@@ -128,7 +143,20 @@ class Origins:
             source.sites.setdefault(kind, here(kind))
             places = found[mine] - source.first
             tables = [source.met.setdefault(kind, np.zeros(size, dtype=np.int64))]
+            if kind == "beside":
+                _add(source.besides, places, values[mine], size)
             if reader:
                 tables.append(source.read_by.setdefault(reader, np.zeros(size, dtype=np.int64)))
             for table in tables:
                 table[places] = np.where(table[places] == NONE, values[mine], table[places])
+
+
+def _add(tables: list[Ids], places: Ids, values: Ids, size: int) -> None:
+    """Enter values at places of the first table that has no others there."""
+    for table in tables:
+        if (table[places] == values).all() or (table[places] == NONE).all():
+            table[places] = values
+            return
+    if len(tables) < _MOST:
+        tables.append(np.zeros(size, dtype=np.int64))
+        tables[-1][places] = values

@@ -207,7 +207,8 @@ class _Judge:
         taken, beside = source.labels("state"), source.labels("beside")
         met, roots = self._roots(np.where(taken > NONE, taken, beside)), self._roots(back)
         alone = met == NONE
-        if (roots == NONE).any() or not np.array_equal(met[~alone], roots[~alone]):
+        same = (met == roots) | source.met_beside(roots, self._roots)
+        if (roots == NONE).any() or not same[~alone].all():
             return False
         handed_on = np.zeros(roots.shape, dtype=bool)
         for name in source.read_by:
@@ -274,7 +275,8 @@ def pair(tracer: Tracer, builder: Builder, interface: Interface, output: Any) ->
         if "beside" in source.met and not source.held:
             name = ".".join(map(str, source.path))
             reason = f"its units are combined with an input of the model ({name}), from which nothing takes columns"
-            tracer.pin(torch.from_numpy(source.met["beside"]), "input", reason, source.sites["beside"])
+            for table in source.besides:
+                tracer.pin(torch.from_numpy(table), "input", reason, source.sites["beside"])
     return carried
 
 

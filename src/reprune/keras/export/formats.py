@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -315,7 +316,7 @@ def _calibration(job: Job, batches: Sequence[Any]) -> list[list[Any]]:
 @contextmanager
 def _converting(job: Job, path: Path) -> Iterator[None]:
     """Within this context converters keep their remarks to themselves, and what they raise is an `ExportError`."""
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)  # tf2onnx logs what it fails at, and goes on.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -323,8 +324,12 @@ def _converting(job: Job, path: Path) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:  # The converters' errors share no base class.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras writes in bold.
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # Of an error within the model's own code, what was raised there; of the converter, the operations it names.
+        raised = [index for index, line in enumerate(lines) if re.match(r"\w*(Error|Exception): ", line)]
         operations = [line for line in lines if "tf." in line or "op " in line]
+        operations = lines[raised[-1] : raised[-1] + 2] if raised else operations
         inner = ", ".join(layer.name for layer in job.model.layers if isinstance(layer, keras.Model))
         way_out = (
             " Put the recurrent part into a model of its own inside this one, and export that: submodule=its name."

@@ -249,6 +249,12 @@ def test_errors_tell_the_way_out(tmp_path: Path) -> None:
         open_file(tmp_path / "bad.onnx")
 
 
+def test_what_cannot_be_traced_is_said_in_the_error_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match=r"packed sequences, which only \.onnx files take"):
+        export(Packed(), (torch.randn(2, 4, 6), torch.tensor([2, 4])), tmp_path / "model.pt2")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_pt2_needs_neither_the_class_nor_the_dense_model(tmp_path: Path) -> None:
     model = Stream().eval()
     report = export(model, torch.randn(1, 4, 6), tmp_path / "model.pt2")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,7 +170,8 @@ def capture(
     shapes = example.dynamic_shapes(model, free) if free else None
     padding = PadInsteadOfPack() if operators else nullcontext()
     try:
-        with quiet(), torch.no_grad(), padding:
+        # What it cannot trace, the tracer prints, operation by operation.
+        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad(), padding:
             program = torch.export.export(twin, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
     except ExportError:
         raise
@@ -205,7 +207,12 @@ def _symbols(given: Iterable[Tensor]) -> dict[Axis, Any]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' remarks about their own internals from the user."""
-    names = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding", "onnx_ir")
+    names = (
+        "torch.onnx._internal.exporter._registration",
+        "torch.fx.experimental.symbolic_shapes",
+        "onnxscript.optimizer._constant_folding",
+        "onnx_ir",
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -7,7 +7,7 @@ The dispatch mode sees every product, and what the model computes from its weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -76,8 +76,8 @@ def _fresh_half_precision() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-# Functions that multiply all rows of a tensor of any shape at once.
-_FOLDING = {"linear", "matmul", "__matmul__"}
+# Functions that multiply all rows of a tensor of any shape at once, and of how many of their arguments they do so.
+_FOLDING = {"linear": 1, "matmul": 1, "__matmul__": 1, "multi_head_attention_forward": 3}
 
 
 class _Kernels(TorchFunctionMode):
@@ -90,8 +90,9 @@ class _Kernels(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         run = KERNELS.get(name) if isinstance(func, BuiltinFunctionType) else None
-        if name in _FOLDING and args and isinstance(args[0], torch.Tensor):
-            with self._products.folded(args[0].shape[:-1]):
+        folded = args[: _FOLDING.get(name, 0)]
+        if folded and all(isinstance(tensor, torch.Tensor) for tensor in folded):
+            with self._products.folded([tensor.shape[:-1] for tensor in folded]):
                 return func(*args, **(kwargs or {}))
         if run is None or kwargs:
             return func(*args, **(kwargs or {}))
@@ -104,12 +105,12 @@ class _Products(DispatchMode):
         super().__init__()
         self._weights, self._axes, self._listener = weights, frozenset(axes), listener
         self._inside = False
-        self._rows: tuple[int, ...] = ()
+        self._rows: list[tuple[int, ...]] = []
 
     @contextmanager
-    def folded(self, rows: tuple[int, ...]) -> Iterator[None]:
-        """Within this context, the rows of products are those of a tensor of this shape, one after the other."""
-        self._rows, before = tuple(rows), self._rows
+    def folded(self, rows: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Within this context, the rows of products are those of tensors of these shapes, one after the other."""
+        self._rows, before = [tuple(shape) for shape in rows], self._rows
         try:
             yield
         finally:
@@ -175,8 +176,8 @@ class _Products(DispatchMode):
             for operand, dim in ((left, -1), (right, -2))
         ]
         if not all(known):
-            folded = left.ndim == 2 and prod(self._rows) == len(left)
-            self._tell(right, -2, left.reshape(*self._rows, -1) if folded and self._rows else left)
+            rows = next((rows for rows in self._rows if rows and left.ndim == 2 and prod(rows) == len(left)), None)
+            self._tell(right, -2, left if rows is None else left.reshape(*rows, -1))
             self._tell(left, -1, right.transpose(-1, -2))
 
     def _tell(self, weight: torch.Tensor, dim: int, features: torch.Tensor, **more: Any) -> None:

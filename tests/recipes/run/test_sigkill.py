@@ -57,7 +57,7 @@ def arguments(options: RunOptions, out: Path) -> list[str]:
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, dict):
             words += [flag, ",".join(f"{key}:{size}" for key, size in value.items())]
-        else:
+        elif value is not None:
             words += [word for part in (value if isinstance(value, list) else [value]) for word in (flag, str(part))]
     return words
 

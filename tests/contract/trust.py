@@ -62,7 +62,7 @@ class TrustContract(Contract, ABC):
         model, batch = self.other(), self.batches()[0]
         with pytest.warns(PlanWarning, match="other weights") as caught:
             small = reprune.apply(model, plan)
-        assert caught[0].filename == __file__
+        assert [warning.filename for warning in caught if warning.category is PlanWarning] == [__file__]
         silent = reprune.apply(model, plan, compensate=False)
         assert error(self.outputs(silent, batch), self.outputs(small, batch)) == 0
 

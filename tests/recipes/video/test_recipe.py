@@ -19,7 +19,7 @@ from reprune.recipes.run.options import Options
 from reprune.recipes.run.quiet import quiet
 from reprune.recipes.run.trainer import make_trainer
 from reprune.recipes.video import recipe as youtube8m
-from reprune.recipes.video.data import Videos
+from reprune.recipes.video.data import Share, Videos
 from reprune.recipes.video.demo import train_baseline
 from reprune.recipes.video.generated import CLASSES, FEATURES, write_shards
 from reprune.recipes.video.tagger import Tagger
@@ -130,8 +130,23 @@ def test_learning_rate_falls_in_steps_of_examples(tiny: Options) -> None:
         optimizer.step()
         staircase.step()
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    decayed = [group["params"] for group in optimizer.param_groups if group.get("weight_decay")]
-    assert [[p.shape for p in group] for group in decayed] == [[(CLASSES, 8)]]
+
+
+def test_the_output_layer_is_held_small_by_the_loss(tiny: Options) -> None:
+    """As in Keras: its gradient is clipped with that of the answers. A process without videos left takes part."""
+    share = next(iter(Videos(tiny).train_dataloader()))
+    gradients = []
+    for decay, given in ((0.0, share), (0.3, share), (0.3, Share(None, 5))):
+        torch.manual_seed(0)
+        module = Tagger(VideoClassifier(48, CLASSES, 8), replace(tiny, output_decay=decay))
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        module.training_step(given, 0).backward()
+        gradients.append({name: parameter.grad for name, parameter in module.model.named_parameters()})
+    held = 0.3 * module.model.get_parameter("output.weight")
+    for name, gradient in gradients[0].items():
+        added = held if name == "output.weight" else torch.zeros(())
+        torch.testing.assert_close(gradients[1][name], gradient + added)
+        torch.testing.assert_close(gradients[2][name], added.expand_as(gradient))
 
 
 def test_order_cannot_be_seen_by_averaging(tmp_path: Path) -> None:

@@ -38,12 +38,13 @@ class Tagger(LightningModule):
         """Cross-entropy summed over the classes and averaged over the videos of all processes.
 
         It is times the number of processes, over which gradients are averaged. Where videos come with a dense model's
-        answers, `options.teach` of each label is what that answers.
+        answers, `options.teach` of each label is what that answers. The L2 penalty on the output layer is added.
         """
         batch = share.batch
+        penalty = self.options.output_decay / 2 * self.model.get_parameter("output.weight").square().sum()
         if batch is None:
             # The others wait for this process's gradient.
-            return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
+            return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0 + penalty
         logits = self.model(batch.frames, batch.lengths)
         labels = batch.labels.to(logits.dtype)
         if share.answers is not None:
@@ -51,7 +52,7 @@ class Tagger(LightningModule):
         total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         loss = total / share.videos * processes()
         self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return loss + penalty
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a batch into the metrics."""
@@ -64,15 +65,9 @@ class Tagger(LightningModule):
         self.metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """Adam with an L2 penalty on the output layer alone, and the learning rate lowered in steps."""
+        """Adam, and the learning rate lowered in steps."""
         options = self.options
-        output = self.model.get_parameter("output.weight")
-        others = [parameter for parameter in self.model.parameters() if parameter is not output]
-        groups: list[dict[str, Any]] = [
-            {"params": others},
-            {"params": [output], "weight_decay": options.output_decay},
-        ]
-        optimizer = torch.optim.Adam(groups, lr=options.learning_rate)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
 
         def factor(step: int) -> float:
             left = 1 - self.trainer.current_epoch / (self.trainer.max_epochs or 1) if self.anneal else 1.0

@@ -392,8 +392,8 @@ def carried_inputs(tracer: Tracer) -> list[int]:
 
 def _is_vector_of_units(tracer: Tracer, given: Traced) -> bool:
     """Whether every entry of an input goes with a unit, and it has no steps."""
-    labels = given.along(-1)
-    return len(given.shape) == 2 and all(tracer.names_units(label) for label in labels[:, None])
+    classes = tracer.couplings.classes()
+    return len(given.shape) == 2 and all(root in classes for root in tracer.couplings.roots(given.along(-1)).tolist())
 
 
 def _same_units(tracer: Tracer, one: Traced, other: Traced) -> bool:

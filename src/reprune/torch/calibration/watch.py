@@ -171,11 +171,10 @@ class _Products(DispatchMode):
 
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         # Two weights that are multiplied with each other read nothing.
-        known = [
-            bool(self._weights.along(operand, dim) or self._weights.within(operand, dim))
+        if not all(
+            self._weights.along(operand, dim) or self._weights.within(operand, dim)
             for operand, dim in ((left, -1), (right, -2))
-        ]
-        if not all(known):
+        ):
             rows = next((rows for rows in self._rows if rows and left.ndim == 2 and prod(rows) == len(left)), None)
             self._tell(right, -2, left if rows is None else left.reshape(*rows, -1))
             self._tell(left, -1, right.transpose(-1, -2))

@@ -25,6 +25,7 @@ Meeting = Literal["state", "beside", "read"]
 
 
 _MOST = 8
+"""Tables of what elements were combined with, at most."""
 
 
 @dataclass

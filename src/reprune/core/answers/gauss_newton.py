@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any, Protocol
 
@@ -224,17 +225,18 @@ def _steps(
 
     def step(place: int) -> Callable[[float], Matrix]:
         side = _Factor(curvatures[place])
-        return lambda damping: factors[place].solve(side.solve(gradients[place].T, damping).T, damping)
+        return cache(lambda damping: factors[place].solve(side.solve(gradients[place].T, damping).T, damping))
 
     return [step(place) for place in range(len(factors))] if seen else []
 
 
 class _Factor:
-    """A symmetric matrix to divide by, or its diagonal."""
+    """A symmetric matrix to divide by, or its diagonal; sweeps and batches share its inverses."""
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         self._diagonal = np.maximum(matrix if matrix.ndim == 1 else matrix.diagonal(), 0.0)
+        self._inverses: dict[float, NDArray[Any]] = {}
 
     def solve(self, rows: Matrix, damping: float) -> Matrix:
         """rows (M + damping · diag M)⁻¹ (m × n)."""
@@ -242,4 +244,6 @@ class _Factor:
         level = damping * self._diagonal + ROUNDING * max(float(np.mean(self._diagonal)), np.finfo(np.float64).tiny)
         if self._matrix.ndim == 1:
             return np.asarray(rows / (self._diagonal + level))
-        return np.asarray(np.linalg.solve(self._matrix + np.diag(level), rows.T).T)
+        if damping not in self._inverses:
+            self._inverses[damping] = np.linalg.inv(self._matrix + np.diag(level))
+        return np.asarray(rows @ self._inverses[damping])

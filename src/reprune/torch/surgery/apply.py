@@ -168,12 +168,20 @@ def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> se
         folds.setdefault(fold.tensor, []).append(fold)
     small, gains = {}, []
     for name, axes in cuts.items():
-        weight = tensors[name].detach().clone() if name in folds else tensors[name].detach()
-        gains += [(fold.bias, _correct(weight, fold, plan)) for fold in folds.get(name, ())]
-        small[name] = _sliced(weight, axes, tensors[name])
+        weight = tensors[name].detach()
+        if name in folds:
+            # Rows that go are cut before: correcting them would be for nothing.
+            corrected = {fold.axis for fold in folds[name]}
+            others = [cut for cut in axes if cut[0] not in corrected]
+            weight = _kept(weight, others) if others else weight.clone()
+            axes = [cut for cut in axes if cut[0] in corrected]
+            gains += [(fold.bias, _correct(weight, fold, plan)) for fold in folds[name]]
+        weight, like = _kept(weight, axes).contiguous(), tensors[name]
+        small[name] = nn.Parameter(weight, like.requires_grad) if isinstance(like, nn.Parameter) else weight
     for bias, gain in gains:
         if bias is not None:
-            small.get(bias, tensors[bias]).detach().add_(_sliced(gain, cuts.get(bias, ()), gain))
+            held = small.get(bias, tensors[bias]).detach()
+            held.add_(gain if gain.numel() == held.numel() else _kept(gain, cuts[bias]))
     for refit in plan.refits:
         weight = small.get(refit.tensor, tensors[refit.tensor]).detach()
         weight.copy_(torch.tensor(refit.array()))
@@ -217,15 +225,13 @@ def put(model: nn.Module, replaced: Mapping[int, torch.Tensor]) -> set[int]:
     return changed
 
 
-def _sliced(values: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]], like: torch.Tensor) -> torch.Tensor:
-    """These positions of these axes, as the kind of tensor that another one is."""
-    small = values
+def _kept(values: torch.Tensor, axes: Iterable[tuple[int, NDArray[np.int64]]]) -> torch.Tensor:
+    """The values at these positions of these axes."""
     for axis, stay in axes:
         # On "meta" there are sizes only, and choosing among values that are not there is slow.
-        chosen = None if small.is_meta else torch.from_numpy(stay).to(small.device)
-        small = small.narrow(axis, 0, len(stay)) if chosen is None else small.index_select(axis, chosen)
-    small = small.contiguous()
-    return nn.Parameter(small, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else small
+        chosen = None if values.is_meta else torch.from_numpy(stay).to(values.device)
+        values = values.narrow(axis, 0, len(stay)) if chosen is None else values.index_select(axis, chosen)
+    return values
 
 
 # -- modules that know their sizes -----------------------------------------------------------------------------------

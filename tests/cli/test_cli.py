@@ -167,6 +167,7 @@ def test_errors_are_one_message_and_code_1(shop: str, tmp_path: Path) -> None:
         (["--model", "no_such_module:build", *batches], "there is no module 'no_such_module'"),
         (["--model", "shop/models.py:build", *batches], "named without its ending, shop.models:build"),
         (["--model", f"{shop}:nothing", *batches], "has no 'nothing'"),
+        (["--model", f"{shop}:builder", *batches], "Did you mean 'build'?"),
         (["--model", "nonsense", *batches], "not of the form package.module:name"),
         ([*model, *batches, "--ratio", "1.5"], "not a fraction"),
         ([*model, *batches, "--method", "magic"], "not a known method"),

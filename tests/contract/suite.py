@@ -219,6 +219,12 @@ class Contract(ABC):
             with pytest.raises(reprune.PlanError, match="another model"):
                 verb(self.chain(), plan)
 
+    @pytest.mark.parametrize("plan", ["out/plan.json", None], ids=["a path", "nothing"])
+    def test_what_is_no_plan(self, plan: Any) -> None:
+        for verb in (reprune.apply, reprune.mask):
+            with pytest.raises(reprune.PlanError, match=f"is a {type(plan).__name__}: give a Plan.*from_json"):
+                verb(self.chain(), plan)
+
     def test_batches_must_hold_something(self) -> None:
         with pytest.raises(reprune.StatisticsError, match="empty"):
             reprune.plan(self.chain(), [])

@@ -92,6 +92,8 @@ class Commands(TyperGroup):
 
         with warnings.catch_warnings():
             if not self._debug:
+                # TensorFlow writes about its kernels as soon as it is imported.
+                os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
                 warnings.showwarning = show
             yield
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reprune.cli.checks import check_takes
-from reprune.core.errors import RepruneError
+from reprune.core.errors import RepruneError, did_you_mean
 
 
 def build(reference: str) -> Any:
@@ -67,4 +67,5 @@ def find(reference: str) -> Any:
     try:
         return getattr(found, name)
     except AttributeError:
-        raise RepruneError(f"{reference!r}: module {module!r} has no {name!r}.") from None
+        near = did_you_mean(name, dir(found))
+        raise RepruneError(f"{reference!r}: module {module!r} has no {name!r}.{near}") from None

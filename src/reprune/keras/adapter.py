@@ -25,6 +25,7 @@ from reprune.keras.surgery.cloning import weight_arrays
 from reprune.keras.surgery.rename import fitted
 from reprune.keras.surgery.verify import narrowed
 from reprune.keras.tracing import record as tracing
+from reprune.keras.tracing.accepting import accepted
 from reprune.keras.tracing.graph import check_keras as checked
 from reprune.keras.tracing.graph import flat_inputs, graph_of, is_tensor
 from reprune.keras.tracing.record import Trace, captured
@@ -63,11 +64,6 @@ __all__ = [
 ]
 
 gates = gated.Gates
-
-
-def accepted(model: Any, example: Any, forward: Forward | None) -> Forward | None:
-    """How the model takes a batch: as it is."""
-    return forward
 
 
 def record(

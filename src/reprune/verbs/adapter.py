@@ -13,7 +13,7 @@ from reprune.core.answers.answers import Answers, Meaning, Run, Told
 from reprune.core.answers.gates import Learner
 from reprune.core.answers.gauss_newton import Pupil
 from reprune.core.budget.latency import LatencyTable
-from reprune.core.errors import UnsupportedModelError, keras_2_error
+from reprune.core.errors import PlanError, UnsupportedModelError, keras_2_error
 from reprune.core.evidence.class_moments import ClassMoments
 from reprune.core.evidence.passes import Forward, Labels, Loss
 from reprune.core.evidence.readings import Axis, Statistics
@@ -179,8 +179,10 @@ def fitting(adapter: Adapter, model: Any, plan: Plan, compensate: bool = True) -
     """The plan as it may be applied to a model: with its corrections if they were fitted to these weights, or without.
 
     Raises:
-        PlanError: When they were fitted to other weights.
+        PlanError: When they were fitted to other weights, or it is no plan.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"The plan is a {type(plan).__name__}: give a Plan, read from a file by Plan.from_json(text).")
     if not compensate:
         return plan.cut_only()
     adapter.check(model, plan)

@@ -28,6 +28,7 @@ from reprune.recipes.video.data import Videos
 keras = pytest.importorskip("keras")
 graph_of = pytest.importorskip("reprune.keras.tracing.graph").graph_of
 verbs = pytest.importorskip("reprune.keras")
+keras_recipe = pytest.importorskip("reprune.recipes.run.keras_recipe")
 keras_youtube8m = pytest.importorskip("reprune.recipes.video.keras_recipe")
 Checkpoints = pytest.importorskip("reprune.recipes.run.keras_training").Checkpoints
 
@@ -180,6 +181,12 @@ def test_what_only_lightning_does(keras_tiny: Options, name: str, value: Any, tm
 
 
 @pytest.mark.slow
+def test_tensorboard_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(keras_recipe._curves(tmp_path)) == 1
+    monkeypatch.setattr(keras_recipe, "find_spec", lambda _: None)
+    assert keras_recipe._curves(tmp_path) == []
+
+
 def test_half_precision(keras_tiny: Options, tmp_path: Path) -> None:
     options = replace(keras_tiny, precision="16-mixed", epochs=1)
     summary = youtube8m.run(options, tmp_path)

@@ -6,7 +6,7 @@ symbolic inputs once, which gives them one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -240,13 +240,18 @@ def graph_of(model: Any, example: Any = None) -> ModelGraph:
     Raises:
         UnsupportedModelError: When the model is no Keras 3 model, or cannot be called on symbolic inputs.
     """
+    return ModelGraph(root_of(model, example))
+
+
+def root_of(model: Any, example: Any = None) -> Graph:
+    """The graph of a model as a functional one that shares its layers; see `graph_of`."""
     check_keras(model)
     graph = own_graph(model)
     if graph is not None:
-        return ModelGraph(graph)
+        return graph
     if model not in _GRAPHS:
         _GRAPHS[model] = symbolic(model, example)
-    return ModelGraph(_GRAPHS[model])
+    return _GRAPHS[model]
 
 
 def check_keras(model: Any) -> Any:
@@ -285,7 +290,13 @@ def run(graph: Graph, inputs: list[Any], call: Callable[..., Any]) -> Any:
 
 def flat_inputs(graph: Graph, batch: Any) -> list[Any]:
     """A batch as the list of tensors that a graph takes."""
-    return list(graph._standardize_inputs(list(batch.values) if isinstance(batch, Arguments) else batch))
+    values = list(batch.values) if isinstance(batch, Arguments) else batch
+    if not isinstance(values, Mapping):
+        leaves = keras.tree.flatten(values)
+        if len(leaves) == len(graph.inputs):
+            # In the nest that Keras expects: of any other it warns.
+            values = keras.tree.pack_sequence_as(graph.input, leaves)
+    return list(graph._standardize_inputs(values))
 
 
 def is_tensor(value: Any) -> bool:

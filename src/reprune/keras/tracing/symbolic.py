@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,10 +90,9 @@ def _specs(model: Any, example: Any) -> Iterator[Any]:
     """Symbolic inputs to try: first with the axes between batch and features open, then as the example has them."""
     example = _as_built(model) if example is None else example
     if isinstance(example, Arguments):
-        pairs = zip(example.names, example.values, strict=True)
-        shapes: Any = tuple(_spec(value, name if hasattr(value, "shape") else None) for name, value in pairs)
+        shapes: Any = tuple(_named_specs(dict(zip(example.names, example.values, strict=True))).values())
     else:
-        shapes = _spec(example)
+        shapes = _named_specs(example) if isinstance(example, Mapping) else _spec(example)
     for rule in (_open_axes, _closed_axes):
         if isinstance(example, Arguments):
             yield Arguments(example.names, tuple(keras.tree.map_structure(rule, shape) for shape in shapes))
@@ -118,6 +117,10 @@ def _as_built(model: Any) -> Any:
 
 def _spec(example: Any, name: str | None = None) -> Any:
     return keras.tree.map_structure(lambda leaf: _Spec(tuple(leaf.shape), _dtype(leaf), name), example)
+
+
+def _named_specs(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _spec(value, name if hasattr(value, "shape") else None) for name, value in values.items()}
 
 
 class _Spec:

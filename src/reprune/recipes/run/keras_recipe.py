@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ class KerasRecipe(Recipe):
             self.rate(optimizer, finetune=part == "finetune"),
             *([Pruning(pruner)] if pruner is not None else []),
             Measurement(logs, lambda: self.metrics(model, final=False)),
-            keras.callbacks.TensorBoard(str(logs / "tensorboard"), write_graph=False),
+            *_curves(logs / "tensorboard"),
             # Last: a checkpoint must hold what all others did in that step.
             checkpoints,
         ]
@@ -198,6 +199,13 @@ class KerasRecipe(Recipe):
             taught = folder if options.teaches(part) else None
             self.loop(model, callbacks, checkpoints.load(), epochs, offset=offset, taught=taught)
         return pruner
+
+
+def _curves(folder: Path) -> list[Any]:
+    """TensorBoard's logs, where it is installed: TensorFlow does without it, and `metrics.csv` holds the same."""
+    if find_spec("tensorboard") is None:
+        return []
+    return [keras.callbacks.TensorBoard(str(folder), write_graph=False)]
 
 
 def _check(options: RunOptions) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from reprune.core.evidence.parts import is_row
 from reprune.core.evidence.passes import Forward
 from reprune.torch.tracing.running.copies import fresh
 
@@ -26,11 +27,6 @@ def invoke(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     if is_row(batch):
         return model(*batch)
     return model(batch)
-
-
-def is_row(batch: Any) -> bool:
-    """Whether a batch is several inputs; a named tuple, such as a packed sequence, is one."""
-    return isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields")
 
 
 def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import keras
@@ -23,6 +23,7 @@ class Piece(NamedTuple):
         mask: Valid steps, or None for all (sequences × time).
         states: Its states before the first step, or None for zeros.
         backward: Whether it runs from the last step to the first.
+        state: Of a cell of the user's own, the place of the state that the response is.
     """
 
     cell: Any
@@ -31,6 +32,7 @@ class Piece(NamedTuple):
     mask: Any
     states: Any
     backward: bool
+    state: int = 0
 
 
 def is_recurrent(operation: Any) -> bool:
@@ -71,10 +73,12 @@ class Recurrences:
 
     Args:
         show: Told of every cell.
+        written: Ids of cells of the user's own that are shown, too: what they keep from step to step.
     """
 
-    def __init__(self, show: Callable[[Piece], None]) -> None:
+    def __init__(self, show: Callable[[Piece], None], written: Collection[int] = ()) -> None:
         self._show = show
+        self._written = written
         self._siblings: dict[int, Any] = {}
 
     def call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,7 +88,7 @@ class Recurrences:
         # Before the layer overwrites them.
         starts = [_held(part) for part in parts]
         output = layer(*args, **kwargs)
-        if not any(cell_kind(cell) for _, cell in cells_of(layer)):
+        if not any(cell_kind(cell) or id(cell) in self._written for _, cell in cells_of(layer)):
             return output
         sequences = args[0] if args else kwargs["sequences"]
         mask = kwargs.get("mask", getattr(sequences, "_keras_mask", None))
@@ -93,7 +97,7 @@ class Recurrences:
             half = list(given)
             starts = [half[: len(half) // 2], half[len(half) // 2 :]] if two else [given]
         whole = keras.tree.flatten(output)[0]
-        shown = layer.return_sequences and all(len(cells_of(part)) == 1 for part in parts)
+        shown = layer.return_sequences and all(cell_kind(getattr(part, "cell", None)) for part in parts)
         first = any(getattr(part, "data_format", None) == "channels_first" for part in parts)
         if not shown or (two and (layer.merge_mode != "concat" or first)):
             for part, states in zip(parts, starts, strict=True):
@@ -118,22 +122,50 @@ class Recurrences:
             if given is not None:
                 state = given[index] if len(cells) > 1 else given
             response = self._sibling(layer, cell)(read, initial_state=state, mask=mask)
-            self._show(Piece(cell, read, response, mask, state, False))
-            read = response
+            if cell_kind(cell) is not None:
+                self._show(Piece(cell, read, response, mask, state, False))
+                read = response
+                continue
+            widths = keras.tree.flatten(cell.state_size)
+            ends = [response.shape[-1] - sum(widths[place:]) for place in range(len(widths))]
+            output, *kept = keras.ops.split(response, ends, axis=-1)
+            starts = [None] * len(kept) if state is None else keras.tree.flatten(state)
+            for place, (values, start) in enumerate(zip(kept, starts, strict=True)):
+                self._show(Piece(cell, read, values, mask, start, False, place))
+            read = output
 
     def _sibling(self, layer: Any, cell: Any) -> Any:
         """A layer around the same cell that returns all time steps."""
         if id(cell) not in self._siblings:
             options = {"return_sequences": True, "unroll": layer.unroll, "dtype": layer.dtype_policy}
-            self._siblings[id(cell)] = keras.layers.RNN(cell, **options)
+            shown = cell if cell_kind(cell) is not None else _StatesBeside(cell)
+            self._siblings[id(cell)] = keras.layers.RNN(shown, **options)
         return self._siblings[id(cell)]
+
+
+class _StatesBeside:
+    """A cell that emits its states, too, beside what the given one emits."""
+
+    def __init__(self, cell: Any) -> None:
+        self._cell = cell
+        self.state_size = cell.state_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cell, name)
+
+    def call(self, inputs: Any, states: Any) -> Any:
+        output, kept = self._cell(inputs, states)
+        return keras.ops.concatenate([output, *keras.tree.flatten(kept)], axis=-1), kept
+
+    __call__ = call
 
 
 def _held(layer: Any) -> Any:
     """The states that a stateful layer starts from; None, which is zeros, of any other."""
     if not layer.stateful:
         return None
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, layer.states)
+    # Their values: the variables hold the next ones by the time these are looked at.
+    return keras.tree.map_structure(lambda state: keras.ops.convert_to_tensor(state.value), layer.states)
 
 
 def _turned(values: Any, backwards: bool) -> Any:

@@ -19,9 +19,11 @@ from reprune.keras.calibration.readers import INSIDE, argument, makers, own_read
 from reprune.keras.calibration.recurrences import Piece, Recurrences, entered, is_recurrent
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.compiled import Runner
+from reprune.keras.tracing.configuration import is_cell
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
 from reprune.keras.tracing.record import Forward, captured
-from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of
+from reprune.keras.tracing.rules.cells import state_name
+from reprune.keras.tracing.rules.recurrent import CELLS, cell_kind, cells_of
 
 Array = Any
 Key = str | Axis
@@ -159,7 +161,10 @@ class Probe:
         self._made = {name: reader for found in self._makers.values() for name, reader in found}
         self._readers = readers(graph, kept | self._apart.keys())
         self._own = own_readers(graph, consumers if readings else ())
-        self._recurrences = Recurrences(self._piece)
+        # A cell of the user's own that could not be followed may do anything.
+        self._layers = {name for name in structure.layers if name in structure.prunable or _is_kerass(structure, name)}
+        written = {key for key, name in self._names.items() if any(_of_cell(layer, name) for layer in self._layers)}
+        self._recurrences = Recurrences(self._piece, written)
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
         self._order: list[tuple[Key, bool, bool, bool | None, bool]] = []
@@ -225,7 +230,7 @@ class Probe:
             made = keras.tree.flatten(output)[0]
             first = getattr(target, "data_format", None) == "channels_first"
             self._seen.append(Seen(name, keras.ops.moveaxis(made, 1, -1) if first else made))
-        if cell_kind(operation) is not None or isinstance(operation, keras.layers.StackedRNNCells):
+        if is_cell(operation):
             self._cells(operation, output)
         return output
 
@@ -247,7 +252,9 @@ class Probe:
     def _cells(self, operation: Any, output: Any) -> None:
         cells = cells_of(operation)
         if len(cells) == 1:
-            self._note(cells[0][1], keras.tree.flatten(output)[0])
+            first, *kept = keras.tree.flatten(output)
+            for place, state in enumerate([first] if cell_kind(operation) is not None else kept):
+                self._note(operation, state, place=place)
             return
         for (_, cell), state in zip(cells, output[1], strict=True):
             self._note(cell, keras.tree.flatten(state)[0])
@@ -264,16 +271,32 @@ class Probe:
     def _piece(self, piece: Piece) -> None:
         """Note what a cell responds over a sequence."""
         start = next((state for state in keras.tree.flatten(piece.states) if state is not None), None)
-        self._note(piece.cell, piece.response, piece.mask, start, backwards=piece.backward)
+        self._note(piece.cell, piece.response, piece.mask, start, backwards=piece.backward, place=piece.state)
 
     def _note(
-        self, cell: Any, sequence: Any, mask: Any = None, start: Any = None, *, backwards: bool | None = None
+        self,
+        cell: Any,
+        sequence: Any,
+        mask: Any = None,
+        start: Any = None,
+        *,
+        backwards: bool | None = None,
+        place: int = 0,
     ) -> None:
-        if id(cell) in self._names and cell_kind(cell) is not None:
+        name = state_name(self._names.get(id(cell), ""), place)
+        if name in self._layers:
             if getattr(cell, "data_format", None) == "channels_first":
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
                 start = start if start is None else keras.ops.moveaxis(start, 1, -1)
-            self._seen.append(Seen(self._names[id(cell)], sequence, mask, start, backwards))
+            self._seen.append(Seen(name, sequence, mask, start, backwards))
+
+
+def _is_kerass(structure: Structure, name: str) -> bool:
+    return structure.layers[name].cell in [word for word, _, _ in CELLS.values()]
+
+
+def _of_cell(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(f"{name}:state")
 
 
 def _shown(structure: Structure, seen: Collection[Axis]) -> dict[str, Reader]:

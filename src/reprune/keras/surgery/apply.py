@@ -15,6 +15,7 @@ from reprune.keras.surgery.compiling import compile_like
 from reprune.keras.surgery.layers import hand_over
 from reprune.keras.surgery.rename import fitted
 from reprune.keras.tracing.graph import ModelGraph, array, graph_of
+from reprune.keras.tracing.rules.cells import state_name
 from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of
 
 Array = Any
@@ -146,8 +147,9 @@ def _copy_states(old: Any, new: Any, plan: Plan, names: Mapping[int, str]) -> No
         return
     owners: list[str] = []
     for _, cell in cells_of(old):
-        kind = cell_kind(cell)
-        owners += [names[id(cell)]] * (kind[2] if kind else len(keras.tree.flatten(cell.state_size)))
+        kind, name = cell_kind(cell), names[id(cell)]
+        own = [state_name(name, state) for state in range(len(keras.tree.flatten(cell.state_size)))]
+        owners += [name] * kind[2] if kind else [other if other in plan.kept else name for other in own]
     pairs = zip(keras.tree.flatten(old.states), keras.tree.flatten(new.states), owners, strict=True)
     for before, after, name in pairs:
         value = array(before)

@@ -10,10 +10,10 @@ import keras
 from reprune.core.plan import Plan
 from reprune.keras.surgery.layers import as_it_is, is_plain, made_anew
 from reprune.keras.surgery.ragged import RaggedBidirectional
-from reprune.keras.tracing.configuration import made_with
+from reprune.keras.tracing.configuration import is_cell, made_with, replaced
 from reprune.keras.tracing.graph import ModelGraph, array
 from reprune.keras.tracing.positional import ManyArguments
-from reprune.keras.tracing.rules.recurrent import cell_kind, cells_of, width
+from reprune.keras.tracing.rules.recurrent import cell_in, cell_kind, cells_of, width
 
 
 class Cloner:
@@ -85,30 +85,30 @@ class Cloner:
             config = {**made_with(operation, "function", "output_shape", "mask", "arguments"), "mask": operation.mask}
             shape = getattr(operation, "_output_shape", None)
             for (_, axis), length in self._sizes_in(operation):
-                shape = _written(shape, [int(axis)], length)
+                shape = replaced(shape, [axis], length)
             return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
         sizes = self._sizes_in(operation)
         if is_plain(operation) and not sizes:
             return as_it_is(operation)
         config = made_with(operation)
-        cell = getattr(operation, "cell", operation)
+        cell = cell_in(operation)
         size = self._sizes.get(self._cells.get(id(cell), ""), width(cell))
         if cell_kind(cell) is not None and size != width(cell):
             config["units" if "units" in config else "filters"] = size
         if isinstance(operation, keras.layers.MultiHeadAttention) and config.get("output_shape") is None:
             # Left out, it is the width of the query, which may shrink.
             config["output_shape"] = (int(operation.output_dense.kernel.shape[-1]),)
-        for (attribute, *place), value in sizes:
-            key = str(attribute)
+        for (key, *place), value in sizes:
             if key in config:
-                config[key] = _written(config[key], [int(axis) for axis in place], value)
+                config[str(key)] = replaced(config[str(key)], place, value)
         clone = made_anew(operation, config)
         if hasattr(operation, "use_cudnn"):
             clone.use_cudnn = operation.use_cudnn
         return clone
 
     def _sizes_in(self, operation: Any) -> list[tuple[tuple[str | int, ...], int]]:
-        return self._attributes.get(self._graph.paths.get(id(operation), ""), [])
+        cell = self._cells.get(id(cell_in(operation)), "")
+        return self._attributes.get(self._graph.paths.get(id(operation), cell), [])
 
     def _bidirectional(self, layer: Any) -> Any:
         config = made_with(layer, "layer", "backward_layer")
@@ -160,19 +160,10 @@ def named_cells(graph: ModelGraph) -> list[tuple[Any, str]]:
     found: dict[int, tuple[Any, str]] = {}
     for path, layer in graph.layers():
         recurrent = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.StackedRNNCells))
-        if recurrent or cell_kind(layer) is not None:
+        if recurrent or is_cell(layer):
             for suffix, cell in cells_of(layer):
                 found.setdefault(id(cell), (cell, path + suffix))
     return list(found.values())
-
-
-def _written(value: Any, place: list[int], size: int) -> Any:
-    """A number of a layer's configuration, or one of a tuple of them, replaced."""
-    if not place:
-        return size
-    numbers = [value] if isinstance(value, int) else list(value)
-    numbers[place[0]] = size
-    return tuple(numbers)
 
 
 def weight_arrays(graph: ModelGraph) -> dict[str, Any]:

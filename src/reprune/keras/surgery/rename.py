@@ -40,6 +40,8 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
     for name in (name for name, layer in plan.structure.layers.items() if layer.cell not in WIDTHS):
         slot = next(iter(plan.structure.slots_of(name, "own")), None)
         new = None if slot is None else owners.get(tensors[slot.tensor])
+        if new is not None and ":state" in name:
+            new += name[name.index(":state") :]
         if new is None and name not in cells:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
         names[name] = new or name
@@ -47,7 +49,7 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
         if layer.cell in WIDTHS:
             path, _, kind = name.rpartition(":")
             names[name] = f"{_owner(path, tensors, graph)}:{kind}"
-    for size in plan.structure.sizes:
+    for size in (size for size in plan.structure.sizes if size.owner not in names):
         names[size.owner] = _owner(size.owner, tensors, graph)
     return Plan.from_json(json.dumps(_renamed(json.loads(plan.to_json()), {**tensors, **names})))
 

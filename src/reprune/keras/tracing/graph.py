@@ -6,7 +6,7 @@ symbolic inputs once, which gives them one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,10 +14,11 @@ import keras
 import numpy as np
 
 from reprune.core.errors import UnsupportedModelError, keras_2_error
-from reprune.keras.tracing.configuration import loose_weights, made_with, sublayers
+from reprune.keras.tracing.code import call_of, graph_inside
+from reprune.keras.tracing.configuration import is_cell, loose_weights, sublayers
 from reprune.keras.tracing.location import line_of_error
 from reprune.keras.tracing.positional import Arguments
-from reprune.keras.tracing.symbolic import followed, symbolic
+from reprune.keras.tracing.symbolic import symbolic
 
 Layer = Any
 Graph = Any
@@ -60,7 +61,7 @@ class ModelGraph:
             target = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
             if target is not operation:
                 self.paths.setdefault(id(target), path)
-            inner = self._open(target, None if target is not operation else _call_of(operation))
+            inner = self._open(target, None if target is not operation else call_of(operation))
             if inner is not None:
                 self.inner[id(target)] = inner
                 self._visit(inner, f"{path}/")
@@ -77,7 +78,7 @@ class ModelGraph:
         if graph is not None or call is None or not _is_composite(operation):
             return graph
         try:
-            graph = _graph_inside(operation, call)
+            graph = graph_inside(operation, call)
         except Exception as error:
             # Whatever a stranger's code raises on symbolic inputs: the layer stays closed, and pins what it reads.
             self.close(operation, error)
@@ -166,72 +167,11 @@ def own_graph(layer: Any) -> Graph | None:
 
 def _is_composite(operation: Any) -> bool:
     """Whether a layer is a custom one made of other layers, with no weights of its own."""
-    if not isinstance(operation, keras.layers.Layer) or isinstance(operation, _WRAPPERS):
+    if not isinstance(operation, keras.layers.Layer) or isinstance(operation, _WRAPPERS) or is_cell(operation):
         return False
     if type(operation).__module__.split(".")[0] == "keras":
         return False
     return bool(sublayers(operation)) and not loose_weights(operation)
-
-
-def _graph_inside(operation: Any, call: tuple[Any, Any], weights: Sequence[Any] = ()) -> Graph:
-    """The graph of what the `call` of a layer does with the tensors that it was called on.
-
-    Args:
-        operation: The layer.
-        call: The symbolic arguments of a call.
-        weights: Further inputs, of which its code makes use.
-    """
-    args, kwargs = call
-    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
-    inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=f"input_{i}") for i, t in enumerate(tensors)]
-    fresh = iter(inputs)
-    args, kwargs = keras.tree.map_structure(
-        lambda leaf: next(fresh) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
-    )
-    with followed(inputs):
-        return keras.Model([*inputs, *weights], operation.call(*args, **kwargs), name=operation.name)
-
-
-def graph_of_code(layer: Any) -> tuple[Graph, list[Any]] | None:
-    """The graph of a layer that holds no others, and its weights, which are the last inputs; None where it holds some.
-
-    Whatever its code raises on symbols is raised.
-    """
-    call = _call_of(layer)
-    if call is None or sublayers(layer):
-        return None
-    # A twin, in whose attributes symbols stand for weights: the layer itself is left as it is.
-    twin = object.__new__(type(layer))
-    twin.__dict__.update(vars(layer))
-    mine = {id(variable) for variable in layer.weights if len(variable.shape)}
-    held = {name: value for name, value in vars(layer).items() if id(value) in mine}
-    symbols = {name: keras.Input(batch_shape=tuple(value.shape), dtype=value.dtype) for name, value in held.items()}
-    twin.__dict__.update(symbols)
-    return _graph_inside(twin, call, list(symbols.values())), list(held.values())
-
-
-def shapes_made(layer: Any, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Shapes of the weights that a layer makes for inputs of these shapes, in the order of its weights.
-
-    Whatever its code raises on symbols is raised.
-    """
-    args, kwargs = _call_of(layer) or ((), {})
-    given = iter([keras.Input(batch_shape=(None, *shape[1:])) for shape in shapes])
-    args, kwargs = keras.tree.map_structure(
-        lambda leaf: next(given) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
-    )
-    fresh = type(layer).from_config(made_with(layer))
-    with followed([leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]):
-        fresh(*args, **kwargs)
-    return [tuple(variable.shape) for variable in fresh.weights]
-
-
-def _call_of(operation: Any) -> tuple[Any, Any] | None:
-    """Symbolic arguments of an operation's first call."""
-    for node in operation._inbound_nodes:
-        if not node.is_input:
-            return node.arguments.args, node.arguments.kwargs
-    return None
 
 
 def graph_of(model: Any, example: Any = None) -> ModelGraph:

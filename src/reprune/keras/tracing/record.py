@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
 from reprune.keras.tracing.positional import arguments_of, called_with
 from reprune.keras.tracing.rules import rule_of
+from reprune.keras.tracing.rules.movement import CUT
 from reprune.keras.tracing.tracer import Cell, Traced, Tracer, carried_inputs, paired_states, returned_states
 from reprune.keras.tracing.widths import width_layers
 
@@ -54,7 +56,7 @@ class Trace:
         self.inputs = inputs
         self.run = Runner(graph)
         self._tracer = tracer
-        self._cells = [*tracer.cells.values(), *width_layers(tracer, kinds)]
+        self._cells = [*tracer.layers(), *width_layers(tracer, kinds)]
         self._uniform = uniform
 
     def structure(self, pins: Mapping[str, Pin] | None = None) -> Structure:
@@ -244,6 +246,9 @@ class _Resolver:
         for labels, pin in self._records.pins:
             for name in self._names(labels):
                 pins.setdefault(name, pin)
+        for labels, site in self._records.cuts:
+            taken = Counter(name for name, _ in {unit for unit in self._units(labels) if unit is not None})
+            pins.update({name: Pin(site, CUT) for name, count in taken.items() if count < self._sizes[name]})
         return pins
 
     def _met_at(self, name: str) -> Site:

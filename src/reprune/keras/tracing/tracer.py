@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from reprune.core.layers import WIDTHS, Pin, Role, Site
 from reprune.keras.tracing.compiled import compiled_call
-from reprune.keras.tracing.graph import ModelGraph, array, named_weights, run
-from reprune.keras.tracing.labels import NONE, PADDING, Couplings, Ids, Shadow
+from reprune.keras.tracing.graph import ModelGraph, named_weights, run
+from reprune.keras.tracing.labels import NONE, Couplings, Ids, Shadow
 from reprune.keras.tracing.location import line_of
 
 
@@ -84,6 +85,7 @@ class Records:
     ties: list[tuple[Ids, Site]] = field(default_factory=list)
     direct: list[tuple[Ids, Site]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
+    cuts: list[tuple[Ids, Site]] = field(default_factory=list)
     consumers: dict[tuple[str, int], str | None] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
@@ -118,11 +120,14 @@ class Tracer:
         self._rule_of = rule_of
         self.couplings = Couplings()
         self.records = Records()
-        self.cells: dict[int, Cell] = {}
+        self.cells: dict[tuple[int, int], Cell] = {}
+        """By the id of a cell, and which of its states has these units."""
         self.refused: dict[str, tuple[str, int, Pin]] = {}
         self._names: dict[int, str] = {}
         self.widths: dict[str, Cell] = {}
         self._made: dict[tuple[int, int], Ids] = {}
+        self.times = 0.0
+        """While the code of one step is followed: how many steps there are."""
         self.written: list[Any] = []
         """Graphs of layers with weights of their own: operations are known by their identity."""
         for path, layer in graph.layers():
@@ -165,11 +170,16 @@ class Tracer:
             if tensor.shadow is not None:
                 self.size(call, ("inputs", index, tensor.shadow.axis), tensor.shadow.labels)
 
-    def size(self, call: Call, path: tuple[str | int, ...], labels: Ids) -> None:
-        """Record that a number which the operation was made with counts labels."""
-        known = self.records.sizes.setdefault((call.path, path), labels)
+    def size(self, call: Call, path: tuple[str | int, ...], labels: Ids, owner: str = "") -> None:
+        """Record that a number which the operation, or its part `owner`, was made with counts labels."""
+        known = self.records.sizes.setdefault((owner or call.path, path), labels)
         if known is not labels:
             self.tie(known, labels, call.site, "a size that is used at several places counts units in only one")
+
+    def layers(self) -> list[Cell]:
+        """The cells that are layers; one inside a cell of the user's own has that one's units."""
+        named = self.couplings.member
+        return [cell for cell in self.cells.values() if cell.units < 2 or named(int(cell.labels[0]))]
 
     def take_state(self, labels: Ids) -> None:
         """Note the labelled inputs of the model that a layer is about to take for its state."""
@@ -192,16 +202,33 @@ class Tracer:
 
         They are units where that is asked for (`widths.py`), and else follow the units that they are added to.
         """
+        labels = self.columns(call, variable, axis)
+        if len(labels) > 1:  # A single one cannot be removed.
+            name = f"{call.path}:{WIDTHS[kind]}"
+            self.widths.setdefault(name, Cell(name, kind, len(labels), labels))
+        return labels
+
+    def columns(self, call: Call, variable: Any, axis: int) -> Ids:
+        """The same, of what can be no units by itself."""
         axis %= len(variable.shape)
-        labels = self._made.get((id(variable), axis))
-        if labels is None:
-            count = int(variable.shape[axis])
-            labels = self._made[id(variable), axis] = self.couplings.new(count)
-            if count > 1:  # A single one cannot be removed.
-                name = f"{call.path}:{WIDTHS[kind]}"
-                self.widths.setdefault(name, Cell(name, kind, count, labels))
+        labels = self.labels_of(variable, axis, int(variable.shape[axis]))
         self.slot(variable, axis, labels, "own", call.site)
         return labels
+
+    def labels_of(self, thing: Any, index: int, count: int) -> Ids:
+        """Labels of an axis of a weight, or of a state of a cell, made on first use."""
+        if (id(thing), index) not in self._made:
+            self._made[id(thing), index] = self.couplings.new(count)
+        return self._made[id(thing), index]
+
+    @contextmanager
+    def repeated(self, times: float) -> Iterator[None]:
+        """While this is entered, the code of one step is followed, of which there are so many."""
+        before, self.times = self.times, times
+        try:
+            yield
+        finally:
+            self.times = before
 
     def slot(self, variable: Any, axis: int, labels: Ids, role: Role, site: Site) -> None:
         """Record that positions of an axis of a weight belong to labels."""
@@ -236,7 +263,7 @@ class Tracer:
 
     def product(self, rows: float, *axes: int | Ids) -> None:
         """Record a matrix product."""
-        self.records.products.append(Product(float(rows), axes))
+        self.records.products.append(Product(float(rows * (self.times or 1)), axes))
 
 
 @dataclass
@@ -275,6 +302,16 @@ class Call:
         )
         return compiled_call(self.operation, args, kwargs)
 
+    def one_each(self, tensor: Traced) -> Traced:
+        """A weight of a cell with one number for each unit, labelled, so that it may be computed with; others as they
+        are."""
+        long = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        source = tensor.axes[long[0]] if tensor.weight is not None and len(long) == 1 else None
+        if source is None or not self.tracer.times:
+            return tensor
+        labels = self.tracer.columns(self, tensor.weight, source)
+        return Traced(tensor.value, shadow(long[0], labels), tensor.weight, tensor.axes)
+
     def plain(self) -> Any:
         """Outputs without labels."""
         return keras.tree.map_structure(Traced, self.values())
@@ -294,73 +331,6 @@ class Call:
 def shadow(axis: int, labels: Ids, silent: bool = True) -> Shadow | None:
     """A shadow, or None when nothing is named."""
     return Shadow(axis, labels, silent) if bool((labels > NONE).any()) else None
-
-
-def moved(call: Call) -> Any:
-    """An operation that only moves values about: run on the labels themselves."""
-    outputs = call.values()
-    if len(call.tensors) == 1 and call.x.weight is not None and hasattr(outputs, "shape"):
-        return _turned(call, outputs)
-    if all(tensor.shadow is None for tensor in call.tensors):
-        return keras.tree.map_structure(Traced, outputs)
-    args, kwargs = keras.tree.map_structure(
-        lambda leaf: _spread(leaf) if isinstance(leaf, Traced) else leaf, (call.args, call.kwargs)
-    )
-    labels = keras.tree.flatten(call.operation(*args, **kwargs))
-    flat = [
-        Traced(value, _gathered(call, array(grid).astype(np.int64) - 1))
-        for value, grid in zip(keras.tree.flatten(outputs), labels, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(outputs, flat)
-
-
-def _turned(call: Call, value: Any) -> Traced:
-    """A weight whose axes were moved about: where each of them comes from, by the steps between elements."""
-    weight = call.x
-    places = np.arange(int(np.prod(weight.shape))).reshape(weight.shape)
-    args, kwargs = keras.tree.map_structure(
-        lambda leaf: keras.ops.convert_to_tensor(places) if leaf is weight else leaf, (call.args, call.kwargs)
-    )
-    made = array(call.operation(*args, **kwargs))
-    steps = {step // places.itemsize: axis for step, axis in zip(places.strides, weight.axes, strict=True)}
-    axes = []
-    for axis, length in enumerate(made.shape):
-        step = int(np.diff(made, axis=axis).flat[0]) if length > 1 else -1
-        source = steps.get(step)
-        same = source is not None and length == weight.weight.shape[source]
-        axes.append(source if same else None)
-    whole = made.size == places.size
-    return Traced(value, weight=weight.weight if whole else None, axes=tuple(axes))
-
-
-def _spread(tensor: Traced) -> Any:
-    """Labels of every element, plus one: what an operation pads with zeros is told from values that must stay."""
-    grid = np.ones(tensor.shape, dtype=np.int32)
-    if tensor.shadow is not None:
-        shape = [1] * grid.ndim
-        shape[tensor.shadow.axis] = -1
-        grid = np.broadcast_to(tensor.shadow.labels.reshape(shape) + 1, grid.shape).astype(np.int32)
-    return keras.ops.convert_to_tensor(np.ascontiguousarray(grid))
-
-
-def _gathered(call: Call, grid: Ids) -> Shadow | None:
-    """Labels of elements as labels along one axis: the one along which they vary most; others are coupled."""
-    if not (grid > NONE).any():
-        return None
-    anchor = tuple(np.argwhere(grid > NONE)[0])
-    variety = []
-    for axis in range(grid.ndim):
-        line = grid[(*anchor[:axis], slice(None), *anchor[axis + 1 :])]
-        variety.append(len(np.unique(line[line > NONE])))
-    # A line without variety (one unit, or a slice of one position) may lie along any axis of length one.
-    axis = int(np.argmax(variety)) if max(variety) > 1 else grid.ndim - 1
-    lines = np.unique(np.moveaxis(grid, axis, -1).reshape(-1, grid.shape[axis]), axis=0)
-    first = lines[0]
-    for line in lines[1:]:
-        call.tracer.tie(first, line, call.site, "its units meet values that cannot be made narrower")
-        first = np.where(first > NONE, first, np.where(line == NONE, NONE, np.maximum(first, line)))
-    silent = all(tensor.shadow is None or tensor.shadow.silent for tensor in call.tensors)
-    return shadow(axis, np.where(first == PADDING, NONE, first), silent)
 
 
 def paired_states(tracer: Tracer) -> list[tuple[int, int]]:

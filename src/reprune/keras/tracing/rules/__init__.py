@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from reprune.core.layers import Pin, Site
-from reprune.keras.tracing.configuration import loose_weights, sublayers
+from reprune.keras.tracing.configuration import is_cell, loose_weights, sublayers
 from reprune.keras.tracing.rules import attention, einsums, elementwise, movement, recurrent, weights, written
-from reprune.keras.tracing.tracer import Call, moved
+from reprune.keras.tracing.rules.moved import moved
+from reprune.keras.tracing.tracer import Call
 
 Rule = Callable[[Call], Any]
 
@@ -67,8 +68,7 @@ _RULES: dict[Rule, str] = {
     elementwise.running: "Cumsum Cumprod Sort Diff",
     elementwise.masking: "Masking",
     elementwise.zeros: "BatchZeros",
-    elementwise.zeros_like: "ZerosLike",
-    elementwise.ignored: "OnesLike FullLike EmptyLike",
+    elementwise.alike: "ZerosLike OnesLike FullLike",
     movement.concatenate: "Concatenate Stack",
     movement.reshape: "Reshape",
     movement.sliced: "GetItem Take Slice Split Unstack",
@@ -90,7 +90,7 @@ def rule_of(operation: Any) -> Rule:
         if kind.__module__.split(".")[0] in ("keras", "reprune"):
             return RULES.get(kind.__name__, unknown)
         if "call" in vars(kind) or "__call__" in vars(kind):
-            break
+            return recurrent.lone_cell if is_cell(operation) else unknown
     return unknown
 
 

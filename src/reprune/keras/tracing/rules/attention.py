@@ -191,6 +191,8 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
     axes = [first] if second is None else [first, second]
     passed: list[tuple[int, Ids, bool]] = []
     held = [own[t.shadow.axis] for t, own in zip(tensors, axes, strict=True) if t.shadow is not None]
+    if call.tracer.times:
+        passed += _made_by(call, tensors, axes, out)
     for letter in dict.fromkeys(held):
         factors = [(t, t.along(own.index(letter))) for t, own in zip(tensors, axes, strict=True) if letter in own]
         # An axis of length one is broadcast along the other's.
@@ -218,6 +220,20 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
         passed.sort(key=lambda place: not call.tracer.names_units(place[1]))
         call.tracer.pin_labels(passed.pop()[1], call.site, "its units meet others on two axes of a product")
     return Traced(value, shadow(*passed[0]) if passed else None)
+
+
+def _made_by(
+    call: Call, tensors: Sequence[Traced], axes: Sequence[Sequence[str]], out: Sequence[str]
+) -> list[tuple[int, Ids, bool]]:
+    """What weights of a cell make: the axes of a product that they alone have, with their labels."""
+    made = []
+    for tensor, own in zip(tensors, axes, strict=True):
+        others = [letter for other in axes if other is not own for letter in other]
+        for axis, letter in enumerate(own):
+            source = None if tensor.weight is None or tensor.shadow is not None else tensor.axes[axis]
+            if source is not None and letter in out and letter not in others:
+                made.append((out.index(letter), call.tracer.columns(call, tensor.weight, source), True))
+    return made
 
 
 def _read_by(call: Call, weight: Traced, axis: int, labels: Ids, *, reads: bool) -> bool:

@@ -27,11 +27,16 @@ def same(call: Call) -> Any:
 def unary(call: Call) -> Any:
     """A function of each element, asked for what it does with 0."""
     x = call.x
-    if x.shadow is None:
+    if x.shadow is None and x.weight is None:
         return call.plain()
     function = call.operation
     if not is_elementwise(function):
         return call.pinned("the function mixes its units, or could not be tried out")
+    if x.weight is not None and keeps_zero(function):
+        return Traced(call.values(), x.shadow, x.weight, x.axes)
+    x = call.one_each(x)
+    if x.shadow is None:
+        return call.plain()
     return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent and keeps_zero(function))
 
 
@@ -52,7 +57,9 @@ def combined(call: Call) -> Any:
     rank = len(value.shape)
     operands = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
     leaves = [leaf for leaf in operands if hasattr(leaf, "shape")]
-    labelled = [leaf for leaf in call.tensors if leaf.shadow is not None]
+    if all(tensor.shadow is None for tensor in call.tensors):
+        leaves = [call.one_each(leaf) if _is(leaf) else leaf for leaf in leaves]
+    labelled = [leaf for leaf in leaves if _is(leaf) and leaf.shadow is not None]
     axes = {leaf.shadow.axis + rank - len(leaf.shape) for leaf in labelled if leaf.shadow is not None}
     if not labelled:
         return Traced(value)
@@ -68,7 +75,8 @@ def combined(call: Call) -> Any:
         if _is(leaf) and leaf.weight is not None and leaf.axes[own] is not None:
             for tensor in [one for one in labelled if one.shape[axis - rank] == width]:
                 call.tracer.slot(leaf.weight, leaf.axes[own], tensor.along(axis - rank), "follows", call.site)
-            continue
+            if leaf.shadow is None:
+                continue
         named = leaf.along(own) if _is(leaf) else np.zeros(width, dtype=np.int64)
         labels = named if not (labels > NONE).any() else labels
         for tensor in labelled:
@@ -163,16 +171,13 @@ def zeros(call: Call) -> Any:
     return Traced(call.values(), shadow(len(layer.sizes), made))
 
 
-def ignored(call: Call) -> Any:
-    """Only the shape is read, and every value is the same."""
-    return call.plain()
-
-
-def zeros_like(call: Call) -> Any:
-    """Zeros as wide as the units, however many there are. Of truth values, Keras makes masks, alike for all units."""
+def alike(call: Call) -> Any:
+    """Zeros, or ones, as wide as the units, however many there are; of truth values, Keras makes masks."""
     x = call.x
     masks = str(getattr(call.operation, "dtype", None)) == "bool"
-    return call.plain() if x.shadow is None or masks else call.labelled(x.shadow.axis, x.shadow.labels, silent=True)
+    if x.shadow is None or masks:
+        return call.plain()
+    return call.labelled(x.shadow.axis, x.shadow.labels, silent=type(call.operation).__name__ == "ZerosLike")
 
 
 def _axes(axis: Any, rank: int) -> list[int]:

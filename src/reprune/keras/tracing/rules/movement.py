@@ -8,7 +8,10 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.labels import NONE
-from reprune.keras.tracing.tracer import Call, Traced, moved, shadow
+from reprune.keras.tracing.rules.moved import moved
+from reprune.keras.tracing.tracer import Call, Traced, shadow
+
+CUT = "units are taken by a position that is written into the code"
 
 
 def concatenate(call: Call) -> Any:
@@ -54,12 +57,18 @@ def sliced(call: Call) -> Any:
         for labels in others:
             call.tracer.tie(first, labels, call.site, "it is split into parts of one size, of which others stay")
         return out
+    if call.tracer.times:
+        # The positions are computed anew in a smaller cell: right, where they take the units of a layer whole.
+        for part in keras.tree.flatten(out):
+            if part.shadow is not None:
+                call.tracer.records.cuts.append((part.shadow.labels, call.site))
+        return out
     for tensor in call.tensors:
         if tensor.shadow is None:
             continue
         taken = [leaf.shadow.labels for leaf in keras.tree.flatten(out) if leaf.shadow is not None]
         if not taken or any(set(_named(labels)) != set(_named(tensor.shadow.labels)) for labels in taken):
-            return call.pinned("units are taken by a position that is written into the code")
+            return call.pinned(CUT)
     return out
 
 
@@ -79,7 +88,7 @@ def taken_along(call: Call) -> Any:
         return call.plain()
     axis = call.operation.axis
     if axis is None or axis % len(x.shape) == x.shadow.axis:
-        return call.pinned("units are taken by a position that is written into the code")
+        return call.pinned(CUT)
     return call.labelled(x.shadow.axis, x.shadow.labels, x.shadow.silent)
 
 

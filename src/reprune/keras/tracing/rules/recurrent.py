@@ -11,6 +11,7 @@ import numpy as np
 
 from reprune.core.layers import Pin
 from reprune.keras.tracing.labels import NONE, Ids
+from reprune.keras.tracing.rules import cells
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
 from reprune.keras.tracing.tracer import Call, Cell, Traced, shadow
 
@@ -31,6 +32,11 @@ def cell_kind(cell: Any) -> tuple[str, int, int] | None:
     return CELLS.get(type(cell).__name__) if type(cell).__module__.split(".")[0] == "keras" else None
 
 
+def cell_in(layer: Any) -> Any:
+    """The cell, or stack of cells, that a layer runs; the layer itself where it is a cell."""
+    return layer.cell if isinstance(layer, keras.layers.RNN) else layer
+
+
 def cells_of(layer: Any) -> list[tuple[str, Any]]:
     """The cells of a recurrent layer in the order of its states, with the suffixes of their names."""
     if isinstance(layer, keras.layers.Bidirectional):
@@ -39,7 +45,7 @@ def cells_of(layer: Any) -> list[tuple[str, Any]]:
             for direction, part in (("forward", layer.forward_layer), ("backward", layer.backward_layer))
             for suffix, cell in cells_of(part)
         ]
-    cell = getattr(layer, "cell", layer)
+    cell = cell_in(layer)
     if isinstance(cell, keras.layers.StackedRNNCells):
         return [(f":l{index}", part) for index, part in enumerate(cell.cells)]
     return [("", cell)]
@@ -123,30 +129,31 @@ def lone_cell(call: Call) -> Any:
 
 
 def run_cells(
-    call: Call, cells: Sequence[tuple[str, Any]], x: Traced, channel: int, states: Sequence[Traced]
+    call: Call, stack: Sequence[tuple[str, Any]], x: Traced, channel: int, states: Sequence[Traced]
 ) -> tuple[Cell, list[Cell]] | None:
     """Let a stack of cells read a sequence: the last cell, and the cell of every state; None when one is not known."""
     labels = x.along(channel)
     if x.shadow is not None and not labels.any():
         call.tracer.pin(x, call.site, "a recurrent layer runs over its units as over time")
-    known = [cell_kind(cell) for _, cell in cells]
-    if any(kind is None for kind in known):
-        for tensor in [x, *states]:
-            call.tracer.pin(tensor, call.site, "it is read by a recurrent cell of a kind that is not known")
-        for suffix, cell in cells:
-            pin = Pin(call.site, f"{type(cell).__name__} is not one of Keras's own cells")
-            call.tracer.refused[call.path + suffix] = (type(cell).__name__.lower(), width(cell), pin)
-        return None
     rows = prod(x.shape) / x.shape[channel]
     call.tracer.records.steps = call.tracer.records.steps or rows
     held: list[Cell] = []
     last: Cell | None = None
-    for (suffix, layer_cell), kind in zip(cells, known, strict=True):
-        assert kind is not None
-        last = _cell(call, layer_cell, kind, call.path + suffix)
-        _reads(call, layer_cell, kind[1], labels, rows, last)
+    for suffix, layer_cell in stack:
+        kind = cell_kind(layer_cell)
+        if kind is not None:
+            last = _cell(call, layer_cell, kind, call.path + suffix)
+            _reads(call, layer_cell, kind[1], labels, rows, last)
+            held += [last] * kind[2]
+        else:
+            step = _written(call, layer_cell, call.path + suffix, x, last, rows)
+            if step is None:
+                for met in [*(cell.labels for cell in held), *(state.along(-1) for state in states)]:
+                    call.tracer.pin_labels(met, call.site, f"the code of {type(layer_cell).__name__} is not followed")
+                return None
+            last = step.output
+            held += step.states
         labels = last.labels if last.labels.any() else np.zeros(last.units, dtype=np.int64)
-        held += [last] * kind[2]
     for state, cell in zip(states, held, strict=False):
         labels = state.along(1 if channel == 2 else -1)
         call.tracer.take_state(labels)
@@ -155,16 +162,32 @@ def run_cells(
     return last, held
 
 
+def _written(call: Call, cell: Any, name: str, x: Traced, below: Cell | None, rows: float) -> cells.Step | None:
+    """One step of a cell of the user's own, that reads the input or the cell below it."""
+    layer = call.operation
+    parts = (layer.forward_layer, layer.backward_layer) if isinstance(layer, keras.layers.Bidirectional) else (layer,)
+    makers = [part for part in parts if getattr(part, "cell", None) is cell and type(part) is not keras.layers.RNN]
+    if below is not None:
+        zeros = keras.ops.zeros((x.shape[0], below.units), dtype=cell.compute_dtype)
+        x = Traced(zeros, shadow(1, below.labels, below.zero_at_zero))
+    elif len(x.shape) > 2:
+        found = None if x.shadow is None else shadow(x.shadow.axis - 1, x.shadow.labels, x.shadow.silent)
+        x = Traced(x.value[:, 0], found)
+    return cells.followed(call, cell, makers[0] if makers else cell, name, x, rows / x.shape[0])
+
+
 def _cell(call: Call, layer_cell: Any, kind: tuple[str, int, int], name: str) -> Cell:
     tracer = call.tracer
-    if id(layer_cell) in tracer.cells:
-        return tracer.cells[id(layer_cell)]
+    if (id(layer_cell), 0) in tracer.cells:
+        return tracer.cells[id(layer_cell), 0]
     word, gates, _ = kind
     units = width(layer_cell)
-    labels = tracer.couplings.new(units, name) if units > 1 else np.zeros(units, dtype=np.int64)
+    # Inside a cell of the user's own it has that one's states, and units.
+    inside = bool(tracer.times)
+    labels = tracer.couplings.new(units, "" if inside else name) if units > 1 else np.zeros(units, dtype=np.int64)
     cell = Cell(name, word, units, labels, keeps_zero(layer_cell.activation))
-    tracer.cells[id(layer_cell)] = cell
-    if units < 2:
+    tracer.cells[id(layer_cell), 0] = cell
+    if units < 2 and not inside:
         tracer.refused[name] = (word, units, Pin(call.site, "it has a single unit"))
     for function in (layer_cell.activation, layer_cell.recurrent_activation if gates > 1 else None):
         if not is_elementwise(function):

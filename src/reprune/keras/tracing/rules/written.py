@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 
-from reprune.keras.tracing.graph import graph_of_code, run, shapes_made
+from reprune.keras.tracing.code import graph_of_code, shapes_made
+from reprune.keras.tracing.graph import own_graph, run
 from reprune.keras.tracing.labels import NONE
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
@@ -30,15 +31,6 @@ def followed(call: Call) -> Any:
     if opened is None:
         return None
     graph, held = opened
-    tracer.written.append(graph)
-    known = {id(variable): _weight(variable) for variable in layer.weights}
-    known.update(_as_wide_as_units(call))
-
-    def inside(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        tracer.graph.paths.setdefault(id(operation), f"{call.path}/{operation.name}")
-        args = tuple(known.get(id(leaf), leaf) for leaf in args)
-        return tracer.call(operation, *args, **kwargs)
-
     labelled = any(tensor.shadow is not None for tensor in call.tensors)
     if labelled:
         # What its products cost is that of its weights at every position.
@@ -46,7 +38,9 @@ def followed(call: Call) -> Any:
         for variable in held:
             if len(variable.shape) > 1:
                 tracer.product(rows, *(int(size) for size in variable.shape))
-    made = run(graph, [*call.tensors, *(known[id(variable)] for variable in held)], inside)
+    known = {id(variable): weight(variable) for variable in layer.weights}
+    known.update(_as_wide_as_units(call))
+    made = labels_through(call, graph, [*call.tensors, *(known[id(variable)] for variable in held)], known)
     declared = getattr(layer, "_output_shape", None)
     if isinstance(declared, tuple) and isinstance(made, Traced) and made.shadow is not None:
         # What a Lambda says it makes; the batch is left out.
@@ -81,5 +75,31 @@ def _as_wide_as_units(call: Call) -> dict[int, Traced]:
     return found
 
 
-def _weight(variable: Any) -> Traced:
+def labels_through(call: Call, graph: Any, inputs: list[Any], known: dict[int, Traced]) -> Any:
+    """What the code of a layer returns.
+
+    Args:
+        call: The call of the layer.
+        graph: The graph of its code.
+        inputs: What that takes.
+        known: Weights that its operations are handed as they are, by id.
+    """
+    tracer = call.tracer
+    # Operations are known by their identity.
+    tracer.written.append(graph)
+
+    def inside(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        tracer.graph.paths.setdefault(id(operation), f"{call.path}/{operation.name}")
+        inner = own_graph(operation)
+        if inner is not None:
+            tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Traced)]
+            return labels_through(call, inner, tensors, known)
+        args = tuple(known.get(id(leaf), leaf) for leaf in args)
+        return tracer.call(operation, *args, **kwargs)
+
+    return run(graph, inputs, inside)
+
+
+def weight(variable: Any) -> Traced:
+    """A weight of a layer whose code is followed."""
     return Traced(variable, weight=variable, axes=tuple(range(len(variable.shape))))

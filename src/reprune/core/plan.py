@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
 from operator import index
@@ -78,6 +78,9 @@ class Plan:
     fitted_to: str | None = None
     folded: bool = False
     refits: tuple[Refit, ...] = ()
+
+    # What notebooks show. It is given by `report.notebook`, which the core does not know.
+    _repr_html_: ClassVar[Callable[[Plan], str]]
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -185,8 +188,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text: one line per field."""
-        fields = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
-        document = _DOCUMENT.dump_python(_Document(FORMAT, VERSION, **fields), mode="json", exclude=_OF_FILES)
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        document = _DOCUMENT.dump_python(_Document(FORMAT, VERSION, **held), mode="json", exclude=_OF_FILES)
         return (
             "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()) + "\n}\n"
         )
@@ -206,8 +209,7 @@ class Plan:
             _check_version(_parse(_HEAD, text))
             raise
         _check_version(document)
-        fields = {name: getattr(document, name) for name in Plan.__dataclass_fields__}
-        return Plan(**fields)
+        return Plan(**{each.name: getattr(document, each.name) for each in fields(Plan)})
 
 
 @dataclass(frozen=True)

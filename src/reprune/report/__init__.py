@@ -2,7 +2,6 @@
 
 from reprune.report.html import check_installed, write_report
 from reprune.report.inspection import Inspection
-from reprune.report.notebook import plan_html
 from reprune.report.table import render_structure, render_table
 
-__all__ = ["Inspection", "check_installed", "plan_html", "render_structure", "render_table", "write_report"]
+__all__ = ["Inspection", "check_installed", "render_structure", "render_table", "write_report"]

@@ -10,7 +10,7 @@ from reprune.report.compare_table import Cell
 
 # A phone shows the whole at three quarters of its size; the legend is below.
 _WIDTH = 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 420, 24, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 420, 24, 300
 # On light pages, on dark ones.
 _COLOURS = (
     ("#0b6fa4", "#5cb3e0"),

@@ -33,6 +33,9 @@ def plan_html(plan: Plan) -> str:
     return _table(title, ["Layer", "", "Units", "Parameters", "MACs per time step"], body)
 
 
+Plan._repr_html_ = plan_html
+
+
 def structure_html(structure: Structure) -> str:
     """Every layer with its units, what reads them, and why a layer is left alone."""
     most = max(layer.units for layer in structure.layers.values())

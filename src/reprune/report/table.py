@@ -71,7 +71,10 @@ def render_table(plan: Plan, width: int | None = None, fidelity: Fidelity | None
     if numbers.latency:
         notes.insert(0, ("latency", numbers.latency))
     if fidelity is not None:
-        said = [("answers", f"{fidelity}, against the dense model's on calibration rows."), ("note", fidelity.note)]
+        said = [
+            ("answers", f"compared with the dense model's on calibration data: {fidelity}."),
+            ("note", fidelity.note),
+        ]
         notes = [pair for pair in [*said, ("warning", POOR * fidelity.poor)] if pair[1]] + notes
     return _render(Text(title), table, notes, width)
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from reprune.core.answers.answers import Fidelity
 from reprune.core.plan import Plan
 from reprune.core.saving.saving import REPORT, WEIGHTS, read_folder, write_folder
-from reprune.report import plan_html, render_table, write_report
+from reprune.report import render_table, write_report
 from reprune.report.overview import overview
 from reprune.verbs.adapter import adapter_of
 
@@ -61,7 +61,7 @@ class Result(Generic[Model]):
         }
 
     def _repr_html_(self) -> str:
-        return plan_html(self.plan)
+        return self.plan._repr_html_()
 
     def save(self, directory: str | Path, summary: dict[str, Any] | None = None) -> None:
         """Write `model.safetensors`, `plan.json` and `report.html` into a directory, made if need be.

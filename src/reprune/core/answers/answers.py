@@ -137,8 +137,8 @@ class Fidelity:
         return self.error > 0.5 and (self.agreement is None or self.agreement < 0.8)
 
     def __str__(self) -> str:
-        agreement = "" if self.agreement is None else f", largest output the same in {self.agreement:.1%}"
-        return f"divergence {self.divergence:.3g}{agreement}, relative error {self.error:.1%}"
+        agreement = "" if self.agreement is None else f"the same largest output in {self.agreement:.1%} of rows, "
+        return f"{agreement}relative error {self.error:.1%}, divergence {self.divergence:.3g}"
 
 
 Rows = Literal["fit", "judged", "all"]

@@ -43,16 +43,16 @@ class Diagnostics:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Which units stay.
+    """Which units of which layer stay: a decision as plain data, which `apply` carries out on a copy of the model.
 
     Attributes:
-        structure: Where the units of the model live.
+        structure: The model's layers, the weights that read their units, and what ties or pins them.
         kept: Sorted indices of the units that stay, for every layer: `{"lstm:l0": [0, 3, 4], …}`.
         method: Name of the method that decided.
         ratio: Fraction that was to be removed.
         of: What the fraction is of: `units`, `parameters`, `macs` or `latency`.
         diagnostics: What the decision was based on.
-        folds: Corrections of the consumers that make up for what the removed units carried.
+        folds: Corrections of the weights that read units; they make up for what the removed ones carried.
         latency: Measured times, where the decision looked at them.
         fitted_to: Digest of the weights that the plan was made from (`core.saving.digest`); None if it is not known.
         refits: What some tensors hold in the pruned model, so that it answers as the dense one does.

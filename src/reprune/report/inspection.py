@@ -14,9 +14,14 @@ class Inspection:
     """What can be pruned in a model, and what is left alone and why; `print` it.
 
     Attributes:
-        structure: Layers, groups, consumers and pins.
-        made_plain: Weights that the model computes and that its pruned one will hold as plain values, each with what
-            computes it.
+        structure: The layers, the weights that read their units, and what ties or pins them.
+        made_plain: Weights that the model computes in every call (`weight_norm`, say), each with what computes it. The
+            pruned model will hold their values.
+
+    Example:
+        >>> info = reprune.inspect(model, batches)              # doctest: +SKIP
+        >>> info.prunable, info.layers["lstm:l0"].units         # doctest: +SKIP
+        (("lstm:l0",), 128)
     """
 
     def __init__(self, structure: Structure, made_plain: Sequence[str] = ()) -> None:

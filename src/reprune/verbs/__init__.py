@@ -50,19 +50,25 @@ def inspect(
     strict: bool = False,
     verify: bool = True,
 ) -> Inspection:
-    """What can be pruned, what is pinned and why.
+    """Find out which layers can lose units, which weights read them, and which layers must stay whole, and why.
 
     Args:
-        model: The model; it is left as it was.
+        model: The model, of PyTorch or Keras; it is left as it was.
         batches: Inputs as the model takes them; only the first is used.
         scope: What counts as units: those of recurrent layers, or `all` widths of the model (see `plan`).
-        forward: Replaces `model(batch)`: a function of model and batch.
-        strict: Raise instead of pinning.
-        verify: Rehearse the removal of units on the example.
+        forward: Called in place of `model(batch)`: a function of model and batch.
+        strict: Raise an error for a layer that must stay whole.
+        verify: Try on the first batch whether the model runs with fewer units.
 
     Raises:
-        UnsupportedModelError: When there is no recurrent layer, or, if `strict`, when a layer is pinned.
-        VerificationError: When something reads units that the trace did not see.
+        BatchError: When the model does not run on the first batch.
+        UnsupportedModelError: When there is no recurrent layer, or, if `strict`, when a layer must stay whole.
+        VerificationError: When something reads units and was not found.
+
+    Example:
+        >>> info = reprune.inspect(model, batches)      # doctest: +SKIP
+        >>> print(info)                                 # doctest: +SKIP
+        >>> info.pinned["decoder:l0"].reason            # doctest: +SKIP
     """
     adapter = adapter_of(model)
     made_plain = adapter.made_plain(model)
@@ -106,7 +112,7 @@ def plan(
     verify: bool = True,
     seed: int = 0,
 ) -> Plan:
-    """Decide which units go. For several plans of one model, `calibrate` once and plan from that.
+    """Decide which units go, without changing anything. For several plans of one model, `calibrate` once.
 
     Args:
         model: The model, of PyTorch or Keras; it is left as it was.
@@ -134,16 +140,22 @@ def plan(
         labels: Classes of a batch's sequences, for methods that look at them (see `calibrate`).
         loss: Mean loss of model and batch, for methods that look at its gradient.
         forward: Replaces `model(batch)`: a function of model and batch, such as `lambda model, batch: model(batch[0])`.
-        verify: Check the trace on the first batch.
+        verify: Try on the first batch whether the model runs with fewer units.
         seed: Seed of methods that are random.
 
-    Example:
-        >>> plan(model, batches, 0.5, of="macs", counts={"encoder:l0": 64})   # doctest: +SKIP
+    Returns:
+        The plan; `plan.kept` lists the units that stay, `apply` carries it out, `plan.to_json()` keeps it.
 
     Raises:
+        BatchError: When the model does not run on the first batch.
+        StatisticsError: When there are no batches, or the method needs `labels` or a `loss`.
         UnsupportedModelError: When nothing can be pruned; the message says why.
-        BudgetError: When the budget cannot be met.
-        VerificationError: When something reads units in a way that the trace did not see.
+        BudgetError: When the budget cannot be met; the message names the nearest one that can.
+        VerificationError: When something reads units and was not found.
+
+    Example:
+        >>> decided = reprune.plan(model, batches, 0.5, of="macs", counts={"encoder:l0": 64})   # doctest: +SKIP
+        >>> small = reprune.apply(model, decided)                                             # doctest: +SKIP
     """
     # A budget that is out of range is told before the model is run.
     Request(ratio, of, min_units, round_to, target_ms, tolerance)
@@ -200,7 +212,19 @@ def prune(
     verify: bool = True,
     seed: int = 0,
 ) -> Result[Model]:
-    """Decide which units go and return a smaller model: `plan` and `apply` in one. See `plan` for the arguments.
+    """Decide which units go and return a smaller model: `plan` and `apply` in one.
+
+    The arguments and the errors are those of `plan`; the most used:
+
+    Args:
+        model: The model, of PyTorch or Keras; it is left as it was.
+        batches: Calibration inputs as the model takes them, some hundreds of sequences like those to come.
+        ratio: Fraction to remove.
+        of: What the fraction is of: `units`, `parameters`, `macs`, or `latency` on this machine.
+        method: What decides, and what makes up for the removed units; the default needs no labels and no training.
+
+    Returns:
+        The smaller model, its plan, and how near its answers are to the model's.
 
     Example:
         >>> result = reprune.prune(model, batches, ratio=0.5)      # doctest: +SKIP
@@ -251,6 +275,10 @@ def apply(model: Model, plan: Plan, *, compensate: bool = True) -> Model:
 
     Warns:
         PlanWarning: When a plan without corrections was made from other weights.
+
+    Example:
+        >>> plan = reprune.Plan.from_json(Path("plan.json").read_text())     # doctest: +SKIP
+        >>> small = reprune.apply(model, plan, compensate=False)             # doctest: +SKIP
     """
     adapter = adapter_of(model)
     model = adapter.checked(model)
@@ -259,13 +287,14 @@ def apply(model: Model, plan: Plan, *, compensate: bool = True) -> Model:
 
 
 def mask(model: Model, plan: Plan, *, compensate: bool = True) -> Model:
-    """A full-size copy in which nothing reads the units that the plan removes; it computes what `apply` returns.
+    """A copy of full size in which nothing reads the units that the plan removes.
 
-    Raises:
-        PlanError: See `apply`.
+    It computes what the model of `apply` computes, to rounding, so that the one can be checked by the other. Arguments,
+    errors and warnings are those of `apply`.
 
-    Warns:
-        PlanWarning: See `apply`.
+    Example:
+        >>> small, same = reprune.apply(model, plan), reprune.mask(model, plan)     # doctest: +SKIP
+        >>> torch.testing.assert_close(small(x), same(x))                           # doctest: +SKIP
     """
     adapter = adapter_of(model)
     model = adapter.checked(model)
@@ -282,16 +311,16 @@ def measure_latency(
     forward: Forward | None = None,
     structure: Structure | None = None,
 ) -> LatencyTable:
-    """Measure a small table of layer sizes on this machine, once, for any number of plans with `of="latency"`.
+    """Measure how long layers of several sizes take on this machine: once, for any number of plans with `of="latency"`.
 
-    Recurrent layers and products with weights are timed by themselves at a few sizes up to those of the model, and the
-    model as a whole; the rest of it counts as constant. Takes seconds to a minute. Times are the shortest of several;
-    one thread is timed by its own clock, which other programs do not lengthen.
+    Recurrent layers and products with weights are timed by themselves, at a few sizes up to those of the model. The
+    model is timed as a whole; what is left of its time counts as constant. This takes seconds to a minute. Each time is
+    the shortest of several. A single thread is timed by its own clock, which other programs do not lengthen.
 
     Args:
         model: The model; it is left as it was.
-        example: An input as the model takes it, of the batch and length that are to be fast.
-        runtime: What is to be fast: `torch` (PyTorch's default), `onnxruntime` (that of Keras), or
+        example: An input as the model takes it, with the batch size and the length that matter in use.
+        runtime: What will run the model: `torch` (the default for PyTorch), `onnxruntime` (the default for Keras), or
             `onnxruntime-int8` (the exported file, its weights in 8 bits).
         threads: Threads it may use. While PyTorch is timed, they are those of the whole process.
         forward: Replaces `model(example)`; in PyTorch for the runtime `torch` only.
@@ -317,7 +346,13 @@ def measure_latency(
 def export(model: Any, example: Any, path: str | Path, **options: Any) -> Any:
     """Write a model to a file of a runtime (`.onnx`, `.tflite`, `.pte`, `.pt2`), run it there and compare the outputs.
 
-    See `reprune.torch.export.export` and `reprune.keras.export.export` for the options.
+    The suffix decides the format. `help(reprune.torch.export)` and `help(reprune.keras.export)` list the options.
+
+    Returns:
+        An `ExportReport`: inputs, outputs, and how far the file's answers are from the model's.
+
+    Raises:
+        ExportError: When the model cannot be written, a package is missing, or the file computes something else.
 
     Example:
         >>> print(reprune.export(small, example, "small.onnx"))     # doctest: +SKIP

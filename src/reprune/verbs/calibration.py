@@ -31,13 +31,19 @@ NEEDS = {"statistics": "calibration batches", "readings": "calibration batches",
 
 
 class Calibration(Generic[Model]):
-    """What planning needs to know of a model; made by `calibrate`.
+    """What planning needs to know of a model: made once by `calibrate`, used for any number of plans.
 
-    The model must not change in between: plans are made from the weights and responses at the time of calibration.
+    Do not train the model in between: plans are made from the weights and responses at the time of calibration.
 
     Attributes:
         structure: What can be pruned, what is pinned and why.
-        gathered: Which kinds of evidence there are: `statistics`, `readings`, `labels`, `loss`.
+        gathered: What was gathered: `statistics` of the units' responses, `readings` of what weights get from them,
+            `labels`, gradients of a `loss`.
+
+    Example:
+        >>> calibration = reprune.calibrate(model, batches)                          # doctest: +SKIP
+        >>> half = calibration.prune(0.5).model                                      # doctest: +SKIP
+        >>> quarter = calibration.prune(0.75, method="iss-gm").model                 # doctest: +SKIP
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Calibration(Generic[Model]):
         tolerance: float | None = None,
         seed: int = 0,
     ) -> Plan:
-        """Decide which units go. See `reprune.plan` for the arguments.
+        """Decide which units go. The arguments are those of `reprune.plan`.
 
         Latency is measured by the first plan that needs it.
 
@@ -117,7 +123,7 @@ class Calibration(Generic[Model]):
         return self._table
 
     def prune(self, ratio: float | None = RATIO, **options: Any) -> Result[Model]:
-        """Decide which units go and return a smaller model. See `plan` for the options.
+        """Decide which units go and return a smaller model. The options are those of `plan`.
 
         Raises:
             VerificationError: When the smaller model does not compute what the masked one does.
@@ -163,7 +169,7 @@ def calibrate(
     forward: Forward | None = None,
     verify: bool = True,
 ) -> Calibration[Model]:
-    """Trace the model and observe it on calibration batches once, for a whole grid of ratios and methods.
+    """Look at a model and at what it does with calibration batches, once for a whole grid of ratios and methods.
 
     Args:
         model: The model; it is left as it was.
@@ -179,15 +185,16 @@ def calibrate(
         divergence: How outputs are compared with the dense model's: `kl`, `bce`, `mse` or `cosine`
             (`core.answers.divergence`); what they look like by default.
         forward: Replaces `model(batch)`: a function of model and batch.
-        verify: Check the trace on the first batch, and every pruned model.
+        verify: Try on the first batch whether the model runs with fewer units, and check every pruned model there.
 
     Example:
         >>> calibration = calibrate(model, batches)                                # doctest: +SKIP
         >>> plans = [calibration.plan(ratio) for ratio in (0.25, 0.5, 0.75)]       # doctest: +SKIP
 
     Raises:
+        BatchError: When the model does not run on the first batch.
         UnsupportedModelError: When there is no recurrent layer.
-        VerificationError: When something reads units in a way that the trace did not see.
+        VerificationError: When something reads units and was not found.
     """
     adapter = adapter_of(model)
     original = adapter.checked(model)

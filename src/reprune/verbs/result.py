@@ -95,12 +95,20 @@ def _plain(value: float) -> float:
 
 
 def load(dense_model: Model, directory: str | Path) -> Model:
-    """A pruned model from the files of `Result.save` and a freshly built dense one, which is left as it was.
+    """Read a pruned model back from the folder that `Result.save` wrote.
 
-    Weights of PyTorch have the precision they were saved in.
+    Args:
+        dense_model: The model as it was built before pruning, whatever its weights; it is left as it was.
+        directory: The folder.
+
+    Returns:
+        The pruned model. In PyTorch its weights have the precision that they were saved in.
 
     Raises:
         PlanError: When a file is missing or damaged, or belongs to another model.
+
+    Example:
+        >>> small = reprune.load(Tagger(), "small")     # doctest: +SKIP
     """
     adapter = adapter_of(dense_model)
     dense = adapter.checked(dense_model)

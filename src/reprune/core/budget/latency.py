@@ -105,8 +105,8 @@ class LatencyTable:
         small_ms: The same of that.
         parts: The layers that were measured by themselves.
         grids: Their times.
-        rounding: Pairs of a multiple and how many times as long sizes that are multiples of it, but of no larger power
-            of two, take as the line between multiples of the largest one says.
+        rounding: Pairs of a power of two and a factor. Sizes that are divisible by the one, and by no larger one here,
+            take so many times as long as the line between sizes that are divisible by the largest.
 
     Raises:
         PlanError: When the parts contradict each other.

@@ -87,7 +87,7 @@ def observe(
         batches: Inputs as the model takes them, one held at a time.
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
-        told: Told what the model answers to every batch.
+        told: Called with what the model returns for each batch.
     """
     examples = (captured(model, batch, forward) for batch in batches)
     first = next(examples, None)

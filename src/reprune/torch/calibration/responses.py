@@ -34,11 +34,11 @@ def observe(
     Args:
         model: The model; it is left as it was, a copy of it runs.
         structure: What `trace` found in it.
-        batches: Inputs as the model takes them (see `trace.call`), one at a time; they are left as they were.
+        batches: Inputs as the model takes them, one held at a time; they are left as they were.
         forward: Replaces `model(batch)`.
         readings: Gather what consumers read, too.
         share: Use the same memory for weights; only for a model that is private itself.
-        told: Told what the model returns for every batch, but for what it has drawn random numbers for.
+        told: Called with what the model returns for a batch, unless it drew random numbers on the way.
 
     Returns:
         Moments by layer, on the model's own device. Padding inside a `PackedSequence` never counts.

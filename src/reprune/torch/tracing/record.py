@@ -37,7 +37,7 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Str
 
     Args:
         model: The model; it is left as it was.
-        example: One batch, as the model takes it (see `invoke`).
+        example: One batch, as the model takes it: `model(x)`, `model(*xs)` or `model(**named)`.
         forward: Replaces `model(example)`.
 
     Raises:

@@ -18,10 +18,10 @@ _KINDS = (nn.RNNBase, nn.RNNCellBase, nn.Linear, RaggedBase)
 def fake_quantise(model: Model) -> Model:
     """Round the weights of recurrent and linear layers to 8 bits in every forward pass, in place.
 
-    Each row of a matrix (one gate of one unit, or one output) has a scale of its own: its largest magnitude is 127. So
-    does `export(…, int8=…)` to `.onnx`, which writes the very numbers that were trained. Gradients pass through the
-    rounding as if it were not there (the straight-through estimator of PyTorch's own fake quantisers); the optimiser
-    keeps training the unrounded weights. Biases and embeddings are left alone.
+    Each row of a matrix (one gate of one unit, or one output) has a scale of its own, on which its largest magnitude is
+    127. `export(…, int8=…)` to `.onnx` uses the same scales, so that it writes the very numbers that were trained.
+    Gradients pass through the rounding as if it were not there (the straight-through estimator of PyTorch's own fake
+    quantisers); the optimiser keeps training the unrounded weights. Biases and embeddings are left alone.
 
     Args:
         model: A model, usually pruned and trained, to be trained on for a few hundred steps.

@@ -14,7 +14,7 @@ from reprune.core.answers.answers import Told
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence.readings import WIDEST, Axis, FeedBack, SplitMoments, Statistics
 from reprune.core.evidence.widths import Reader, readers_of_width, responses_in
-from reprune.core.layers import WIDTHS, Structure
+from reprune.core.layers import WIDTHS, Layer, Structure
 from reprune.keras.calibration.readers import INSIDE, argument, makers, own_readers, readers
 from reprune.keras.calibration.recurrences import Piece, Recurrences, entered, is_recurrent
 from reprune.keras.surgery.cloning import named_cells
@@ -161,9 +161,12 @@ class Probe:
         self._made = {name: reader for found in self._makers.values() for name, reader in found}
         self._readers = readers(graph, kept | self._apart.keys())
         self._own = own_readers(graph, consumers if readings else ())
+        self._parts: dict[str, list[Layer]] = {}
         # A cell of the user's own that could not be followed may do anything.
-        self._layers = {name for name in structure.layers if name in structure.prunable or _is_kerass(structure, name)}
-        written = {key for key, name in self._names.items() if any(_of_cell(layer, name) for layer in self._layers)}
+        for name in (name for name in structure.layers if name in structure.prunable or _is_kerass(structure, name)):
+            layer = structure.layers[name]
+            self._parts.setdefault(layer.part[0] if layer.part else name, []).append(layer)
+        written = {key for key, name in self._names.items() if any(_of_cell(layer, name) for layer in self._parts)}
         self._recurrences = Recurrences(self._piece, written)
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
@@ -181,7 +184,12 @@ class Probe:
             valid = next(parts).astype(bool) if masked else None
             start = next(parts) if started else None
             found = _rows(key, sequence, valid, first=first)
-            if key in self._kept or (isinstance(key, str) and key not in self._made):
+            for layer in self._parts.get(key, ()) if isinstance(key, str) else ():
+                if layer.part is None:
+                    yield found._replace(like=self._likes.get(key))
+                else:
+                    yield found._replace(key=layer.name, rows=found.rows[:, layer.part[1] :][:, : layer.units])
+            if key in self._kept:
                 yield found._replace(like=self._likes.get(key))
             yield from self._of_widths(found)
             if key in self._own:
@@ -284,7 +292,7 @@ class Probe:
         place: int = 0,
     ) -> None:
         name = state_name(self._names.get(id(cell), ""), place)
-        if name in self._layers:
+        if name in self._parts:
             if getattr(cell, "data_format", None) == "channels_first":
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
                 start = start if start is None else keras.ops.moveaxis(start, 1, -1)

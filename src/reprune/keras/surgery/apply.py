@@ -137,6 +137,15 @@ def rebuilt(
     return compile_like(model, copied)
 
 
+def whole_kept(plan: Plan) -> dict[str, list[int]]:
+    """Units that are kept, with those of layers that are in parts."""
+    whole = {name: list(units) for name, units in plan.kept.items()}
+    for name, layer in plan.structure.layers.items():
+        if layer.part is not None:
+            whole.setdefault(layer.part[0], []).extend(layer.part[1] + unit for unit in plan.kept[name])
+    return whole
+
+
 def _copy_states(old: Any, new: Any, plan: Plan, names: Mapping[int, str]) -> None:
     """The carried states of stateful layers, without the removed units."""
     if isinstance(old, keras.layers.Bidirectional):
@@ -145,12 +154,12 @@ def _copy_states(old: Any, new: Any, plan: Plan, names: Mapping[int, str]) -> No
         return
     if getattr(old, "states", None) is None or getattr(new, "states", None) is None:
         return
-    owners: list[str] = []
+    kept, owners = whole_kept(plan), list[str]()
     for _, cell in cells_of(old):
         kind, name = cell_kind(cell), names[id(cell)]
         own = [state_name(name, state) for state in range(len(keras.tree.flatten(cell.state_size)))]
-        owners += [name] * kind[2] if kind else [other if other in plan.kept else name for other in own]
+        owners += [name] * kind[2] if kind else [other if other in kept else name for other in own]
     pairs = zip(keras.tree.flatten(old.states), keras.tree.flatten(new.states), owners, strict=True)
     for before, after, name in pairs:
         value = array(before)
-        after.assign(value[..., plan.kept[name]] if after.shape[-1] < value.shape[-1] else value)
+        after.assign(value[..., kept[name]] if after.shape[-1] < value.shape[-1] else value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.keras.surgery.layers import as_it_is, is_plain, made_anew
 from reprune.keras.surgery.ragged import RaggedBidirectional
@@ -27,7 +28,7 @@ class Cloner:
 
     def __init__(self, graph: ModelGraph, plan: Plan, sizes: Mapping[str, int]) -> None:
         self._graph = graph
-        self._sizes = sizes
+        self._sizes = whole_sizes(plan.structure, sizes)
         self._attributes: dict[str, list[tuple[tuple[str | int, ...], int]]] = {}
         for attribute in plan.structure.sizes:
             value = attribute.extent(sizes) * attribute.times // attribute.divisor
@@ -153,6 +154,15 @@ class Cloner:
             tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
             return operation(tensors)
         return operation(*args, **kwargs)
+
+
+def whole_sizes(structure: Structure, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes with those of layers that are in parts: what their parts have together."""
+    whole = dict(sizes)
+    for name, layer in structure.layers.items():
+        if layer.part is not None:
+            whole[layer.part[0]] = whole.get(layer.part[0], 0) + sizes[name]
+    return whole
 
 
 def named_cells(graph: ModelGraph) -> list[tuple[Any, str]]:

@@ -37,14 +37,16 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
     names: dict[str, str] = {}
     cells = {name: cell for cell, name in named_cells(graph)}
     owners = {weight: name for name, cell in cells.items() for weight in _names(graph, cell)}
-    for name in (name for name, layer in plan.structure.layers.items() if layer.cell not in WIDTHS):
+    for name, layer in plan.structure.layers.items():
+        if layer.cell in WIDTHS:
+            continue
         slot = next(iter(plan.structure.slots_of(name, "own")), None)
         new = None if slot is None else owners.get(tensors[slot.tensor])
-        if new is not None and ":state" in name:
-            new += name[name.index(":state") :]
-        if new is None and name not in cells:
+        whole = layer.part[0] if layer.part is not None else name
+        cell = whole.partition(":state")[0]
+        if new is None and cell not in cells:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
-        names[name] = new or name
+        names.update({old: (new or cell) + old[len(cell) :] for old in (cell, whole, name)})
     for name, layer in plan.structure.layers.items():
         if layer.cell in WIDTHS:
             path, _, kind = name.rpartition(":")

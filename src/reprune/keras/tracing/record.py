@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from posixpath import commonpath
 from typing import Any
 
 import keras
@@ -27,6 +28,7 @@ from reprune.core.layers import (
     Structure,
     spans_of,
 )
+from reprune.core.parts import in_parts
 from reprune.keras.tracing.compiled import Runner, few_sequences
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of
 from reprune.keras.tracing.labels import NONE, Ids, extent_of
@@ -56,7 +58,7 @@ class Trace:
         self.inputs = inputs
         self.run = Runner(graph)
         self._tracer = tracer
-        self._cells = [*tracer.layers(), *width_layers(tracer, kinds)]
+        self._cells = [*_in_parts(tracer, uniform), *width_layers(tracer, kinds)]
         self._uniform = uniform
 
     def structure(self, pins: Mapping[str, Pin] | None = None) -> Structure:
@@ -157,6 +159,27 @@ class _Called(BaseException):
         self.arguments = arguments
 
 
+def _directions(names: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs of layers that are the two directions of one."""
+    pairs = [(name, name.replace(":forward", ":backward")) for name in names if ":forward" in name]
+    return [pair for pair in pairs if pair[1] in names]
+
+
+def _in_parts(tracer: Tracer, uniform: bool) -> list[Cell]:
+    """Recurrent layers, in parts where one starts from several others side by side; see `core.parts`."""
+    cells = {cell.name: cell for cell in tracer.layers()}
+    labels = {name: cell.labels for name, cell in cells.items()}
+    found = []
+    for name, part in in_parts(labels, tracer.couplings.roots, _directions(cells) if uniform else ()).items():
+        cell = cells[part.layer]
+        if name != part.layer:
+            own = cell.labels[part.start : part.stop]
+            tracer.couplings.name(own, name)
+            cell = replace(cell, name=name, units=len(own), labels=own, part=(part.layer, part.start))
+        found.append(cell)
+    return found
+
+
 class _Resolver:
     """Labels resolved into units of layers."""
 
@@ -209,9 +232,7 @@ class _Resolver:
         """Directions that must stay equally large, where that is asked for."""
         if not self._uniform:
             return ()
-        names = [name for name in layers if ":forward" in name]
-        pairs = [(name, name.replace(":forward", ":backward")) for name in names]
-        coupled = [pair for pair in pairs if not any(set(pair) <= set(group) for group in self._groups)]
+        coupled = [pair for pair in _directions(layers) if not any(set(pair) <= set(group) for group in self._groups)]
         return tuple(pair for pair in coupled if layers[pair[0]].units == layers[pair[1]].units)
 
     def _layers(self, given: Mapping[str, Pin]) -> dict[str, Layer]:
@@ -232,6 +253,7 @@ class _Resolver:
                 pins.get(cell.name),
                 approximate.get(cell.name),
                 cell.name in direct,
+                cell.part,
             )
         for name, (kind, units, pin) in self._tracer.refused.items():
             layers[name] = Layer(name, kind, max(units, 1), given.get(name, pin))
@@ -264,13 +286,18 @@ class _Resolver:
         roots = set(self._tracer.couplings.roots(labels).tolist())
         return {name for root in roots for name, _ in self._classes.get(root, ())}
 
-    def _units(self, labels: Ids) -> list[Unit | None]:
+    def _units(self, labels: Ids, tensor: str = "") -> list[Unit | None]:
+        """The unit that each label names; of several that go together, that of the layer to which a tensor belongs."""
+
+        def likeness(unit: Unit) -> int:
+            return len(commonpath([unit[0].replace(":", "/"), tensor]))
+
         roots = self._tracer.couplings.roots(labels)
         units: list[Unit | None] = []
         for label, root in zip(labels.tolist(), roots.tolist(), strict=True):
             own = self._tracer.couplings.member(label)
-            members = self._classes.get(root, [])
-            units.append(own if own is not None else members[0] if members and root != NONE else None)
+            members = self._classes.get(root, []) if root != NONE else []
+            units.append(own if own is not None else max(members, key=likeness, default=None))
         return units
 
     def axis(self, tensor: Traced | None) -> Slot | None:
@@ -306,7 +333,7 @@ class _Resolver:
     def _slots(self) -> list[Slot]:
         slots = []
         for found in self._records.slots.values():
-            units = self._units(found.labels)
+            units = self._units(found.labels, found.tensor)
             if any(unit is not None for unit in units):
                 slots.append(Slot(found.tensor, found.axis, len(units), found.role, spans_of(units)))
         return slots

@@ -74,6 +74,8 @@ class Cell:
     units: int
     labels: Ids
     zero_at_zero: bool = True
+    part: tuple[str, int] | None = None
+    """Of a part of a layer: the layer, and its unit that is the part's first one."""
 
 
 @dataclass

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from reprune.core.parts import is_part
 from reprune.torch.tracing.labels import NONE, TAG, Ids, lines, squeeze_constant, unit_ids, varies
 from reprune.torch.tracing.location import here
 from reprune.torch.tracing.recording import tensors_in
 from reprune.torch.tracing.rules.op import Labels, Op, Rule
 from reprune.torch.tracing.sizes.sizes import SizeInt
-from reprune.torch.tracing.structure.parts import is_part
 from reprune.torch.tracing.tracer import Tracer
 
 

@@ -26,13 +26,13 @@ from reprune.core.layers import (
     Structure,
     spans_of,
 )
+from reprune.core.parts import in_parts, parts_of
 from reprune.torch.tracing.blame import coupled_at
 from reprune.torch.tracing.labels import NONE, Ids
-from reprune.torch.tracing.recording import Labelled, Recording
+from reprune.torch.tracing.recording import Labelled, Recording, RecurrentLayer
 from reprune.torch.tracing.sizes.attributes import Sizes, extent
 from reprune.torch.tracing.sizes.sizes import Attribute
 from reprune.torch.tracing.structure.interleaved import couple_interleaved
-from reprune.torch.tracing.structure.parts import in_parts, parts_of
 from reprune.torch.tracing.structure.ports import port
 from reprune.torch.tracing.structure.sized import couple_sized
 from reprune.torch.tracing.structure.unused import couple_unused
@@ -61,7 +61,7 @@ class Builder:
         couple_unused(recording, self._layers)
         if not widths.everywhere:
             couple_sized(recording, self._layers)
-        self._layers = in_parts(self._layers, self._couplings, recording.count_coupled, recording.seams)
+        self._layers = self._in_parts()
         self._recurrent = len(self._layers)
         self._layers.update(widths.resolved(self._couplings, self._known()))
         self._roots = {name: self._couplings.roots(layer.labels) for name, layer in self._layers.items()}
@@ -131,6 +131,18 @@ class Builder:
             written=self.recording.written,
         )
 
+    def _in_parts(self) -> dict[str, RecurrentLayer]:
+        """The layers, in parts where one has the units of several others side by side."""
+        labels = {name: layer.labels for name, layer in self._layers.items()}
+        parts = in_parts(labels, self._couplings.roots, self.recording.count_coupled, self.recording.seams)
+        found = {}
+        for name, (whole, start, stop) in parts.items():
+            layer = self._layers[whole]
+            if name != whole:
+                layer = replace(layer, name=name, labels=layer.labels[start:stop], part=(whole, start))
+            found[name] = layer
+        return found
+
     def recurrent_layers_of(self, labels: Ids) -> list[str]:
         """Names of the recurrent layers among them."""
         recurrent = set(list(self._layers)[: self._recurrent])
@@ -194,7 +206,8 @@ class Builder:
 
     def _count_coupled(self) -> list[tuple[str, ...]]:
         """Layers that the trace saw in step, but for widths that are no layers of their own."""
-        bonds = [bond for names in self.recording.count_coupled for bond in parts_of(self._layers, names)]
+        wholes = {name: layer.part[0] if layer.part else name for name, layer in self._layers.items()}
+        bonds = [bond for names in self.recording.count_coupled for bond in parts_of(wholes, names)]
         # Lines side by side whose layers were not known yet: of cells written by hand.
         for found in self.recording.aligned:
             held = [tuple(self.recurrent_layers_of(line)) for line in found]

@@ -6,47 +6,54 @@ They are taken apart where the partners change: each part loses the same units a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reprune.torch.tracing.labels import Couplings, Ids
-from reprune.torch.tracing.recording import RecurrentLayer
+Ids = NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """Units `start` to `stop` of a layer."""
+
+    layer: str
+    start: int
+    stop: int
 
 
 def in_parts(
-    layers: Mapping[str, RecurrentLayer],
-    couplings: Couplings,
+    layers: Mapping[str, Ids],
+    classes: Callable[[Ids], Ids],
     bonds: Iterable[Sequence[str]],
     seams: Iterable[tuple[int, int]] = (),
-) -> dict[str, RecurrentLayer]:
-    """The layers, those that need it in parts (`decoder:l0:0-7`, `decoder:l0:8-15`).
+) -> dict[str, Part]:
+    """The layers by name, those that need it in parts (`decoder:l0:0-7`, `decoder:l0:8-15`).
 
     Args:
-        layers: All layers.
-        couplings: The classes of their labels.
+        layers: The labels of the units of each layer.
+        classes: The class of each label: positions that go together.
         bonds: Layers that must keep equal numbers of units: these are cut at the same places.
         seams: Labels of neighbours between which the model's code cuts.
     """
-    roots = {name: couplings.roots(layer.labels) for name, layer in layers.items()}
+    roots = {name: classes(labels) for name, labels in layers.items()}
     cuts = _seams(roots)
-    cut_between = {tuple(couplings.roots(np.array(pair)).tolist()) for pair in seams}
+    cut_between = {tuple(classes(np.array(pair)).tolist()) for pair in seams}
     for name, held in roots.items():
         cuts[name] |= {k for k, pair in enumerate(pairwise(held.tolist()), 1) if pair in cut_between}
     bonds = [bond for bond in bonds if len({len(roots.get(name, ())) for name in bond}) == 1]
     while _share(cuts, bonds) or _spread(cuts, roots):
         pass
-    found: dict[str, RecurrentLayer] = {}
-    for name, layer in layers.items():
+    found: dict[str, Part] = {}
+    for name, labels in layers.items():
         ends = sorted(cuts[name])
         if len(ends) < 2:
-            found[name] = layer
+            found[name] = Part(name, 0, len(labels))
             continue
         for start, stop in zip([0, *ends], ends, strict=False):
-            part = f"{name}:{start}-{stop - 1}"
-            found[part] = replace(layer, name=part, labels=layer.labels[start:stop], part=(name, start))
+            found[f"{name}:{start}-{stop - 1}"] = Part(name, start, stop)
     return found
 
 
@@ -100,11 +107,14 @@ def _spread(cuts: dict[str, set[int]], roots: Mapping[str, Ids]) -> bool:
     return changed
 
 
-def parts_of(layers: Mapping[str, RecurrentLayer], bond: Sequence[str]) -> list[tuple[str, ...]]:
-    """A bond of whole layers as bonds of their parts."""
-    pieces = [
-        [name for name, layer in layers.items() if name == one or (layer.part or ("",))[0] == one] for one in bond
-    ]
+def parts_of(wholes: Mapping[str, str], bond: Sequence[str]) -> list[tuple[str, ...]]:
+    """A bond of whole layers as bonds of their parts.
+
+    Args:
+        wholes: For every layer, or part of one, the name of the whole layer.
+        bond: Names of whole layers.
+    """
+    pieces = [[name for name, whole in wholes.items() if whole == one] for one in bond]
     pieces = [piece for piece in pieces if piece]
     if len({len(piece) for piece in pieces}) > 1:
         return [tuple(name for piece in pieces for name in piece)]

@@ -11,8 +11,9 @@ from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.keras.surgery.layers import as_it_is, is_plain, made_anew
 from reprune.keras.surgery.ragged import RaggedBidirectional
-from reprune.keras.tracing.configuration import is_cell, made_with, replaced
+from reprune.keras.tracing.configuration import is_cell, made_with, replaced, sublayers
 from reprune.keras.tracing.graph import ModelGraph, array
+from reprune.keras.tracing.held_weights import HeldWeight
 from reprune.keras.tracing.positional import ManyArguments
 from reprune.keras.tracing.rules.recurrent import cell_in, cell_kind, cells_of, width
 
@@ -79,6 +80,10 @@ class Cloner:
             return type(operation)([self.clone(cell) for cell in operation.cells], **made_with(operation, "cells"))
         if type(operation) is keras.layers.RNN:
             return keras.layers.RNN(self.clone(operation.cell), **made_with(operation, "cell"))
+        if isinstance(operation, HeldWeight):
+            # A layer that the model does not run keeps its weights.
+            holder = operation.holder if id(operation.holder) in self._graph.paths else None
+            return HeldWeight(self.clone(holder) if holder else operation.holder, operation.index, name=operation.name)
         return self._leaf(operation)
 
     def _leaf(self, operation: Any) -> Any:
@@ -89,6 +94,10 @@ class Cloner:
                 shape = replaced(shape, [axis], length)
             return type(operation)(operation.function, output_shape=shape, arguments=operation.arguments, **config)
         sizes = self._sizes_in(operation)
+        others = sublayers(operation) if isinstance(operation, keras.layers.Layer) else []
+        if others and all(id(layer) in self._graph.paths for layer in others):
+            # It only looks into layers of the model: tied embeddings.
+            return as_it_is(operation, built=False, parts={id(layer): self.clone(layer) for layer in others})
         if is_plain(operation) and not sizes:
             return as_it_is(operation)
         config = made_with(operation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,21 +29,24 @@ def is_plain(operation: Any) -> bool:
     )
 
 
-def as_it_is(layer: Any, *, built: bool = True) -> Any:
+def as_it_is(layer: Any, *, built: bool = True, parts: Mapping[int, Any] | None = None) -> Any:
     """A layer of the same class with the same attributes, whatever its constructor takes and its `get_config` tells.
 
     Args:
-        layer: A layer without layers inside.
+        layer: A layer.
         built: Whether its `build` is over; otherwise it runs when the copy is first called, and makes new weights.
+        parts: What is in place of layers inside, by their ids.
     """
     kind: Any = type(layer)
     copy = kind.__new__(kind)
     keras.layers.Layer.__init__(copy, name=layer.name, trainable=layer.trainable, dtype=layer.dtype_policy)
     own = {"supports_masking", "input_spec", "activity_regularizer", *(vars(layer).keys() - vars(copy).keys())}
     weights = {id(variable) for variable in layer.variables}
-    for key in own & vars(layer).keys():
-        if id(vars(layer)[key]) not in weights:
-            setattr(copy, key, vars(layer)[key])
+    for key in sorted(own & vars(layer).keys()):
+        # What TensorFlow notes of an object is about that one.
+        if id(vars(layer)[key]) not in weights and not key.startswith(("_self_", "_tracked")):
+            value = vars(layer)[key]
+            setattr(copy, key, (parts or {}).get(id(value), value))
     copy.built = built
     return copy
 

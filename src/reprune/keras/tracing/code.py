@@ -32,7 +32,7 @@ def graph_inside(operation: Any, call: Arguments, weights: Sequence[Any] = ()) -
     args, kwargs = keras.tree.map_structure(
         lambda leaf: next(fresh) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
     )
-    with followed(inputs):
+    with followed(inputs, operation):
         return keras.Model([*inputs, *weights], operation.call(*args, **kwargs), name=operation.name)
 
 
@@ -98,7 +98,7 @@ def shapes_made(layer: Any, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int
         lambda leaf: next(given) if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
     )
     fresh = type(layer).from_config(made_with(layer))
-    with followed([leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]):
+    with followed([leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)], fresh):
         fresh(*args, **kwargs)
     return [tuple(variable.shape) for variable in fresh.weights]
 

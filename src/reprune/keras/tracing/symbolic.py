@@ -11,6 +11,7 @@ import keras
 from reprune.core.errors import UnsupportedModelError
 from reprune.keras.tracing.batch_zeros import zeros_of
 from reprune.keras.tracing.configuration import loose_weights, made_with
+from reprune.keras.tracing.held_weights import held_weights
 from reprune.keras.tracing.legacy_calls import legacy_functions
 from reprune.keras.tracing.location import noted_lines
 from reprune.keras.tracing.open_sizes import open_sizes
@@ -36,7 +37,7 @@ def symbolic(model: Any, example: Any) -> Graph:
     for spec in _specs(model, example):
         given = list(spec.values) if isinstance(spec, Arguments) else [spec]
         kind, inputs = (ManyArguments, given) if isinstance(spec, Arguments) else (keras.Model, spec)
-        with followed(given) as unknown:
+        with followed(given, model) as unknown:
             try:
                 graph = kind(inputs=inputs, outputs=_call(model, *given), name=model.name)
                 _build_again(graph)
@@ -52,16 +53,19 @@ def symbolic(model: Any, example: Any) -> Graph:
 
 
 @contextmanager
-def followed(inputs: Any) -> Iterator[list[str]]:
+def followed(inputs: Any, owner: Any) -> Iterator[list[str]]:
     """While this is entered, what models written for eager tensors do works on symbolic ones, too.
 
     Args:
         inputs: Symbolic tensors of which the first axis is the batch.
+        owner: The model or layer whose code it is.
 
     Yields:
         The names of functions of TensorFlow that were called so and are not known.
     """
-    with open_sizes(), zeros_of(inputs), noted_lines(), legacy_functions(), translated() as unknown:
+    # The last one takes what the others give.
+    others = open_sizes(), zeros_of(inputs), noted_lines(), legacy_functions()
+    with others[0], others[1], others[2], others[3], translated() as unknown, held_weights(inputs, owner):
         yield unknown
 
 

@@ -128,6 +128,8 @@ class Tracer:
         self._names: dict[int, str] = {}
         self.widths: dict[str, Cell] = {}
         self._made: dict[tuple[int, int], Ids] = {}
+        self.uncounted: set[int] = set()
+        """Ids of weights whose products are counted where they happen."""
         self.times = 0.0
         """While the code of one step is followed: how many steps there are."""
         self.written: list[Any] = []
@@ -199,6 +201,10 @@ class Tracer:
         """Name of a weight."""
         return self._names[id(variable)]
 
+    def knows(self, variable: Any) -> bool:
+        """Whether a variable is a weight of the model that is traced."""
+        return id(variable) in self._names
+
     def begin(self, call: Call, kind: str, variable: Any, axis: int) -> Ids:
         """Labels of what a weight makes along an axis, the same at each of its calls.
 
@@ -242,7 +248,8 @@ class Tracer:
         if known.labels is not labels:
             self.tie(known.labels, labels, site, "a weight that is used at several places meets them in only one")
             known.labels = np.where(known.labels > NONE, known.labels, labels)
-            known.role = min(known.role, role, key=("own", "reads", "follows").index)
+        # What is read by is silenced there, also where the same weight makes what follows the units (tied embeddings).
+        known.role = min(known.role, role, key=("reads", "own", "follows").index)
 
     def tie(self, first: Ids, second: Ids, site: Site, reason: str) -> None:
         """Couple labels position by position; a position named on one side alone is pinned for `reason`."""

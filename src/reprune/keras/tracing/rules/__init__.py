@@ -27,6 +27,8 @@ _RULES: dict[Rule, str] = {
     weights.depthwise: "DepthwiseConv1D DepthwiseConv2D",
     weights.separable: "SeparableConv1D SeparableConv2D",
     weights.embedding: "Embedding",
+    weights.reversible: "ReversibleEmbedding",
+    weights.held: "HeldWeight",
     weights.batch_normalization: "BatchNormalization",
     weights.layer_normalization: "LayerNormalization RMSNormalization",
     weights.group_normalization: "GroupNormalization",

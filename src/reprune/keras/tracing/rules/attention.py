@@ -190,6 +190,7 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
     tensors = call.tensors
     axes = [first] if second is None else [first, second]
     passed: list[tuple[int, Ids, bool]] = []
+    read: dict[str, Ids] = {}
     held = [own[t.shadow.axis] for t, own in zip(tensors, axes, strict=True) if t.shadow is not None]
     if call.tracer.times:
         passed += _made_by(call, tensors, axes, out)
@@ -198,7 +199,7 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
         # An axis of length one is broadcast along the other's.
         length = max(len(labels) for _, labels in factors)
         factors = [(tensor, labels) for tensor, labels in factors if len(labels) == length]
-        labels = np.maximum(factors[0][1], factors[-1][1])
+        labels = read[letter] = np.maximum(factors[0][1], factors[-1][1])
         weights = [tensor for tensor, _ in factors if tensor.weight is not None]
         if weights:
             names = axes[tensors.index(weights[0])]
@@ -215,6 +216,18 @@ def contracted(call: Call, first: Sequence[str], second: Sequence[str] | None, o
             call.tracer.records.direct.append((labels, call.site))
         else:
             return call.pinned("they are multiplied with each other and cannot be silenced")
+    for tensor, own in zip(tensors, axes, strict=True):
+        if id(tensor.weight) in call.tracer.uncounted:
+            others = {
+                letter: size
+                for other, names in zip(tensors, axes, strict=True)
+                if other is not tensor
+                for letter, size in zip(names, other.shape, strict=True)
+                if letter not in own
+            }
+            known = {letter: labels for letter, labels in read.items() if letter in own}
+            sizes = [known.get(letter, size) for letter, size in zip(own, tensor.shape, strict=True)]
+            call.tracer.product(prod(others.values()), *sizes)
     if len(passed) > 1:
         # A tensor is followed along one axis; outputs of a weight that follow no units can give way.
         passed.sort(key=lambda place: not call.tracer.names_units(place[1]))

@@ -141,6 +141,32 @@ def embedding(call: Call) -> Any:
     return Traced(value, shadow(len(value.shape) - 1, _made(call, "embedding", layer, layer.embeddings, 1)))
 
 
+def held(call: Call) -> Any:
+    """A weight of another layer, for code that computes with it (tied embeddings)."""
+    variable = call.operation.variable
+    if not call.tracer.knows(variable):
+        return Traced(call.values())
+    call.tracer.uncounted.add(id(variable))
+    return Traced(variable, weight=variable, axes=tuple(range(len(variable.shape))))
+
+
+def reversible(call: Call) -> Any:
+    """ReversibleEmbedding: an embedding, or, called in reverse, a product with the same weight or one of its own."""
+    layer, x = call.operation, call.x
+    if not call.kwargs.get("reverse", call.args[1] if len(call.args) > 1 else False):
+        return embedding(call)
+    if _altered(layer):
+        return call.pinned(ALTERED)
+    if x.shadow is not None and x.shadow.axis != len(x.shape) - 1:
+        return call.pinned("a product runs over other axes than that of its units")
+    weight, axis = (layer.embeddings, 1) if layer.tie_weights else (layer.reverse_embeddings, 0)
+    call.tracer.slot(weight, axis, x.along(-1), "reads", call.site)
+    if x.shadow is not None:
+        call.tracer.size(call, ("output_dim",), x.along(-1))
+    call.tracer.product(prod(x.shape[:-1]), _axis(x.along(-1)), layer.input_dim)
+    return call.plain()
+
+
 def batch_normalization(call: Call) -> Any:
     """BatchNormalization: four numbers per unit."""
     layer, x = call.operation, call.x

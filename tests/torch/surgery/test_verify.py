@@ -55,3 +55,33 @@ def test_what_is_read_unseen_is_told_with_the_layer() -> None:
     torch.manual_seed(0)
     with pytest.raises(VerificationError, match="reads the units of rnn:l0 in a way that was not seen"):
         reprune.inspect(Behind(), [torch.randn(4, 6, 5)])
+
+
+class NeedsTargets(nn.Module):
+    """Cannot run in training mode on what it takes in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        logits = self.out(self.rnn(x)[0])
+        return logits if not self.training else nn.functional.mse_loss(logits, targets)
+
+
+class TrainsOnPairs(NeedsTargets):
+    """In training mode it works with a size that is written into its code."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.rnn(x)[0]
+        return self.out(h.view(*x.shape[:2], 4, 2).flip(-1).flatten(2) if self.training else h)
+
+
+def test_a_training_mode_that_the_example_does_not_reach_is_not_rehearsed() -> None:
+    assert reprune.inspect(NeedsTargets(), [torch.randn(4, 6, 5)]).structure.prunable == ("rnn:l0",)
+
+
+def test_a_training_mode_that_the_example_reaches_is_rehearsed() -> None:
+    pin = reprune.inspect(TrainsOnPairs(), [torch.randn(4, 6, 5)]).structure.layers["rnn:l0"].pin
+    assert pin is not None
+    assert "parts of 4" in str(pin)

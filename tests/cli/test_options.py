@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_globs_that_the_shell_wrote_out() -> None:
     ]
     given = command.make_context("prune", list(words)).params
     assert (given["exclude"], given["include"], given["ratio"]) == (["a", "b"], ["c"], 0.3)
+
+
+@pytest.mark.parametrize("command", [[], ["prune"], ["train", "youtube8m"], ["compare"], ["bench"]], ids=" ".join)
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_help_is_whole_at_every_width(command: list[str], columns: int) -> None:
+    narrow = CliRunner(env={"COLUMNS": str(columns), "TERM": "dumb", "NO_COLOR": "1"})
+    lines = narrow.invoke(app, [*command, "--help"]).output.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not [line for line in lines if re.search(r"\w(…|\.\.\.)", line)]
 
 
 def test_version_and_module() -> None:

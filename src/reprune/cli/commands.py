@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from reprune.cli.narrow import fit_terminal
 from reprune.core.errors import RepruneError
 from reprune.core.extras import lacking
 from reprune.recipes.run.interrupts import stopped_by_user
@@ -33,7 +34,7 @@ class Commands(TyperGroup):
     def main(self, args: Any = None, *, standalone_mode: bool = True, **options: Any) -> Any:  # type: ignore[override]
         """Run the program."""
         try:
-            code = super().main(args, standalone_mode=False, **options)
+            code = super().main(args, standalone_mode=False, **fit_terminal(self), **options)
         except typer.Abort:
             code = 130
         except Exception as error:

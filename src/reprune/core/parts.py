@@ -43,7 +43,8 @@ def in_parts(
     cut_between = {tuple(classes(np.array(pair)).tolist()) for pair in seams}
     for name, held in roots.items():
         cuts[name] |= {k for k, pair in enumerate(pairwise(held.tolist()), 1) if pair in cut_between}
-    bonds = [bond for bond in bonds if len({len(roots.get(name, ())) for name in bond}) == 1]
+    # Widths, which are no layers here, may be bound to each other, too.
+    bonds = [bond for bond in bonds if roots.keys() >= set(bond) and len({len(roots[name]) for name in bond}) == 1]
     while _share(cuts, bonds) or _spread(cuts, roots):
         pass
     found: dict[str, Part] = {}

@@ -238,3 +238,20 @@ class CharacterWords(nn.Module):
         x = self.words(letters.view(b * t, n)).transpose(1, 2)
         x = torch.cat([F.relu(conv(x)).amax(-1) for conv in self.filters], -1)
         return self.out(self.gru(x.view(b, t, -1))[0])
+
+
+@case({"encode:channels": 4, "gru:l0": 6, "middle:features": 4}, lambda b, t: torch.randn(b, 1, t, 9))
+class SkipEnhancer(nn.Module):
+    """A speech enhancer: its recurrent bottleneck makes as many channels as the encoder has, which go beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.out = nn.Conv2d(1, 4, (1, 3), (1, 2)), nn.ConvTranspose2d(8, 1, (1, 3), (1, 2))
+        self.gru, self.middle = nn.GRU(16, 6, batch_first=True), nn.Linear(6, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        encoded = F.elu(self.encode(x))
+        b, c, t, f = encoded.shape
+        y, _ = self.gru(encoded.transpose(1, 2).reshape(b, t, c * f))
+        y = self.middle(y).view(b, t, c, f).transpose(1, 2)
+        return torch.sigmoid(self.out(torch.cat([encoded, y], 1)))

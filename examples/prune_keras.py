@@ -1,6 +1,6 @@
 """Train a small Keras classifier, remove half of its hidden units, fine-tune what is left.
 
-    pip install 'reprune[keras]'
+    pip install '.[keras]'
     python examples/prune_keras.py
 
 The class of a sequence is the sign that it carried at the one step that was marked: something to remember.

@@ -1,6 +1,6 @@
 """Train a small PyTorch classifier, remove half of its hidden units, fine-tune what is left.
 
-    pip install 'reprune[torch]'
+    pip install '.[torch]'
     python examples/prune_torch.py
 
 The class of a sequence is the sign that it carried at the one step that was marked: something to remember.

@@ -238,7 +238,7 @@ def _train(folder: RunFolder, recipe: Recipe, say: Say) -> None:
             say(f"Taking the dense model of {options.dense}")
             dense = _taken(dense, Path(options.dense), recipe)
         if options.prunes_while_training or not options.dense:
-            say(f"Training the dense model for {options.epochs} epochs")
+            say(f"Training the dense model for {_epochs(options.epochs)}")
             dense, plan = recipe.train(dense, folder)
         if plan is not None:
             _save_plan(folder, recipe, plan)
@@ -291,13 +291,17 @@ def _prune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
         recipe.save(small, folder.path / "checkpoints" / "pruned.safetensors")
 
 
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
 def _finetune(folder: RunFolder, recipe: Recipe, say: Say) -> None:
     if folder.done("finetune"):
         return
     epochs = recipe.options.finetune_epochs or 0
     if epochs and recipe.options.teaches("finetune"):
         _answer(folder, recipe, say)
-    say(f"Fine-tuning the smaller model for {epochs} epochs")
+    say(f"Fine-tuning the smaller model for {_epochs(epochs)}")
     with folder.part("finetune"):
         plan = _read_plan(folder)
         small = recipe.apply(recipe.build(), plan.cut_only())

@@ -40,13 +40,14 @@ def as_it_is(layer: Any, *, built: bool = True, parts: Mapping[int, Any] | None 
     kind: Any = type(layer)
     copy = kind.__new__(kind)
     keras.layers.Layer.__init__(copy, name=layer.name, trainable=layer.trainable, dtype=layer.dtype_policy)
-    own = {"supports_masking", "input_spec", "activity_regularizer", *(vars(layer).keys() - vars(copy).keys())}
+    # Layers inside are modules on PyTorch, whose attributes are kept apart.
+    held = {**vars(layer).get("_modules", {}), **vars(layer)}
+    own = {"supports_masking", "input_spec", "activity_regularizer", *(held.keys() - vars(copy).keys())}
     weights = {id(variable) for variable in layer.variables}
-    for key in sorted(own & vars(layer).keys()):
-        # What TensorFlow notes of an object is about that one.
-        if id(vars(layer)[key]) not in weights and not key.startswith(("_self_", "_tracked")):
-            value = vars(layer)[key]
-            setattr(copy, key, (parts or {}).get(id(value), value))
+    for key in sorted(own & held.keys()):
+        # What a backend notes of an object is about that one.
+        if id(held[key]) not in weights and not key.startswith(("_self_", "_tracked", "_torch_params")):
+            setattr(copy, key, (parts or {}).get(id(held[key]), held[key]))
     copy.built = built
     return copy
 

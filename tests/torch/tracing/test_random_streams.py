@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -214,6 +214,7 @@ def check(cells: list[tuple[str, str]], form: str, way: str, units: list[int], d
     st.booleans(),
     st.integers(0, 10**6),
 )
+@example([("lstm_cell", "read"), ("written_lstm", "plain")], "stack0", "left_out", [6, 6, 6], False, 0)
 def test_random_streams(
     cells: list[tuple[str, str]], form: str, way: str, units: list[int], detach: bool, seed: int
 ) -> None:

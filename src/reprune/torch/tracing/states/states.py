@@ -215,8 +215,10 @@ class _Judge:
             handed_on |= (source.read(name) > NONE) & np.isin(roots, list(self._own.get(name, ())))
         if not handed_on[alone].all():
             return False
-        written = set(roots[taken == NONE].tolist())
-        cell = written | self._classes(source.labels("read"))
+        # What a module of PyTorch's takes, in the same tensor, is a layer of its own, which may feed the cell.
+        by_hand = taken == NONE
+        written = set(roots[by_hand].tolist())
+        cell = written | self._classes(source.labels("read")[by_hand])
         makers = {name for name, own in self._own.items() if own & written}
         tables = {name for name in makers if name not in self._reads and self._tracer.tensors[name].ndim > 1}
         fed = tables or any(self._reads.get(name, set()) - cell for name in makers)

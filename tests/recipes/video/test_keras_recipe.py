@@ -44,13 +44,13 @@ def keras_tiny(tiny: Options) -> Options:
     return replace(tiny, framework="keras")
 
 
-SLOW = [pytest.param(schedule, marks=pytest.mark.slow) for schedule in ("soft:3", "gradual:2")]
+SLOW = [pytest.param(schedule, marks=pytest.mark.slow) for schedule in ("soft:3", "gradual:3")]
 
 
-@pytest.fixture(scope="module", params=["after", SLOW[0], "gradual:2"])
+@pytest.fixture(scope="module", params=["after", SLOW[0], "gradual:3"])
 def run(request: pytest.FixtureRequest, keras_tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Any:
     # Every selection compiles anew.
-    options = replace(keras_tiny, schedule=request.param, epochs=1 if request.param == "gradual:2" else 2)
+    options = replace(keras_tiny, schedule=request.param, epochs=1 if request.param == "gradual:3" else 2)
     folder = tmp_path_factory.mktemp("run")
     return options, folder, youtube8m.run(options, folder)
 

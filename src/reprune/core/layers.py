@@ -183,6 +183,11 @@ class Layer:
     part: tuple[str, int] | None = None
     least: int = 1
 
+    @property
+    def whole(self) -> str:
+        """The name of the layer that this is a part of; its own if it is whole."""
+        return self.part[0] if self.part is not None else self.name
+
 
 @dataclass(frozen=True)
 class Contraction:

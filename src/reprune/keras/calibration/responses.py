@@ -22,7 +22,7 @@ from reprune.keras.tracing.compiled import Runner
 from reprune.keras.tracing.configuration import is_cell
 from reprune.keras.tracing.graph import ModelGraph, flat_inputs, graph_of, run, widened
 from reprune.keras.tracing.record import Forward, captured
-from reprune.keras.tracing.rules.cells import state_name
+from reprune.keras.tracing.rules.cells import cell_name, state_name
 from reprune.keras.tracing.rules.recurrent import CELLS, cell_kind, cells_of
 
 Array = Any
@@ -165,8 +165,9 @@ class Probe:
         # A cell of the user's own that could not be followed may do anything.
         for name in (name for name in structure.layers if name in structure.prunable or _is_kerass(structure, name)):
             layer = structure.layers[name]
-            self._parts.setdefault(layer.part[0] if layer.part else name, []).append(layer)
-        written = {key for key, name in self._names.items() if any(_of_cell(layer, name) for layer in self._parts)}
+            self._parts.setdefault(layer.whole, []).append(layer)
+        cells = set(map(cell_name, self._parts))
+        written = {key for key, name in self._names.items() if name in cells}
         self._recurrences = Recurrences(self._piece, written)
         self._run = Runner(graph, self.walk)
         self._seen: list[Seen] = []
@@ -301,10 +302,6 @@ class Probe:
 
 def _is_kerass(structure: Structure, name: str) -> bool:
     return structure.layers[name].cell in [word for word, _, _ in CELLS.values()]
-
-
-def _of_cell(layer: str, name: str) -> bool:
-    return layer == name or layer.startswith(f"{name}:state")
 
 
 def _shown(structure: Structure, seen: Collection[Axis]) -> dict[str, Reader]:

@@ -16,6 +16,7 @@ from reprune.core.layers import WIDTHS
 from reprune.core.plan import Plan
 from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.tracing.graph import ModelGraph
+from reprune.keras.tracing.rules.cells import cell_name
 
 # Fields of a plan's JSON that hold words, not names.
 _WORDS = ("format", "method", "of", "cell", "role", "operation", "location", "reason", "runtime", "kind")
@@ -42,11 +43,10 @@ def fitted(plan: Plan, graph: ModelGraph) -> Plan:
             continue
         slot = next(iter(plan.structure.slots_of(name, "own")), None)
         new = None if slot is None else owners.get(tensors[slot.tensor])
-        whole = layer.part[0] if layer.part is not None else name
-        cell = whole.partition(":state")[0]
+        cell = cell_name(layer.whole)
         if new is None and cell not in cells:
             raise PlanError(f"The plan belongs to another model: it has no recurrent layer {name!r}.")
-        names.update({old: (new or cell) + old[len(cell) :] for old in (cell, whole, name)})
+        names.update({old: (new or cell) + old[len(cell) :] for old in (cell, layer.whole, name)})
     for name, layer in plan.structure.layers.items():
         if layer.cell in WIDTHS:
             path, _, kind = name.rpartition(":")

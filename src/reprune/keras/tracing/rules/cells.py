@@ -43,6 +43,11 @@ def state_name(name: str, state: int) -> str:
     return name if state == 0 else f"{name}:state{state}"
 
 
+def cell_name(name: str) -> str:
+    """The address of the cell to which the units of a state belong."""
+    return name.partition(":state")[0]
+
+
 def followed(call: Call, cell: Any, holder: Any, name: str, x: Traced, steps: float) -> Step | None:
     """What one step of a cell does, with labels; None where it cannot be followed, and is refused.
 

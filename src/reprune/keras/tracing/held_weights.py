@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from threading import get_ident
 from typing import Any
 
 import keras
@@ -73,6 +74,7 @@ def held_weights(inputs: Any, owner: Any) -> Iterator[None]:
             held.setdefault(id(weight), (part, place))
     symbols: dict[int, Any] = {}
     runs = {id(part): len(part._inbound_nodes) for part, _ in held.values()}
+    thread = get_ident()
 
     def symbol(leaf: Any) -> Any:
         if id(leaf) not in held:
@@ -88,8 +90,9 @@ def held_weights(inputs: Any, owner: Any) -> Iterator[None]:
     def taking(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            # Inside a layer that is called, Keras does what the layer does.
-            if not _in_a_layer() and any(id(leaf) in held for leaf in keras.tree.flatten((args, kwargs))):
+            # Inside a layer that is called, Keras does what the layer does; another thread may answer with the model.
+            mine = get_ident() == thread and not _in_a_layer()
+            if mine and any(id(leaf) in held for leaf in keras.tree.flatten((args, kwargs))):
                 args, kwargs = keras.tree.map_structure(symbol, (args, kwargs))
             return function(*args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import keras
@@ -19,6 +20,9 @@ from reprune.keras.tracing.positional import Arguments, ManyArguments, wanted_ar
 from reprune.keras.tracing.tensorflow_calls import translated
 
 Graph = Any
+
+_ALONE = RLock()
+"""Functions of Keras are replaced while code is followed: two threads would put each other's back."""
 
 
 def symbolic(model: Any, example: Any) -> Graph:
@@ -65,7 +69,7 @@ def followed(inputs: Any, owner: Any) -> Iterator[list[str]]:
     """
     # The last one takes what the others give.
     others = open_sizes(), zeros_of(inputs), noted_lines(), legacy_functions()
-    with others[0], others[1], others[2], others[3], translated() as unknown, held_weights(inputs, owner):
+    with _ALONE, others[0], others[1], others[2], others[3], translated() as unknown, held_weights(inputs, owner):
         yield unknown
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import reprune
 from reprune import Method
 from reprune.core.answers.divergence import apart
+from reprune.core.errors import PlanError
+from reprune.core.folding.fold import Refit
 
 LEAST_SQUARES = Method("measured", "reconstruction", "least-squares")
 
@@ -81,6 +87,9 @@ def test_the_plan_holds_what_was_refitted():
         wanted = reprune.mask(model, result.plan)(new)
         torch.testing.assert_close(again(new), wanted, rtol=0, atol=1e-10)
         torch.testing.assert_close(result.model(new), wanted, rtol=0, atol=1e-10)
+    longer = replace(result.plan, refits=(Refit.of("out.bias", np.zeros(4)),))
+    with pytest.raises(PlanError, match=r"'out.bias' would keep \(3,\), the plan holds \(4,\)"):
+        reprune.apply(model, longer)
 
 
 def test_the_split_is_no_worse_than_those_it_is_made_of():

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import reprune
 from reprune.torch.calibration.labelled import observe_classes
 from reprune.torch.calibration.responses import gather, observe
-from reprune.torch.tracing.record import trace
+from reprune.torch.tracing.record import record, trace
 from tests.helpers.torch_oracle import check_oracle
 
 pytestmark = pytest.mark.filterwarnings(
@@ -212,6 +212,51 @@ def test_readers_are_known_however_their_weight_is_used(way: str) -> None:
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=tolerance)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T, bias=True), rtol=tolerance, atol=1e-12)
     assert_moments(observed["lstm:l0"], torch.cat([model.lstm(x)[0].detach().reshape(-1, 6) for x in data()]).numpy())
+
+
+class Twice(nn.Module):
+    """Two weights read a width, one of them through a rectifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.one, self.two = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.enter(x)
+        return self.one(h) + self.two(h.relu())
+
+    def answers(self, x: torch.Tensor) -> torch.Tensor:
+        return self.enter(x)
+
+
+class Sliced(nn.Module):
+    """A cell written by hand, whose states are read by the last columns of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.head = nn.Parameter(torch.randn(6, 11) / 3), nn.Linear(6, 3)
+
+    def states(self, x: torch.Tensor) -> list[torch.Tensor]:
+        states = [x.new_zeros(x.shape[1], 6)]
+        for step in x:
+            states.append((step.sum(-1, keepdim=True) + states[-1] @ self.w[:, 5:].t()).tanh())
+        return states
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.states(x)[-1])
+
+    def answers(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.states(x)[:-1])  # What it feeds back.
+
+
+@pytest.mark.parametrize("kind", [Twice, Sliced])
+def test_a_layer_answers_what_one_weight_reads_of_it(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    structure = record(model, data(1)[0], scope="all" if kind is Twice else "recurrent").structure()
+    name = next(iter(structure.layers))
+    rows = torch.cat([model.answers(x).detach().reshape(-1, 6) for x in data()]).numpy()
+    assert_moments(observe(model, structure, data())[name], rows)
 
 
 def test_a_weight_that_is_only_multiplied_with_weights_reads_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Sizes of a convolution of which whole groups are gone."""
+"""Sizes of a convolution of which channels or whole groups are gone."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def test_groups_of_unequal_inputs_and_outputs(kind: type[nn.Conv1d]) -> None:
     layer.weight = nn.Parameter(layer.weight[: len(layer.weight) // 2].detach())
     _convolution(layer)
     torch.testing.assert_close(layer(x[:, :4]), whole[:, :6])
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 6, 2)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(nn.Conv1d, (5, 12)), (nn.ConvTranspose1d, (8, 5))])
+def test_the_second_axis_is_what_is_read_or_what_is_made(kind: type[nn.Conv1d], channels: tuple[int, int]) -> None:
+    layer = kind(8, 12, 3)
+    layer.weight = nn.Parameter(layer.weight[:, :5].detach())
+    _convolution(layer)
+    assert (layer.in_channels, layer.out_channels) == channels

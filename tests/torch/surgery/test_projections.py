@@ -8,6 +8,7 @@ from torch import nn
 
 import reprune
 from reprune.torch import RaggedLSTM
+from reprune.torch.surgery.expand import expand
 
 
 class Projected(nn.Module):
@@ -44,4 +45,7 @@ def test_a_projection_stays_plain_where_pytorch_has_one(
     plan = plan.with_kept(kept | {f"lstm:l{layer}:projection": range(count) for layer, count in enumerate(components)})
     small = reprune.apply(model, plan)
     assert type(small.lstm) is kind
-    torch.testing.assert_close(small(x), reprune.mask(model, plan)(x), rtol=0, atol=1e-12)
+    masked = reprune.mask(model, plan)
+    torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-12)
+    assert torch.equal(masked.lstm.weight_ih_l0, model.lstm.weight_ih_l0)  # Units are made, and nothing reads them.
+    torch.testing.assert_close(expand(Projected().double(), small, plan)(x), small(x), rtol=0, atol=1e-12)

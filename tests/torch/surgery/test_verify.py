@@ -29,7 +29,7 @@ ONES = torch.ones(2, 3)
         ([torch.tensor([1, 10**6])], [torch.tensor([1, 10**6 + 1])], True),
         ([torch.tensor([True])], [torch.tensor([False])], True),
         ([torch.tensor([1 + 1j])], [torch.tensor([1 + 1.00001j])], False),
-        ([torch.tensor([1 + 1j])], [torch.tensor([1 - 1j])], True),
+        ([torch.tensor([1 + 1j])], [torch.tensor([1 + 1.01j])], True),
         ([ONES, ONES], [ONES, ONES + 1], True),
     ],
 )
@@ -85,3 +85,40 @@ def test_a_training_mode_that_the_example_reaches_is_rehearsed() -> None:
     pin = reprune.inspect(TrainsOnPairs(), [torch.randn(4, 6, 5)]).structure.layers["rnn:l0"].pin
     assert pin is not None
     assert "parts of 4" in str(pin)
+
+
+class Wide(nn.Module):
+    """Runs with fewer units of either layer, and not with fewer of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.GRU(5, 20), nn.GRU(5, 20), nn.Linear(40, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.cat([self.a(x)[0], self.b(x)[0]], -1)
+        if h.numel() < 4 * 6 * 27:
+            raise RuntimeError("too narrow")
+        return self.out(h)
+
+
+def test_layers_that_cannot_lose_units_together_are_all_pinned() -> None:
+    layers = reprune.inspect(Wide(), [torch.randn(4, 6, 5)]).structure.layers
+    assert ["with fewer units: too narrow" in str(layer.pin) for layer in layers.values()] == [True, True]
+
+
+class Normalised(Wide):
+    """Does not run with fewer units of the second layer, which are normalised, so that nothing can be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.b(x)[0])
+        if h.numel() < 4 * 6 * 20:
+            raise RuntimeError("too narrow")
+        return self.out(torch.cat([self.a(x)[0], h], -1))
+
+
+def test_what_cannot_be_compared_must_run_nevertheless() -> None:
+    assert reprune.inspect(Normalised(), [torch.randn(4, 6, 5)]).structure.prunable == ("a:l0",)

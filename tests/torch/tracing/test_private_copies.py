@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import reprune.torch
+from reprune.torch.surgery.apply import _borrowed
 from reprune.torch.tracing.running.copies import duplicate, fresh
 from reprune.torch.tracing.running.randomness import own_randomness
 from tests.helpers.torch_sealed import sealed
@@ -206,6 +207,15 @@ def test_shared_parameters_use_the_same_memory() -> None:
         assert one is not two
         assert one.data_ptr() == two.data_ptr()
         assert one.requires_grad == two.requires_grad
+
+
+def test_surgery_copies_no_weight_that_it_cuts() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    plan = reprune.plan(model, [torch.randn(4, 5)], 0.5, scope="all", method="magnitude")
+    borrowed = _borrowed(model, plan)
+    # All parameters hold units but for the last bias; what is no parameter is small.
+    assert list(borrowed) == [id(weight) for weight in list(model.parameters())[:-1]]
+    assert [held.data_ptr() for held in borrowed.values()] == [weight.data_ptr() for weight in model.parameters()][:-1]
 
 
 def test_a_batch_with_what_cannot_be_copied_is_copied_in_part() -> None:

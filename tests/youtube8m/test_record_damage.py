@@ -179,8 +179,8 @@ def test_the_search_crosses_its_own_chunks(path, monkeypatch):
         assert skipped == (place > 0)
 
 
-def _flip(place: int) -> bytes:
-    return DATA[:place] + bytes([DATA[place] ^ 4]) + DATA[place + 1 :]
+def _flip(place: int, data: bytes = DATA) -> bytes:
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -189,3 +189,18 @@ def test_a_cut_record_that_holds_a_whole_one(path, zipped):
     records, skipped = skim(path, gzip.compress(data) if zipped else data)
     assert_same(records, [RECORDS[1], RECORDS[0]])
     assert skipped == 1
+
+
+def test_a_header_that_nothing_confirms_is_no_record(path):
+    """Its record is cut, and no header follows: another damaged record would be counted."""
+    around = _flip(0, reference.framed(b"before" + FRAMED[0][:20]))
+    records, skipped = skim(path, FRAMED[1] + around + FRAMED[2])
+    assert_same(records, RECORDS[1:3])
+    assert skipped == 1
+
+
+def test_damaged_data_after_a_damaged_header_is_a_record_of_its_own(path):
+    damaged = _flip(0, _flip(13, FRAMED[1])) + _flip(13, FRAMED[2])
+    records, skipped = skim(path, FRAMED[0] + damaged + FRAMED[3])
+    assert_same(records, [RECORDS[0], RECORDS[3]])
+    assert skipped == 2

@@ -125,7 +125,8 @@ def test_seed_and_epoch_fix_the_order(tmp_path):
 
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert flat(RecordLoader(dataset(tmp_path, shuffle=False))) == [record.id for record in random_records(24)]
+    data = dataset(tmp_path, shuffle=False)
+    assert flat(data) == flat(RecordLoader(data)) == [record.id for record in random_records(24)]
 
 
 @settings(max_examples=60, deadline=None)

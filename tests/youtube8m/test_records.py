@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import RecordError
+from reprune.youtube8m.framing import masked_crc
 from reprune.youtube8m.metrics import VideoMetrics
 from reprune.youtube8m.records import Record, RecordWriter, count_records, find_files, read_records, write_records
 from tests.youtube8m import tfrecord_reference as reference
@@ -122,12 +123,18 @@ def test_features_choose_and_order_the_columns(tmp_path):
     assert alone.frames.flags.c_contiguous
 
 
-def test_parts_share_a_file_out(tmp_path):
+def test_parts_share_a_file_out(tmp_path, monkeypatch):
     records = random_records(11)
-    path = write_payload(tmp_path, *map(reference.serialised, records))
+    payloads = list(map(reference.serialised, records))
+    path = write_payload(tmp_path, *payloads)
+    summed: list[bytes] = []
+    monkeypatch.setattr("reprune.youtube8m.framing.masked_crc", lambda data: summed.append(data) or masked_crc(data))
     for parts in (1, 2, 3, 20):
         for part in range(parts):
+            summed.clear()
             assert_same(list(read_records(path, FEATURES, part=(part, parts))), records[part::parts])
+            # Of the others, only the headers are read.
+            assert [data for data in summed if len(data) > 8] == payloads[part::parts]
 
 
 def test_paths_and_globs(tmp_path):

@@ -81,6 +81,8 @@ def test_hit_at_1_and_perr_stay_apart_even_if_they_start_equal():
 @pytest.mark.parametrize("name", SINGLE)
 def test_refusals(name):
     metric = SINGLE[name](3)
+    assert metric.higher_is_better
+    assert SINGLE[name](1).classes == 1
     with pytest.raises(ValueError, match=r"N × 3, not \(2, 4\)"):
         metric.update(torch.ones(2, 4), torch.ones(2, 4))
     with pytest.raises(ValueError, match="NaN or infinite"):

@@ -202,7 +202,7 @@ def rank_top(scores: Scores, k: int) -> Ranking:
     # and a pass for what lies above is several times as fast as a partition, and leaves little more than k to sort.
     height = min(max(classes // (6 * k), 1), 32)
     width = classes // height
-    maxima = scores[:, : height * width].reshape(videos, height, width).max(axis=1) if height > 1 else scores
+    maxima = scores[:, : height * width].reshape(videos, height, width).max(axis=1)
     bound = np.partition(maxima, width - k, axis=1)[:, width - k, None]
     chosen = np.flatnonzero(scores >= bound)
 

@@ -51,7 +51,10 @@ def test_outputs_are_told_apart_by_their_width():
     held = Answers([0], lambda batch: dense)
     pairs = list(held.compared(0, [SMALL[0], RNG.normal(size=(6, 3)), np.arange(6)], "all"))
     assert [pair.place for pair in pairs] == [0]
-    assert held.fidelity(lambda batch: [np.zeros((6, 2)), np.zeros((6, 3)), np.arange(6)], [0], "all") is None
+    others = [np.zeros((6, 2)), np.zeros((6, 3)), np.arange(6)]
+    assert held.fidelity(lambda batch: others, [0], "all") is None
+    assert held.divergence(lambda batch: others, [0], "all") == np.inf
+    assert held.divergence(lambda batch: [SMALL[0] * np.nan, *others[1:]], [0], "all") == np.inf
 
 
 def test_one_number_per_row_has_no_largest():
@@ -89,7 +92,7 @@ def test_cotangents_are_of_the_mean_over_all_rows_to_fit():
 
 
 def test_a_sample_is_spread_evenly_and_bounded():
-    sample = Sample(most=4)
+    sample = Sample(most=4, size=0)  # Of numbers no size is known.
     assert list(sample.watch(range(11))) == list(range(11))
     assert sample.batches == [0, 4, 8]
     heavy = Sample(size=3 * 80)
@@ -155,6 +158,7 @@ class TestTolerance:
 
     @pytest.mark.parametrize("options", [{"ratio": 0.3}, {"target_ms": 3.0, "of": "latency"}, {"tolerance": -1}])
     def test_contradictions_are_refused(self, options):
+        assert Request(tolerance=0.0).tolerance == 0.0
         with pytest.raises(BudgetError, match="tolerance"):
             Request(**{"tolerance": 0.02, **options})
 

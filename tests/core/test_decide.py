@@ -245,3 +245,5 @@ def test_what_the_first_unit_saves_is_the_difference_that_it_makes():
     before = model.structure.counts()
     found = _saved(CostModel(model.structure), "parameters", before, ["a"])
     assert found == model.parameters(before) - model.parameters(before | {"a": 5})
+    # Of a time that is the square of the units, a third of what three of six save.
+    assert _saved(lambda _, counts: float(counts["a"] ** 2), "latency", before, ["a"]) == (6**2 - 3**2) / 3

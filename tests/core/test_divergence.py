@@ -75,6 +75,11 @@ def test_gradients_are_those_of_the_values(kind):
     np.testing.assert_allclose(kind.gradient(found, wanted), gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_a_row_of_zeros_is_pulled_towards_the_wanted_direction():
+    wanted = logits(1)
+    assert ((Cosine().gradient(np.zeros_like(wanted), wanted) * wanted).sum(1) < 0).all()
+
+
 @pytest.mark.parametrize("kind", KINDS[:-1], ids=lambda kind: type(kind).__name__)
 def test_projections_have_the_curvature_where_both_answers_agree(kind):
     """There, the Hessian is the curvature of Gauss-Newton; the mean over all 2⁴ signs is exact."""

@@ -44,3 +44,23 @@ def test_slopes_are_those_of_the_cell(name):
     if name != "gru":
         recurrent = steps.state @ cell.weight_hh.numpy().T
         np.testing.assert_allclose(found.wanted, steps.read + recurrent, rtol=1e-12)
+
+
+def test_a_reset_before_the_product_acts_on_all_units():
+    """A slope is the length of a column of autograd's Jacobian, of a GRU that is written out."""
+    torch.manual_seed(0)
+    incoming, weight, bias, state = (
+        torch.randn(*shape, dtype=torch.float64)
+        for shape in ((5, 3 * UNITS), (3 * UNITS, UNITS), (3 * UNITS,), (5, UNITS))
+    )
+
+    def shown(gates: torch.Tensor) -> torch.Tensor:
+        """States after gates' pre-activations from the input; those of the new gate are read before the reset."""
+        reset, keep = (gates[:, :-UNITS] + state @ weight[:-UNITS].T).sigmoid().split(UNITS, 1)
+        new = torch.tanh(gates[:, -UNITS:] + (reset * state) @ weight[-UNITS:].T)
+        return (1 - keep) * new + keep * state
+
+    jacobian = torch.autograd.functional.jacobian(lambda gates: shown(gates).sum(0), incoming + bias)
+    steps = Steps(incoming.numpy(), state.numpy(), (5,), None)
+    found = targets("gru_before", [np.eye(3 * UNITS), weight.numpy(), bias.numpy()], steps)
+    np.testing.assert_allclose(abs(found.slopes), jacobian.norm(dim=0), rtol=1e-10)

@@ -242,9 +242,8 @@ class Answers:
                 "all": slice(None),
             }[rows]
             chosen = np.concatenate([output.fit, output.judged])[part]
-            if len(chosen):
-                pair = aligned(_take(whole, chosen), output.answers[part])
-                yield Compared(output.place, self._kinds[output.place], *pair, chosen)
+            pair = aligned(_take(whole, chosen), output.answers[part])
+            yield Compared(output.place, self._kinds[output.place], *pair, chosen)
 
     def divergence(self, run: Callable[[int], Sequence[Array]], places: Iterable[int], rows: Rows) -> float:
         """Mean divergence of a model on rows of some batches, given the place of each, added up over outputs.

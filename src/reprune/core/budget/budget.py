@@ -203,8 +203,7 @@ def allocate(
         taken = len(steps)
         _check_reachable(budget, blocks, removed(steps), target, total)
     if taken == 0:
-        if fixed:
-            _check_fixed(budget, removed([]), target, total)
+        _check_fixed(budget, removed([]), target, total)
         return start
     less, more = steps[: taken - 1], steps[:taken]
     if removed(more) > target + rounding and len(blocks[steps[taken - 1][1]].layers) > 1:
@@ -233,8 +232,8 @@ def _steps(budget: Budget, blocks: Sequence[Block]) -> list[Step]:
         for kept in range(units - 1, max(budget.min_units, block.least) - 1, -1):
             if kept % budget.round_to == 0:
                 steps.append((float(block.thresholds[units - kept - 1]), index, kept))
-    # Equal thresholds: larger sizes first, so that every block's steps stay in order.
-    return sorted(steps, key=lambda step: (step[0], -step[2], step[1]))
+    # Equal thresholds: larger sizes first, so that every block's steps stay in order; of equal ones, earlier blocks'.
+    return sorted(steps, key=lambda step: (step[0], -step[2]))
 
 
 def _after(before: Mapping[str, int], blocks: Sequence[Block], steps: Sequence[Step]) -> dict[str, int]:

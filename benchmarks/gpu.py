@@ -88,7 +88,7 @@ def zoo(scale: Scale) -> Iterator[Line]:
         try:
             model = torch_oracle.prepared(case.build().double(), train=False)
             batch = torch_oracle.converted(case.batch(2, 4), torch.float64)
-            structure = reprune.torch.trace(model, batch)
+            structure = reprune.inspect(model, [batch]).structure
             (plan,) = torch_oracle.random_plans(structure, 1)
             small, masked = reprune.apply(model, plan), reprune.mask(model, plan)
             if not case.approximate and not case.states:
@@ -125,7 +125,7 @@ def training(scale: Scale) -> Iterator[Line]:
     """A step of the paper's model: by itself, with statistics, and softly pruned."""
     features = 1152 if scale.device.type == "cuda" else 48
     x = torch.randint(0, 256, (scale.batch, scale.frames, features), device=scale.device).byte()
-    lengths = torch.full((scale.batch,), scale.frames)
+    lengths = torch.full((scale.batch,), scale.frames, device=scale.device)
     labels = (torch.rand(scale.batch, scale.classes, device=scale.device) < 0.01).float()
 
     def step(schedule: str | None) -> Callable[[], None]:

@@ -22,11 +22,13 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from side_by_side import CLIPPED, STREAMS, UNROLL, Setting, SideBySide, Streams, factor, text_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,10 +40,9 @@ from reprune.recipes.bench.bench import bench
 from reprune.recipes.language.data import Windows, answers_to
 from reprune.recipes.language.text import Numbers, Vocabulary, streams_to_train
 from reprune.recipes.language.word_model import WordModel
-from reprune.torch.training.likely import Likely, shared_cross_entropy
 
-WORDS, UNITS, UNROLL, STREAMS, CLIPPED = 10_000, 1500, 35, 20, 10.0
-PUBLISHED = (
+WORDS, UNITS = 10_000, 1500
+PAPERS = (
     ("ISS (Wen et al. 2018)", "373 + 315", 78.57, 78.65, "10.59"),
     ("neuron selection (Wen et al. 2020)", "", 78.57, 78.57, "nearly 20"),
 )
@@ -59,34 +60,41 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Student:
-    """A small model, and how it is taught.
+    """A small model before it is taught.
 
     Attributes:
         method: How it is pruned; methods that act on the training do so for `pruned_in` epochs first.
-        ratio: Fraction of the units to remove.
         counts: Units that the two layers keep; None where the method decides.
-        dropout: Fraction dropped.
-        rate: First step size of gradient descent, falling to zero along a cosine.
-        share: Of the dense model's answers in what is learned; the rest is the text's.
+        columns: Columns that the embedding keeps.
+        ratio: Fraction of the units to remove, where `counts` does not say how many.
         pruned_in: See `method`.
     """
 
     method: str
-    ratio: float
     counts: tuple[int, int] | None = None
-    dropout: float = 0.25
-    rate: float = 1.0
-    share: float = 0.5
+    columns: int = UNITS
+    ratio: float = 0.77
     pruned_in: int = 0
 
 
 STUDENTS = {
-    "size of ISS": Student("reconstruct", 1 - 688 / 3000, (373, 315)),
-    "20 times as fast": Student("iss-norm+reconstruct", 0.77, (345, 345)),
-    "20 times as fast (measured split)": Student("reconstruct", 0.77),
-    "ISS group lasso": Student("iss-group-lasso", 0.77, pruned_in=4),
-    "neuron selection": Student("neuron-selection", 0.77, pruned_in=4),
+    "20 times as fast": Student("iss-norm+reconstruct", (352, 288), 384),
+    "size of ISS": Student("iss-norm+reconstruct", (373, 315)),
+    "20 times as fast (measured split)": Student("reconstruct"),
+    "ISS group lasso": Student("iss-group-lasso", pruned_in=4),
+    "neuron selection": Student("neuron-selection", pruned_in=4),
 }
+SETTINGS = (
+    Setting(0.1, 2.0, 1e-4),
+    Setting(0.1, 2.0, 5e-5),
+    Setting(0.1, 2.0, 2e-5),
+    Setting(0.2, 2.0, 3e-5),
+    Setting(0.05, 2.0, 5e-5),
+    Setting(0.25, 2.0, 3e-5, written=False),
+)
+"""What is tried side by side; the best on the validation text is kept."""
+SHARE = 0.5
+"""Of the dense model's answers in what is learned from the text; the rest is the words that come."""
 
 
 def windows(numbers: Numbers) -> Windows:
@@ -134,6 +142,26 @@ class Run:
     out: Path
     until: float
     epochs: int
+    settings: tuple[Setting, ...]
+    words_written: int
+
+    @cached_property
+    def text(self) -> Streams:
+        """The training text with the dense model's answers."""
+        answers = StoredArrays(self.out / "answers")
+        if not answers.done:
+            answers.write(answers_to(self.train, self.dense, torch.device(self.device)))
+        parts = zip(*((window.words, window.following) for window in self.train), strict=True)
+        return Streams(*map(torch.cat, parts), answers, self.device)
+
+    @cached_property
+    def written(self) -> Streams:
+        """What the dense model wrote, with its answers."""
+        written = StoredArrays(self.out / "written")
+        if not written.done:
+            words = torch.cat([window.words for window in self.train])
+            written.write(text_of(self.dense.to(self.device).eval(), words, self.words_written, self.device))
+        return Streams(torch.from_numpy(written["words"].astype(np.int64)), None, written, self.device)
 
     def calibration(self) -> list[Any]:
         """Sixty windows spread over the text."""
@@ -173,13 +201,16 @@ def pruned(student: Student, run: Run) -> WordModel:
     """The student before it is taught."""
     if student.pruned_in:
         return pruned_while_training(student, run)
-    counts = None if student.counts is None else {f"recurrent.{i}:l0": n for i, n in enumerate(student.counts)}
+    names = ("recurrent.0:l0", "recurrent.1:l0", "embedding:columns")
+    narrow = student.columns < UNITS
+    counts = student.counts and dict(zip(names[: 2 + narrow], (*student.counts, student.columns), strict=False))
     result = reprune.prune(
         run.dense.to(run.device),
         run.calibration(),
         student.ratio,
         method=student.method,
         counts=counts,
+        scope="all" if narrow else "recurrent",
         divergence="kl",
         forward=lambda model, words: model(words)[0],
     )
@@ -201,64 +232,73 @@ def pruned_while_training(student: Student, run: Run) -> WordModel:
             logits, state = model(window.words.to(run.device), detached(state))
             following = window.following.to(run.device).flatten()
             loss = functional.cross_entropy(logits.flatten(0, 1), following) * len(window.words)
-            step(model, optimizer, loss + pruner.loss())
+            optimizer.zero_grad()
+            (loss + pruner.loss()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIPPED)
+            optimizer.step()
             pruner.step()
     return pruner.finish()
 
 
-def teach(name: str, student: Student, run: Run) -> WordModel | None:
-    """The student, once it has been taught for all epochs; None when the time is over before."""
-    path = run.out / f"{name}.pt"
-    held = torch.load(path, map_location=run.device, weights_only=False) if path.exists() else None
+@dataclass
+class Taught:
+    """A student after its last epoch."""
+
+    model: WordModel
+    setting: Setting
+    valid: float
+
+
+def teach(name: str, student: Student, run: Run) -> Taught | None:
+    """The student, taught in all settings, the best of which is kept; None when the time is over before."""
+    path, part = run.out / f"{name}.pt", run.out / f"{name}.part.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)
+    held = torch.load(part, map_location=run.device, weights_only=False) if part.exists() else None
     small = pruned(student, run) if held is None else held["model"]
-    small.dropout.p = student.dropout
-    # A window reads some hundred words of 10,000: with all rows' gradients, most of a step would go into zeros.
-    small.embedding.sparse = True
-    small.to(run.device)
-    done, log = (0, [perplexity(small, run.test, run.device)]) if held is None else (held["epoch"], held["log"])
-    optimizer, took = torch.optim.SGD(small.parameters(), lr=student.rate), 0.0
+    copies = SideBySide(small, run.settings, run.device)
+    done, log = 0, copies.perplexities(run.valid)
+    if held is not None:
+        copies.load_state_dict(held["weights"])
+        done, log = held["epoch"], held["log"]
+    took, saved = 0.0, time.monotonic()
     for epoch in range(done, run.epochs):
         if time.monotonic() + took > run.until:
             return None
         started = time.monotonic()
-        torch.manual_seed(epoch)
-        one_epoch(small, optimizer, epoch, student, run)
-        log.append(perplexity(small, run.valid, run.device))
+        one_epoch(copies, epoch, run)
+        log = copies.perplexities(run.valid)
         took = time.monotonic() - started
-        print(f"{name}: epoch {epoch + 1} of {run.epochs}, valid {log[-1]:.2f}, {took:.0f} s", flush=True)
-        part = path.with_suffix(".part")
-        torch.save({"model": small, "epoch": epoch + 1, "log": log}, part)
-        part.replace(path)
-    return small
+        print(f"{name}: epoch {epoch + 1} of {run.epochs}, valid {told(log)}, {took:.1f} s", flush=True)
+        # What is kept is large: not after every epoch that takes seconds.
+        if time.monotonic() - saved > 60 or time.monotonic() + took > run.until:
+            held = {"model": small, "weights": copies.state_dict(), "epoch": epoch + 1, "log": log}
+            torch.save(held, part.with_suffix(".new"))
+            part.with_suffix(".new").replace(part)
+            saved = time.monotonic()
+    print(f"{name}: test {told(copies.perplexities(run.test))}", flush=True)
+    best = min(range(len(log)), key=lambda index: log[index])
+    taught = Taught(copies.model(best).cpu(), run.settings[best], log[best])
+    torch.save(taught, path)
+    part.unlink(missing_ok=True)
+    return taught
 
 
-def one_epoch(small: WordModel, optimizer: torch.optim.Optimizer, epoch: int, student: Student, run: Run) -> None:
-    """One pass over the text, which the student learns together with the dense model's answers."""
-    small.train()
-    state = None
-    for number, window in enumerate(run.train):
-        done = (epoch + number / run.train.count) / run.epochs
-        optimizer.param_groups[0]["lr"] = student.rate * (1 + math.cos(math.pi * done)) / 2
-        logits, state = small(window.words.to(run.device), detached(state))
-        rows, following = logits.flatten(0, 1), window.following.to(run.device).flatten()
-        answers = Likely(*(part.to(run.device).flatten(0, 1) for part in window.answers))
-        # Summed over the window, averaged over the streams, as the step sizes of the paper are meant.
-        step(small, optimizer, shared_cross_entropy(rows, following, answers, student.share) / STREAMS)
+def told(perplexities: list[float]) -> str:
+    """One for each setting."""
+    return " ".join(f"{value:.2f}" for value in perplexities)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of gradient descent, on gradients of which the norm is clipped."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    values = []
-    for parameter in model.parameters():
-        if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
-    norm = nn.utils.get_total_norm(values)
-    for value in values:
-        value.mul_((CLIPPED / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.step()
+def one_epoch(copies: SideBySide, epoch: int, run: Run) -> None:
+    """One pass over the text, beside as many windows of what the dense model wrote."""
+    torch.manual_seed(epoch)
+    for window in range(run.text.count):
+        number = epoch * run.text.count + window
+        for part, streams in enumerate((run.text, run.written)):
+            if streams.go_to(number):
+                copies.begin(part)
+        copies.rate.fill_(factor(number, run.epochs * run.text.count))
+        copies.learn(run.text, run.written, SHARE)
 
 
 def detached(state: Any) -> Any:
@@ -278,23 +318,28 @@ class Logits(nn.Module):
         return self.model(words)[0]
 
 
-def table(run: Run, taught: dict[str, WordModel]) -> str:
+def table(run: Run, taught: dict[str, Taught]) -> str:
     """Published numbers beside ours."""
-    models = {"dense": run.dense, **taught}
+    models = {"dense": run.dense, **{name: student.model for name, student in taught.items()}}
     subjects = {name: Logits(model).cpu().eval() for name, model in models.items()}
     times = bench(subjects, torch.zeros(UNROLL, 1, dtype=torch.long), runtimes=("onnxruntime", "torch"))
     taken = {(row.runtime, row.model): row.median_ms for row in times.rows}
     lines = [
-        "| model | units | test perplexity, dense | small | faster, ONNX Runtime | faster, PyTorch |",
-        "|---|---|---:|---:|---:|---:|",
-        *(f"| {name} | {units} | {dense} | {small} | {times} | |" for name, units, dense, small, times in PUBLISHED),
+        "| model | columns, units | learned with | valid perplexity | test perplexity, dense | small "
+        "| faster, ONNX Runtime | faster, PyTorch |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+        *(f"| {name} | {units} | | | {dense} | {small} | {faster} | |" for name, units, dense, small, faster in PAPERS),
     ]
     dense = run.kept("dense", lambda: perplexity(run.dense, run.test, run.device))
     for name, model in models.items():
-        units = " + ".join(str(layer.hidden_size) for layer in model.recurrent)
+        units = f"{model.embedding.embedding_dim}, " + " + ".join(str(layer.hidden_size) for layer in model.recurrent)
         value = dense if name == "dense" else perplexity(model, run.test, run.device)
         faster = [f"{taken[kind, 'dense'] / taken[kind, name]:.1f}" for kind in ("onnxruntime", "torch")]
-        lines.append(f"| {name} | {units} | {dense:.2f} | {value:.2f} | {' | '.join(faster)} |")
+        learned = ("", "")
+        if name in taught:
+            setting = taught[name].setting
+            learned = f"dropout {setting.dropout}, decay {setting.decay}", f"{taught[name].valid:.2f}"
+        lines.append(f"| {name} | {units} | {' | '.join(learned)} | {dense:.2f} | {value:.2f} | {' | '.join(faster)} |")
     return "\n".join(lines)
 
 
@@ -304,12 +349,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no further epoch begins")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--epochs", type=int, default=16, help="of every student")
+    parser.add_argument("--epochs", type=int, default=28, help="of every student")
     parser.add_argument("--words", type=int, help="of each text; all by default")
+    parser.add_argument("--written", type=int, help="words that the dense model writes; on a CPU fewer by default")
+    parser.add_argument("--settings", type=int, help="how many are tried side by side; on a CPU one by default")
     parser.add_argument("--students", default=",".join(STUDENTS), help="names, one after the other")
     parser.add_argument("--skip-one-shot", action="store_true")
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
+    # As cuDNN does by default: products of float32 on tensor cores.
+    torch.backends.cuda.matmul.allow_tf32 = True
     data = Path(os.environ.get("REPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
     options.out.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.of(options.text / "ptb.train.txt", WORDS)
@@ -318,18 +367,16 @@ def main() -> None:
         for name in ("train", "valid", "test")
     ]
     dense = dense_model(data / "ptb_lstm_2x1500")
-    run = Run(dense, *texts, options.device, options.out, until, options.epochs)
+    slow = options.device == "cpu"
+    settings = SETTINGS[: options.settings or (1 if slow else None)]
+    written = options.written or (500_000 if slow else 5_000_000)
+    run = Run(dense, *texts, options.device, options.out, until, options.epochs, settings, written)
     print(f"dense: test {run.kept('dense', lambda: perplexity(dense, run.test, run.device)):.2f}", flush=True)
     if not options.skip_one_shot:
         print("\n| one shot | " + " | ".join(f"{ratio:.0%}" for ratio in RATIOS) + " |\n|---|---|---|---|", flush=True)
         one_shot(run)
-    answers = StoredArrays(options.out / "answers")
-    if not answers.done:
-        answers.write(answers_to(run.train, dense, torch.device(options.device)))
-    run.train.answers = answers
-    students = {name: STUDENTS[name] for name in options.students.split(",")}
-    taught = {name: teach(name, student, run) for name, student in students.items()}
-    finished = {name: model for name, model in taught.items() if model is not None}
+    taught = {name: teach(name, STUDENTS[name], run) for name in options.students.split(",")}
+    finished = {name: student for name, student in taught.items() if student is not None}
     print(f"\n{table(run, finished)}", flush=True)
     if len(finished) < len(taught):
         print("\nOut of --minutes: the same command goes on.", flush=True)

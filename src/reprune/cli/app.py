@@ -212,6 +212,7 @@ def train_language_model(
     learning_rate: Annotated[float, typer.Option(help="Step size of gradient descent at the start.")] = 1.0,
     decay: Annotated[float | None, typer.Option(help="Factor on it after every epoch from --decay-after on.")] = None,
     decay_after: Annotated[int | None, typer.Option(help="Epochs with the first step size.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Fraction of every weight that a step of size 1 takes off.")] = 0.0,
     clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of a step's gradient; 0: none.")] = None,
     teach: Teach = 0.0,
     ratio: Ratio = 0.5,

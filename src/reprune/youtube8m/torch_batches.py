@@ -59,7 +59,8 @@ def dequantize(
     if normalize:
         features = torch.nn.functional.normalize(features, dim=-1)
     if lengths is not None:
-        valid = torch.arange(frames.shape[-2], device=frames.device) < lengths[..., None]
+        # `pack_padded_sequence` wants lengths on the CPU: they may be there.
+        valid = torch.arange(frames.shape[-2], device=frames.device) < lengths.to(frames.device)[..., None]
         features = features * valid[..., None]
     return features
 

@@ -158,10 +158,10 @@ def test_of_answers_the_same_is_kept_as_in_pytorch(monkeypatch: pytest.MonkeyPat
 
 
 def test_it_takes_the_steps_that_pytorch_takes(options: LanguageOptions) -> None:
-    """On the same windows from the same weights, with gradients that are clipped and words that come twice."""
+    """On the same windows from the same weights, which decay, with clipped gradients and words that come twice."""
     torch_recipe = pytest.importorskip("reprune.recipes.language.torch_recipe")
     torch = pytest.importorskip("torch")
-    plain = replace(options, dropout=0.0, init=0.5, clip_gradients=0.5, hidden=5)
+    plain = replace(options, dropout=0.0, init=0.5, clip_gradients=0.5, hidden=5, weight_decay=0.1)
     theirs, ours = (part.LanguageModel(plain) for part in (torch_recipe, keras_recipe))
     model, twin = theirs.build(), ours.build()
     twin.set_weights(_as_keras(model))
@@ -169,6 +169,7 @@ def test_it_takes_the_steps_that_pytorch_takes(options: LanguageOptions) -> None
     module, clipped = theirs.module(model), 0
     module.log = lambda *given, **named: None
     (descent,), _ = module.configure_optimizers()
+    assert descent.defaults["weight_decay"] == 0.1
     ours.compiled(twin)
     for window, batch in islice(zip(theirs.data().train_dataloader(), ours.training_batches(), strict=True), 3):
         np.testing.assert_array_equal(window.words.T, batch[0])

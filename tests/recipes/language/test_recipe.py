@@ -304,6 +304,7 @@ def test_unreadable_texts_are_reported_before_training(talk: LanguageOptions, tm
         ("dropout", 1.0, "--dropout"),
         ("init", 0.0, "--init"),
         ("layers", 0, "--layers"),
+        ("weight_decay", -0.1, "--weight-decay"),
         ("inputs", True, "--inputs: --method reconstruct removes hidden units only. Give --method neuron-selection"),
     ],
 )

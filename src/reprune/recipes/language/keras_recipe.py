@@ -80,7 +80,8 @@ class LanguageModel(Reader, KerasRecipe):
     def compiled(self, model: Any) -> Any:
         """Compile with gradient descent."""
         options = self.options
-        optimizer = TwoBiases(options.learning_rate, clip=options.clip_gradients, name="sgd")
+        given = {"clip": options.clip_gradients, "weight_decay": options.weight_decay or None}
+        optimizer = TwoBiases(options.learning_rate, **given, name="sgd")
         model.compile(
             scaled(optimizer, options), taught_over_words(options.teach), jit_compile=False, auto_scale_loss=False
         )

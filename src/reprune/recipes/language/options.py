@@ -67,6 +67,7 @@ class LanguageOptions(RunOptions):
         learning_rate: Step size of gradient descent on the loss summed over a window and averaged over its streams.
         decay: Factor on the step size after every epoch from `decay_after` on.
         decay_after: Epochs with the first step size.
+        weight_decay: What a step of size 1 takes off every weight, as a fraction of it, in training and fine-tuning.
         inputs: Whether `neuron-selection` removes numbers that stand for a word as well.
         framework: What trains and runs the model: `torch` or `keras`.
 
@@ -76,7 +77,7 @@ class LanguageOptions(RunOptions):
 
     recipe: ClassVar[str] = "language-model"
     _at_least_one: ClassVar[tuple[str, ...]] = (*RunOptions._at_least_one, "layers", "hidden", "unroll")
-    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "decay_after")
+    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "decay_after", "weight_decay")
     _positive: ClassVar[tuple[str, ...]] = (*RunOptions._positive, "init", "learning_rate", "decay")
 
     train: str
@@ -94,6 +95,7 @@ class LanguageOptions(RunOptions):
     learning_rate: float = 1.0
     decay: float = 1 / 1.15
     decay_after: int = 14
+    weight_decay: float = 0.0
     clip_gradients: float = 10.0
     method: str = "reconstruct"
     inputs: bool = False

@@ -133,7 +133,8 @@ class LanguageModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Gradient descent, with a step size that falls after every epoch from some epoch on."""
         options = self.options
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=options.learning_rate)
+        weights, decay = self.model.parameters(), options.weight_decay
+        optimizer = torch.optim.SGD(weights, lr=options.learning_rate, weight_decay=decay)
 
         def factor(epoch: int) -> float:
             return options.falling(self._first_epoch + epoch)

@@ -65,7 +65,8 @@ class _Shared(torch.autograd.Function):
         text = -own.gather(-1, labels).squeeze(-1)
         ctx.save_for_backward(own, labels, classes, wanted, counts)
         ctx.share, ctx.kind = share, logits.dtype
-        return text.lerp(taught, share)[counts].sum()
+        # Not by picking rows: how many count would have to be known first, which a CUDA graph cannot wait for.
+        return text.lerp(taught, share).where(counts, 0.0).sum()
 
     @staticmethod
     def backward(ctx: Any, *given: Any) -> Any:

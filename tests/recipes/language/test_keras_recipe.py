@@ -195,6 +195,8 @@ def _as_keras(model: Any) -> list[Any]:
 def test_what_only_pytorch_does(options: LanguageOptions) -> None:
     with pytest.raises(RecipeError, match=r"--devices 2.* --framework torch"):
         keras_recipe.LanguageModel(replace(options, devices="2"))
+    with pytest.raises(RecipeError, match=r"--written 9.* --framework torch"):
+        replace(options, written=9, teach=0.5)
 
 
 def test_columns_of_the_embedding_are_units(run: Any, options: LanguageOptions, tmp_path: Path) -> None:

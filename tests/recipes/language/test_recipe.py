@@ -305,6 +305,7 @@ def test_unreadable_texts_are_reported_before_training(talk: LanguageOptions, tm
         ("init", 0.0, "--init"),
         ("layers", 0, "--layers"),
         ("weight_decay", -0.1, "--weight-decay"),
+        ("written", 5, "--written 5 is for a smaller model to learn from. Add --teach 0.5."),
         ("inputs", True, "--inputs: --method reconstruct removes hidden units only. Give --method neuron-selection"),
     ],
 )

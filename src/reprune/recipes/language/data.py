@@ -17,6 +17,7 @@ from reprune.core.progress import told
 from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.language.options import LanguageOptions
 from reprune.recipes.language.text import Numbers, streams_to_measure, streams_to_train
+from reprune.recipes.language.written import Written, WrittenText, text_of
 from reprune.recipes.run.processes import share_of
 from reprune.recipes.run.torch_recipe import Data
 from reprune.torch.training.distributed import processes, rank
@@ -27,13 +28,14 @@ class Window(NamedTuple):
     """A piece of some streams: words T × B, and the words that follow each (`text.IGNORED` past a stream's end).
 
     `first` says that the streams begin here: the state before it is zero. `answers` are a dense model's, if they are
-    learned.
+    learned, and `written` is as long a piece of what it wrote itself, if that is read as well.
     """
 
     words: Tensor
     following: Tensor
     first: bool
     answers: Likely | None = None
+    written: Written | None = None
 
 
 class Windows:
@@ -46,12 +48,16 @@ class Windows:
 
     Attributes:
         answers: A dense model's answers to all words, as `answers_to` gives them, to come with the windows; or None.
+        written: What a dense model wrote, to come with the windows, from pass to pass further on; or None.
+        passes: How many were begun.
     """
 
     def __init__(self, words: Tensor, following: Tensor, unroll: int) -> None:
         self._words, self._following, self._unroll = words, following, unroll
         self._skipped = 0
         self.answers: StoredArrays | None = None
+        self.written: WrittenText | None = None
+        self.passes = 0
 
     @property
     def count(self) -> int:
@@ -64,13 +70,16 @@ class Windows:
 
     def __iter__(self) -> Iterator[Window]:
         first, self._skipped = self._skipped, 0
+        before, self.passes = self.passes * self.count, self.passes + 1
         for start in range(first * self._unroll, len(self._words), self._unroll):
             piece = slice(start, start + self._unroll)
+            words, number = self._words[piece].contiguous(), before + start // self._unroll
             yield Window(
-                self._words[piece].contiguous(),
+                words,
                 self._following[piece].contiguous(),
                 start == 0,
                 self._answers_to(piece),
+                None if self.written is None else self.written.window(number, len(words)),
             )
 
     def _answers_to(self, piece: slice) -> Likely | None:
@@ -110,17 +119,19 @@ class Text(Data):
         super().__init__()
         self.options = options
         self._read = read
-        self._position = 0
+        self._epoch, self._position = 0, 0
         self._answers: StoredArrays | None = None
+        self._written: WrittenText | None = None
 
     def start(self, epoch: int, batches: int) -> None:
-        """Let training go on after that many windows."""
-        self._position = batches
+        """Let training go on in an epoch, after that many windows."""
+        self._epoch, self._position = epoch, batches
 
     def train_dataloader(self) -> Windows:
         """Windows of all streams, in the order of the text."""
         windows = self._windows_to_train()
         windows.skip(self._position)
+        windows.passes, windows.written = self._epoch, self._written
         self._position = 0
         return windows
 
@@ -129,11 +140,18 @@ class Text(Data):
         answers = self._answers_in(folder)
         if not answers.done:
             answers.write(answers_to(self._windows_to_train(), teacher(), device))
+        written, options = self._written_in(folder), self.options
+        if options.written and not written.done:
+            width, words = share_of(options), -(-options.written // processes())
+            start = torch.cat([window.words for window in self._windows_to_train()])
+            written.write(text_of(teacher(), start, words, width, options.unroll, device))
         return ""
 
     def learn(self, teacher: Callable[[], nn.Module], folder: Path, device: torch.device) -> None:
         """See `Data.learn`."""
         self._answers = self._answers_in(folder)
+        if self.options.written:
+            self._written = WrittenText(self._written_in(folder), share_of(self.options), self.options.unroll)
 
     def val_dataloader(self) -> Windows:
         """The text that is measured after every epoch."""
@@ -189,6 +207,10 @@ class Text(Data):
     def _answers_in(self, folder: Path) -> StoredArrays:
         """Answers to this process's streams."""
         return StoredArrays(folder / str(rank()))
+
+    def _written_in(self, folder: Path) -> StoredArrays:
+        """What the dense model wrote for this process."""
+        return StoredArrays(folder / f"{rank()}-written")
 
     def _windows_to_measure(self, path: str) -> Windows:
         streams = streams_to_measure(self._read(path), self.options.batch_size)

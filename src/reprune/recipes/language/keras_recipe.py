@@ -80,8 +80,8 @@ class LanguageModel(Reader, KerasRecipe):
     def compiled(self, model: Any) -> Any:
         """Compile with gradient descent."""
         options = self.options
-        given = {"clip": options.clip_gradients, "weight_decay": options.weight_decay or None}
-        optimizer = TwoBiases(options.learning_rate, **given, name="sgd")
+        rate, decay = options.learning_rate, options.weight_decay or None
+        optimizer = TwoBiases(rate, clip=options.clip_gradients, weight_decay=decay, name="sgd")
         model.compile(
             scaled(optimizer, options), taught_over_words(options.teach), jit_compile=False, auto_scale_loss=False
         )

@@ -68,6 +68,7 @@ class LanguageOptions(RunOptions):
         decay: Factor on the step size after every epoch from `decay_after` on.
         decay_after: Epochs with the first step size.
         weight_decay: What a step of size 1 takes off every weight, as a fraction of it, in training and fine-tuning.
+        written: Words that the dense model writes, for the smaller one to read beside the text, with its answers.
         inputs: Whether `neuron-selection` removes numbers that stand for a word as well.
         framework: What trains and runs the model: `torch` or `keras`.
 
@@ -77,7 +78,7 @@ class LanguageOptions(RunOptions):
 
     recipe: ClassVar[str] = "language-model"
     _at_least_one: ClassVar[tuple[str, ...]] = (*RunOptions._at_least_one, "layers", "hidden", "unroll")
-    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "decay_after", "weight_decay")
+    _not_negative: ClassVar[tuple[str, ...]] = (*RunOptions._not_negative, "decay_after", "weight_decay", "written")
     _positive: ClassVar[tuple[str, ...]] = (*RunOptions._positive, "init", "learning_rate", "decay")
 
     train: str
@@ -98,6 +99,7 @@ class LanguageOptions(RunOptions):
     weight_decay: float = 0.0
     clip_gradients: float = 10.0
     method: str = "reconstruct"
+    written: int = 0
     inputs: bool = False
     framework: str = "torch"
 
@@ -110,6 +112,10 @@ class LanguageOptions(RunOptions):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 flag = name.replace("_", "-")
                 raise RecipeError(f"--{flag} {getattr(self, name)} is a fraction: give a number from 0 to under 1.")
+        if self.written and not self.teach:
+            raise RecipeError(f"--written {self.written} is for a smaller model to learn from. Add --teach 0.5.")
+        if self.written and self.framework == "keras":
+            raise RecipeError(f"--written {self.written}: no text is written with Keras. Add --framework torch.")
         if self.inputs and self.method != "neuron-selection":
             raise RecipeError(
                 f"--inputs: --method {self.method} removes hidden units only. Give --method neuron-selection, or leave "

@@ -111,14 +111,31 @@ class LanguageModule(LightningModule):
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Negative log-likelihood of a window: summed over its words, averaged over its streams.
 
-        Where windows come with a dense model's answers, `options.teach` of it is the cross entropy with them.
+        Where windows come with a dense model's answers, `options.teach` of it is the cross entropy with them. Where
+        they come with text that it wrote, the cross entropy with its answers to that is added.
         """
-        before = None if batch.first else _moved(self._carried, batch.words)
-        logits, after = self.model(batch.words, before)
+        words, written = batch.words, batch.written
+        if written is not None:
+            words = torch.cat([words, written.words], 1)
+        logits, after = self.model(words, self._before(batch))
         self._carried = tuple((h.detach(), c.detach()) for h, c in after)
-        loss = _loss(logits, batch.following, batch.answers, self.options.teach) / batch.words.shape[1]
+        streams = batch.words.shape[1]
+        loss = _loss(logits[:, :streams], batch.following, batch.answers, self.options.teach)
+        if written is not None:
+            # Of what was written only the answers are learned: which word was drawn says nothing more.
+            loss = loss + _loss(logits[:, streams:], written.words, written.answers, 1.0)
+        loss = loss / words.shape[1]
         self.log("train_loss", loss.detach() / len(batch.words), prog_bar=True)
         return loss
+
+    def _before(self, batch: Window) -> State | None:
+        """The state that was carried, zero where streams begin."""
+        begins = [batch.first] if batch.written is None else [batch.first, batch.written.first]
+        if all(begins) or self._carried is None:
+            return None
+        new = torch.tensor(begins, device=batch.words.device).repeat_interleave(batch.words.shape[1])[:, None]
+        moved = _moved(self._carried, batch.words)
+        return moved and tuple((h.masked_fill(new, 0), c.masked_fill(new, 0)) for h, c in moved)
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         """Take a window into the perplexity."""

@@ -351,7 +351,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--epochs", type=int, default=28, help="of every student")
     parser.add_argument("--words", type=int, help="of each text; all by default")
-    parser.add_argument("--written", type=int, help="words that the dense model writes; on a CPU fewer by default")
+    parser.add_argument(
+        "--written", type=int, help="words that the dense model writes; --words if given, else fewer on a CPU"
+    )
     parser.add_argument("--settings", type=int, help="how many are tried side by side; on a CPU one by default")
     parser.add_argument("--students", default=",".join(STUDENTS), help="names, one after the other")
     parser.add_argument("--skip-one-shot", action="store_true")
@@ -369,7 +371,7 @@ def main() -> None:
     dense = dense_model(data / "ptb_lstm_2x1500")
     slow = options.device == "cpu"
     settings = SETTINGS[: options.settings or (1 if slow else None)]
-    written = options.written or (500_000 if slow else 5_000_000)
+    written = options.written or options.words or (500_000 if slow else 5_000_000)
     run = Run(dense, *texts, options.device, options.out, until, options.epochs, settings, written)
     print(f"dense: test {run.kept('dense', lambda: perplexity(dense, run.test, run.device)):.2f}", flush=True)
     if not options.skip_one_shot:

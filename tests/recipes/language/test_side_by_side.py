@@ -33,10 +33,10 @@ def test_each_learns_as_it_would_alone(tmp_path: Path, monkeypatch: pytest.Monke
     windows = Windows(words[:-1], words[1:], UNROLL)
     answers, written = StoredArrays(tmp_path / "answers"), StoredArrays(tmp_path / "written")
     answers.write(answers_to(windows, dense, CPU))
-    written.write(text_of(dense, words, 6 * UNROLL * STREAMS, STREAMS, UNROLL, CPU))
+    written.write(text_of(dense, words, 18 * UNROLL * STREAMS, STREAMS, UNROLL, CPU))
     own = torch.from_numpy(written["words"].astype(np.int64))
     texts = Streams(words[:-1], words[1:], answers, "cpu"), Streams(own, None, written, "cpu")
-    assert [text.count for text in texts] == [2, 6]
+    assert [text.count for text in texts] == [2, 18]
 
     settings = Setting(0.0, 1.0, 1e-2), Setting(0.0, 0.5, 0.0, written=False)
     copies, alone = SideBySide(start, settings, "cpu"), [copy.deepcopy(start) for _ in settings]

@@ -26,7 +26,7 @@ from tests.recipes.run.test_resume import CrashError, assert_same
 CRASH = 52  # An epoch of training and one of fine-tuning have some thirty windows each.
 
 
-@pytest.mark.parametrize("written", [0, 500])
+@pytest.mark.parametrize("written", [0, 5000])
 def test_the_loss_is_shared_between_the_text_and_the_dense_model(
     talk: LanguageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
@@ -75,13 +75,13 @@ def test_the_dense_model_writes_what_it_finds_likely(talk: LanguageOptions) -> N
     """Its answers are those to the words before; words come as often as they say, within four standard deviations."""
     recipe = LanguageModel(replace(talk, init=1.0))
     dense, start = recipe.build(), next(iter(recipe.data().train_dataloader())).words
-    parts = list(text_of(dense, start, 5000, talk.batch_size, talk.unroll, torch.device("cpu")))
+    parts = list(text_of(dense, start, 25_000, talk.batch_size, talk.unroll, torch.device("cpu")))
     words, classes, logs = (
         torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in ("words", "classes", "logs")
     )
     assert len(words) % talk.unroll == 0
     assert words.shape[1] % talk.batch_size == 0
-    assert words.numel() >= 5000
+    assert words.numel() >= 25_000
     found = torch.zeros(*words.shape, len(recipe.vocabulary)).scatter(-1, classes.long(), logs.float().exp())
     with torch.no_grad():
         wanted = dense.eval()(words.long())[0].softmax(-1)

@@ -22,7 +22,9 @@ from reprune.core.saving.arrays import StoredArrays
 from reprune.torch.training.likely import Likely, likely
 
 LENGTH = 2000
-"""About how many words a stream has."""
+"""About how many words a stream has at most."""
+STREAMS = 100
+"""So many are written side by side before they are that long: one after the other takes the time."""
 WORDS = "words"
 """Name of the array of words as `text_of` makes it."""
 
@@ -75,7 +77,7 @@ def text_of(
     """
     dense.to(device).eval()
     rng, drawn = np.random.default_rng(0), torch.Generator(device).manual_seed(0)
-    pieces = max(LENGTH // unroll, 1)
+    pieces = max(min(LENGTH, words // STREAMS) // unroll, 1)
     streams = -(-words // (pieces * unroll * width)) * width
     flat = start.t().flatten().to(device)
     places = torch.randint(max(len(flat) - unroll, 1), (streams,), generator=drawn, device=device)

@@ -181,6 +181,7 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         ((*STATE, "pieces", 0, 0, 1), "z", "names 'z'"),
         ((*STATE, "pieces", 0, 0, 3), HUGE, "outside"),
         ((*STATE, "pieces"), [], "do not fit units"),
+        ((*STATE, "pieces"), [[], []], "2 pieces along axis None do not fit units"),
         ((*STATE, "along"), 1, "do not fit units"),
         ((*STATE, "axis"), -1, "none of a tensor"),
         ((*STATE, "size"), HUGE, "none of a tensor"),

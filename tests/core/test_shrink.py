@@ -20,19 +20,21 @@ def test_equals_the_trace_of_the_smaller_model(bias: bool) -> None:
             self.norm = nn.BatchNorm1d(12)
             self.head = nn.Linear(12, 2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.head(self.norm(self.lstm(x)[0][-1]))
-            return out
+        def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out, state = self.lstm(x, (h, c))
+            return self.head(self.norm(out[-1])), *state
 
-    x = torch.randn(5, 2, 3)
+    x, state = torch.randn(5, 2, 3), torch.randn(2, 2, 6)
     model = Net()
-    structure = trace(model, x)
+    structure = trace(model, (x, state, state))
     kept = {"lstm:l0": [0, 3, 4], "lstm:l0_reverse": [1, 2, 5]}
     found = shrunk(structure, kept)
-    again = trace(apply(model, Plan(structure, kept)), x)
+    again = trace(apply(model, Plan(structure, kept)), (x, state[..., :3], state[..., :3]))
     assert found.layers == again.layers
     assert found.shapes == again.shapes
     assert set(found.slots) == set(again.slots)
+    assert found.states == again.states
+    assert len(found.states) == 2
     Plan(found, {name: list(range(3)) for name in kept})
 
 

@@ -11,8 +11,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
+from reprune.core.layers import Slot
+from reprune.torch.calibration.kernels import run_sequence
 from reprune.torch.calibration.labelled import observe_classes
+from reprune.torch.calibration.readings import _Features
 from reprune.torch.calibration.responses import gather, observe
+from reprune.torch.calibration.weights import Part, Weights
 from reprune.torch.tracing.record import record, trace
 from tests.helpers.torch_oracle import check_oracle
 
@@ -214,6 +218,41 @@ def test_readers_are_known_however_their_weight_is_used(way: str) -> None:
     assert_moments(observed["lstm:l0"], torch.cat([model.lstm(x)[0].detach().reshape(-1, 6) for x in data()]).numpy())
 
 
+@pytest.mark.parametrize(("widest", "read"), [(6, True), (5, False)])
+def test_consumers_up_to_a_width_are_read(monkeypatch: pytest.MonkeyPatch, widest: int, read: bool) -> None:
+    monkeypatch.setattr("reprune.torch.calibration.readings.WIDEST", widest)
+    model = Net(OwnForward).double().eval()
+    found = observe(model, trace(model, data(1)[0]), data(1), readings=True)
+    assert (("head.weight", 1) in found.readings) == read
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_zeros_that_units_answer_count_and_zeros_that_are_read_may_be_padding(nonlinearity: str) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.RNN(5, 2, nonlinearity=nonlinearity), nn.Linear(2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x)[0])
+
+    torch.manual_seed(0)
+    model = Small().double()
+    rows = torch.cat([model.rnn(x)[0].detach().reshape(-1, 2) for x in data()]).numpy()
+    found = observe(model, trace(model, data(1)[0]), data(), readings=True)
+    own, other = (found.readings[name, 1] for name in ("rnn.weight_hh_l0", "head.weight"))
+    assert_moments(found["rnn:l0"], rows)
+    assert_moments(other.merged(), rows[rows.any(1)])
+    assert rows.any(1).all() == (own is other) == (nonlinearity == "tanh")
+
+
+def test_equal_numbers_are_the_same_wherever_they_lie() -> None:
+    x, slot = torch.arange(9.0).view(3, 3), Slot("w", 1, 3, "reads", ())
+    one = _Features(x, slot, padded=False)
+    others = [_Features(other, slot, padded=False) for other in (x, x.clone(), x.t(), x + 1)]
+    assert [one.is_same(other) for other in others] == [True, True, False, False]
+
+
 class Twice(nn.Module):
     """Two weights read a width, one of them through a rectifier."""
 
@@ -276,6 +315,20 @@ def test_a_weight_that_is_only_multiplied_with_weights_reads_nothing() -> None:
     assert observed.readings["head.weight", 1].count == observed.readings["lstm.weight_hh_l0", 1].count == 3 * 28
 
 
+def test_layers_run_one_by_one_drop_what_the_kernel_drops_between_them() -> None:
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(5, 6, 3, dropout=0.5).double(), data(1)[0]
+    zeros = torch.zeros(3, 4, 6, dtype=DOUBLE)
+    args, seen = (x, (zeros, zeros), lstm._flat_weights, True, 3, 0.5, True, False, False), []
+    with torch.no_grad():
+        torch.manual_seed(1)
+        wanted = torch.lstm(*args)
+        torch.manual_seed(1)
+        found = run_sequence("lstm", torch.lstm, args, seen.append)
+    torch.testing.assert_close(found, wanted)
+    assert (seen[1].read == 0).double().mean() > 0.3
+
+
 def test_half_precision_that_was_cast_before_is_seen() -> None:
     torch.manual_seed(0)
     model = Net(OwnForward).eval()
@@ -288,6 +341,41 @@ def test_half_precision_that_was_cast_before_is_seen() -> None:
     assert {moments.count for moments in statistics.values()} == {28}
 
 
+def test_what_lies_beside_a_weight_is_none_of_it() -> None:
+    ones, w = torch.ones(4, 2), torch.randn(4, 6)
+    made, weights = torch.cat([ones, w], 1), Weights({"w": w}, [("w", 1)])
+    weights.follow("cat", ([ones, w], 1), made)
+    assert weights.along(made[:, :2], 1) == []
+    assert weights.along(made[:, 1:4], 1) == [Part(("w", 1), first=0, start=1, length=2)]
+
+
+def test_products_of_many_weights_have_rows_of_one_and_columns_of_the_other() -> None:
+    one, two = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    made, weights = torch.bmm(one, two), Weights({"one": one, "two": two}, [("one", 1), ("two", 2)])
+    weights.follow("bmm", (one, two), made)
+    assert [weights.along(made, dim) for dim in range(3)] == [
+        [], [Part(("one", 1), first=0, start=0, length=3)], [Part(("two", 2), first=0, start=0, length=5)]
+    ]  # fmt: skip
+
+
+def test_axes_that_a_product_sums_over_at_once_are_taken_apart() -> None:
+    w, rows = torch.randn(2, 3, 2), torch.arange(6)  # Six positions: two times three.
+    for axis, apart in ((0, [[0, 3], [1, 4], [2, 5]]), (1, [[0, 1, 2], [3, 4, 5]])):
+        (within,) = Weights({"w": w}, [("w", axis)]).within(w.flatten(0, 1), 0)
+        assert within.part == Part(("w", axis), first=0, start=0, length=w.shape[axis])
+        assert within.apart(rows).reshape(len(apart), -1).tolist() == apart
+
+
+def test_an_extensions_kernel_of_the_same_name_is_run_as_it_is() -> None:
+    library = torch.library.Library("reprune_tests", "DEF")
+    library.define("gru(Tensor x) -> Tensor")
+    library.impl("gru", lambda x: x * 2, "CompositeExplicitAutograd")
+    model, x = Net(OwnForward).double().eval(), data(1)[0]
+    with torch.no_grad(), gather(model, trace(model, x)):
+        found = torch.ops.reprune_tests.gru(x)
+    assert torch.equal(found, x * 2)
+
+
 class Packs(nn.LSTM):
     """Packs by itself, out of order."""
 
@@ -296,16 +384,22 @@ class Packs(nn.LSTM):
         return pad_packed_sequence(super().forward(packed)[0])[0]
 
 
-@pytest.mark.parametrize("outside", [False, True])
-def test_classes_follow_sequences_into_packs(outside: bool) -> None:
+@pytest.mark.parametrize("where", ["in the layer", "sorted by hand", "in the batch"])
+def test_classes_follow_sequences_into_packs(where: str) -> None:
+    outside = where == "in the batch"
+
     class Classifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm, self.head = (nn.LSTM if outside else Packs)(5, 6), nn.Linear(6, 2)
+            self.lstm, self.head = (Packs if where == "in the layer" else nn.LSTM)(5, 6), nn.Linear(6, 2)
 
         def forward(self, x: Any, lengths: torch.Tensor) -> torch.Tensor:
-            found = pad_packed_sequence(self.lstm(x)[0])[0] if outside else self.lstm(x, lengths)
-            return self.head(found.sum(0))
+            if where == "in the layer":
+                return self.head(self.lstm(x, lengths).sum(0))
+            if where == "sorted by hand":
+                order = lengths.argsort(descending=True)
+                x = pack_padded_sequence(x[:, order], lengths[order])
+            return self.head(pad_packed_sequence(self.lstm(x)[0])[0].sum(0))
 
     torch.manual_seed(0)
     model, x, lengths = Classifier().double(), data(1)[0], torch.tensor([2, 7, 3, 5])

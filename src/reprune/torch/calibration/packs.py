@@ -38,7 +38,8 @@ def pack_orders(model: nn.Module) -> Iterator[Orders]:
     orders = Orders()
 
     def given(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], PackedSequence):
+        # A pack without an order is of sequences that were sorted before: how, was seen when they were packed.
+        if args and isinstance(args[0], PackedSequence) and args[0].sorted_indices is not None:
             orders.note(args[0].batch_sizes, args[0].sorted_indices)
 
     with ExitStack() as stack:

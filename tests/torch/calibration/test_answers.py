@@ -11,9 +11,12 @@ from torch import nn
 
 import reprune
 from reprune import Method
+from reprune.core.answers.answers import Answers
 from reprune.core.answers.divergence import apart
 from reprune.core.errors import PlanError
 from reprune.core.folding.fold import Refit
+from reprune.torch.calibration.pupil import Pupil, answering
+from reprune.torch.tracing.record import trace
 
 LEAST_SQUARES = Method("measured", "reconstruction", "least-squares")
 
@@ -90,6 +93,15 @@ def test_the_plan_holds_what_was_refitted():
     longer = replace(result.plan, refits=(Refit.of("out.bias", np.zeros(4)),))
     with pytest.raises(PlanError, match=r"'out.bias' would keep \(3,\), the plan holds \(4,\)"):
         reprune.apply(model, longer)
+
+
+def test_a_batch_is_copied_again_when_it_was_written_into():
+    model, given = made(Stacked), batches(1)
+    pupil = Pupil(model, trace(model, given[0]), Answers(given, answering(model, None)), None)
+    first = pupil._copy(0)
+    assert pupil._copy(0) is first
+    first += 1
+    assert torch.equal(pupil._copy(0), given[0])
 
 
 def test_the_split_is_no_worse_than_those_it_is_made_of():

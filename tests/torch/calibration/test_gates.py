@@ -143,6 +143,21 @@ def test_steps_are_those_of_weighted_least_squares(kind, suffix):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+# Four gates of four units, three inputs, four states and two biases: 16 rows of 9 features.
+@pytest.mark.parametrize(("kept", "work", "refitted"), [
+    (4, 16 * 9**2 * ROWS, True), (4, 16 * 9**2 * ROWS - 1, False), (8, WORK, False)
+])  # fmt: skip
+def test_layers_that_stay_whole_or_are_too_large_are_left(monkeypatch, kept, work, refitted):
+    monkeypatch.setattr("reprune.core.answers.gates.WORK", work)
+    model, given = made(nn.LSTM), batches(2)
+    plan = reprune.plan(model, given, 0.5, method=LEAST_SQUARES)
+    plan = plan.with_kept({name: range(kept) for name in plan.kept})
+    answers = Answers(given, answering(model, None))
+    # The dense model is run only where there is something to refit.
+    gates = Gates(model, reprune.apply(model, plan), plan, answers, None if refitted else pytest.fail, None)
+    assert len(gates.layers) == 2 * refitted
+
+
 def test_the_plan_holds_refitted_gates_and_answers_more_like_the_dense_model():
     model, given = made(nn.LSTM), batches(12)
     calibration = reprune.calibrate(model, given, divergence="kl")

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reprune
 from reprune import Method
-from reprune.torch.calibration.importance import output_importance
+from reprune.torch.calibration.importance import differentiable_kernels, output_importance
 from reprune.torch.calibration.responses import observe
 from reprune.torch.tracing.record import trace
 
@@ -339,6 +339,15 @@ def test_importance_estimates_the_jacobian(model):
     )
     expected = jacobian.square().sum((0, 1, 3))
     torch.testing.assert_close(found["lstm.weight_hh_l1", 1], expected, rtol=0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_kernels_that_have_a_backward_pass_compute_what_they_do_in_evaluation(packed):
+    lstm, x = nn.LSTM(3, 4, 2, dropout=0.5).eval(), torch.randn(5, 2, 3)
+    x = pack_padded_sequence(x, torch.tensor([5, 3])) if packed else x
+    with differentiable_kernels():
+        found = lstm(x)[0]
+    torch.testing.assert_close(found, lstm(x)[0])
 
 
 def test_importance_is_that_of_the_whole_pass():

@@ -12,6 +12,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.torch import register_cell
+from reprune.torch.calibration.answers import _returned
 from reprune.torch.tracing.cells import _DECLARED
 from tests.helpers.torch_oracle import check_oracle, prepared, random_plans
 
@@ -102,3 +103,10 @@ def test_declared_is_observed_in_what_it_returns(method: str) -> None:
     np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-10)
     np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-14)
     check_oracle(model, calibration.plan(0.5, method=method), torch.randn(3, 6, 5, dtype=torch.float64))
+
+
+def test_a_number_for_each_sequence_is_no_response() -> None:
+    seen: list[torch.Tensor] = []
+    watch = _returned("one:l0", 4, lambda name, found, _: seen.append(found))
+    watch(nn.Identity(), (), (torch.ones(4), torch.zeros(4, 4)))
+    assert [found.shape for found in seen] == [(4, 4)]

@@ -58,7 +58,7 @@ class VideoClassifier(nn.Module):
 
         Args:
             frames: Quantised frames as stored (B × T × F), uint8.
-            lengths: Number of valid frames of each video (B), at least 1.
+            lengths: Number of valid frames of each video (B), at least 1, on any device.
         """
         inputs = dequantize(frames, lengths, normalize=self.normalize)
         # The packing needs the lengths on the host.
@@ -88,6 +88,6 @@ class MeanPoolClassifier(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B × classes) of padded videos; see `VideoClassifier.forward`."""
         inputs = dequantize(frames, lengths, normalize=self.normalize)
-        mean = inputs.sum(1) / lengths[:, None]
+        mean = inputs.sum(1) / lengths.to(inputs.device)[:, None]
         logits: Tensor = self.output(torch.relu(self.hidden(mean)))
         return logits

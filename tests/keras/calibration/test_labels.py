@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 import reprune.keras
 from reprune.core.errors import RecipeError, StatisticsError
+from reprune.keras.calibration.gradients import _torch, _torch_vjp
+from reprune.keras.calibration.responses import _rows
 from reprune.keras.tracing.graph import array
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import outputs
@@ -41,6 +44,17 @@ def test_scatter_of_valid_steps_by_class() -> None:
     within = sum(((own - own.mean(0)) ** 2).sum(0) for own in rows)
     evidence = calibration._evidence.layers[model.layers[1].name]
     np.testing.assert_allclose(evidence.separability, between / within, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "wanted"), [(False, [0, 1, 10, 11, 12]), (True, [0, 10, 1, 11, 12])], ids=["sequences", "time"]
+)
+def test_rows_know_their_sequences(first: bool, wanted: list[int]) -> None:
+    """Also where those of one time step stand together."""
+    sequences = np.array([[0, 1, 2], [10, 11, 12]])[..., None]
+    found = _rows("lstm", sequences, sequences[..., 0] != 2, first=first)
+    np.testing.assert_array_equal(found.rows[:, 0], wanted)
+    np.testing.assert_array_equal(found.sequences, found.rows[:, 0] // 10)
 
 
 def test_one_number_per_class_or_per_sequence() -> None:
@@ -76,6 +90,21 @@ def test_gradient_of_the_loss_by_differences() -> None:
     assert model.layers[0].trainable_weights == []
     small = reprune.keras.prune(model, batches, 0.5, method="taylor", loss=loss).model
     assert small.count_params() < model.count_params()
+
+
+def test_pytorch_tells_the_weights_that_nothing_depends_on() -> None:
+    torch = pytest.importorskip("torch")
+    values, given = [torch.tensor([1.0, 3.0]), torch.ones(3)], [torch.tensor([1.0, 10.0])]
+    variables = [SimpleNamespace(value=value) for value in values]
+    for power, wanted in ((2, [2.0, 60.0]), (None, None)):
+
+        def outputs(values: Any, power: Any = power) -> Any:
+            return given if power is None else [values[0] ** power]
+
+        _, pull = _torch(lambda run=outputs: run(values), variables)
+        for used, unused in (pull(given), _torch_vjp(outputs, values, given)):
+            assert unused is None
+            assert used is wanted if wanted is None else used.tolist() == wanted
 
 
 def test_errors_say_what_to_give() -> None:

@@ -11,6 +11,7 @@ import pytest
 import reprune
 from reprune.core.answers.answers import Sample
 from reprune.core.answers.gauss_newton import Seen
+from reprune.keras.calibration.pupil import _cuts
 from reprune.keras.calibration.readers import argument
 from reprune.verbs.panel import Panel
 
@@ -25,15 +26,17 @@ def without_gates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_gates")
 def test_the_head_is_refitted() -> None:
+    """Not what the features of another dense layer come of, which lose some, too."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5, 3))
     both = L.Bidirectional(L.LSTM(6, return_sequences=True))(inputs)
-    model = keras.Model(inputs, L.Dense(4, name="head")(L.LSTM(8)(both)))
+    features = L.Dense(6, "relu", name="middle")(L.LSTM(8)(both))
+    model = keras.Model(inputs, L.Dense(4, name="head")(features))
     head = model.get_layer("head")
     head.kernel.assign(8 * head.kernel)
     rng = np.random.default_rng(0)
     batches = [2 * rng.normal(size=(96, 5, 3)).astype("float32") for _ in range(4)]
-    result = reprune.prune(model, batches, 0.7)
+    result = reprune.prune(model, batches, 0.7, scope="all")
     assert {refit.tensor for refit in result.plan.refits} == {"head/kernel", "head/bias"}
     masked = reprune.mask(model, reprune.Plan.from_json(result.plan.to_json()))
     np.testing.assert_allclose(np.asarray(result.model(batches[0])), np.asarray(masked(batches[0])), atol=1e-5)
@@ -52,6 +55,14 @@ def test_answers_are_those_of_the_pass_that_observes(monkeypatch: pytest.MonkeyP
     for batch, outputs in zip(batches, told, strict=True):
         for found, wanted in zip(outputs, keras.tree.flatten(model(batch)), strict=True):
             np.testing.assert_allclose(found, np.asarray(wanted), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [L.Bidirectional, lambda layer: keras.Sequential([layer])], ids=["both", "model"])
+def test_the_head_comes_after_layers_that_hold_recurrent_ones(wrap: Any) -> None:
+    inputs, beside = keras.Input((5, 3)), keras.Input((2,))
+    last = wrap(L.GRU(2))(inputs)
+    model = keras.Model([inputs, beside], L.Dense(2)(L.Concatenate()([last, beside])))
+    assert {id(cut) for cut in _cuts(model)} == {id(last), id(beside)}
 
 
 @pytest.mark.usefixtures("without_gates")

@@ -319,7 +319,7 @@ def _rows(key: Key, sequence: Array, valid: Array | None, *, first: bool) -> Res
     owners = np.broadcast_to(np.arange(count).reshape(-1, *[1] * (sequence.ndim - 2)), sequence.shape[:-1])
     if valid is not None:
         valid = np.broadcast_to(valid.reshape(*valid.shape, *[1] * (owners.ndim - valid.ndim)), owners.shape)
-    if first and sequence.ndim > 2:
+    if first:
         last = owners.ndim - 1
         sequence, owners = np.moveaxis(sequence, 0, last), np.moveaxis(owners, 0, last)
         valid = valid if valid is None else np.moveaxis(valid, 0, last)

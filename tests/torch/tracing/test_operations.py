@@ -72,6 +72,7 @@ EXACT: dict[str, Use] = {
     "scatter_add": lambda h: torch.zeros_like(h).scatter_add(1, over_time(h), h),
     "scatter_add onto units": lambda h: h.scatter_add(1, over_time(h), h * 2),
     "index_add": lambda h: torch.zeros_like(h).index_add(1, NEIGHBOURS, h),
+    "segment_reduce": lambda h: torch.segment_reduce(h, "mean", lengths=torch.tensor([1, 3])),
     "scatter_reduce": lambda h: torch.zeros_like(h).scatter_reduce(1, over_time(h), h, "mean"),
     "index_reduce": lambda h: torch.zeros_like(h).index_reduce(1, NEIGHBOURS, h, "amax"),
     "index_put, accumulated": lambda h: torch.zeros_like(h).index_put_(
@@ -206,6 +207,23 @@ def test_a_question_that_fewer_units_answer_otherwise() -> None:
     _, layer = inspected(lambda h: h * 2 if (h.abs() > 1e-9).all() else h)
     assert layer.pin is not None
     assert "count there even when they are zero" in layer.pin.reason
+
+
+class Pairs(nn.Module):
+    """Four units as two pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rnn(x)[0].view(*x.shape[:2], 2, 2).flip(-1).flatten(2))
+
+
+def test_two_units_are_a_part_of_four() -> None:
+    layer = reprune.torch.inspect(Pairs().double(), [frames()], verify=False).structure.layers["rnn:l0"]
+    assert layer.pin is not None
+    assert "its units are split into parts of 2" in layer.pin.reason
 
 
 class OneHot(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import reprune
-from reprune.torch.tracing.running.shortening import SEQUENCES, STEPS, Cut, shortened
+from reprune.torch.tracing.running.shortening import SEQUENCES, STEPS, Cut, _holds_packs, shortened
 
 
 class Tagger(nn.Module):
@@ -45,6 +45,17 @@ class Mixing(Tagger):
         return super().forward(x - x.mean(0))[0]
 
 
+class Placed(Tagger):
+    """Something of its own for every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(3 * STEPS, 4))
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x + self.places)[0]
+
+
 X = torch.randn(20, 30, 4, generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.arange(30, 10, -1)
 LONG = torch.randn(70, 3 * STEPS, 4)
@@ -58,6 +69,7 @@ CASES = {
     "many steps": (Tagger(), LONG, 0, (SEQUENCES, STEPS, 4)),
     "many steps, time first": (Tagger(False), LONG.transpose(0, 1), 1, (STEPS, SEQUENCES, 4)),
     "lengths of many steps": (Tagger(), (LONG, torch.full((70,), 3 * STEPS)), 0, (SEQUENCES, 3 * STEPS, 4)),
+    "as many steps as places": (Placed(), LONG, 0, (SEQUENCES, 3 * STEPS, 4)),
     "sequences that see each other": (Mixing(), X, None, (20, 30, 4)),
     "few sequences": (Tagger(), X[:4], None, (4, 30, 4)),
 }
@@ -79,6 +91,9 @@ def test_packs_are_left_whole() -> None:
     few, cut = shortened(Tagger().eval(), (pack,))
     assert few[0] is pack
     assert cut == Cut()
+    circle: list[Any] = [X]
+    circle.append(circle)
+    assert not _holds_packs(circle)
 
 
 def test_sequences_are_from_all_over_the_batch() -> None:

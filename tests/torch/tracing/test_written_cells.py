@@ -9,6 +9,7 @@ from torch import nn
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
 from reprune.core.layers import Structure
+from reprune.torch.tracing.record import _widths
 from tests.helpers.torch_oracle import check_all_lose, check_oracle, random_plans
 
 
@@ -153,6 +154,8 @@ class Elementwise(nn.Module):
 def test_a_recurrence_without_a_matrix_is_told_with_its_widths() -> None:
     with pytest.raises(UnsupportedModelError, match=r"from element to element.*make \(16\), out \(3\)"):
         reprune.torch.inspect(Elementwise().double(), [frames()])
+    assert _widths(nn.Sequential(*[nn.Linear(2, 2) for _ in range(8)])).endswith("6 (2), 7 (2)")
+    assert _widths(nn.Sequential(*[nn.Linear(2, 2) for _ in range(9)])).endswith("6 (2), 7 (2), …")
 
 
 def test_residual_layers_alone_hold_no_hidden_units() -> None:

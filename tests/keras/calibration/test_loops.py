@@ -228,6 +228,8 @@ def test_pruned_stateful_layers_carry_their_states_on(two_ways: bool) -> None:
     plan = some_plan(reprune.keras.trace(model, first))
     model(first)
     small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    for held, whole in zip(*(keras.tree.flatten(each.layers[0].states) for each in (model, masked)), strict=True):
+        np.testing.assert_array_equal(array(whole), array(held))
     for batch in (second, third):
         assert error(outputs(masked, batch), outputs(small, batch)) < RELATIVE
     going_on = outputs(small, third)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -16,6 +17,8 @@ import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
+from reprune.keras.surgery.rename import _owner
+from reprune.keras.surgery.verify import _differs
 from reprune.keras.tracing.graph import array, graph_of
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
@@ -173,6 +176,23 @@ def test_a_plan_fits_the_same_model_under_other_names(name: str) -> None:
     assert set(plan.kept) != set(reprune.keras.trace(second, inputs).layers)
     one, other = reprune.keras.apply(first, plan), reprune.keras.apply(second, plan)
     assert error(outputs(one, inputs), outputs(other, inputs)) == 0
+
+
+def test_a_layer_without_weights_is_told_by_its_name_or_else_by_its_kind() -> None:
+    paths = SimpleNamespace(paths=dict(enumerate(["stretch", "stretch_1", "reshape_4"])))
+    assert [_owner(name, {"lstm/kernel": "lstm_1/kernel"}, paths) for name in ("stretch", "reshape", "lstm")] == [
+        "stretch", "reshape_4", "lstm_1"
+    ]  # fmt: skip
+    with pytest.raises(PlanError, match="2 layers here could be"):
+        _owner("stretch_7", {}, paths)
+
+
+def test_what_is_not_there_does_not_differ() -> None:
+    one = np.array([1.0, np.nan])
+    assert not _differs(np.zeros((0, 2)), np.zeros((0, 2)))
+    assert not _differs(one, one)
+    assert _differs(one, one + 1e-3)
+    assert _differs(np.array([1, 2]), np.array([1, 3]))
 
 
 def test_load_refuses_damaged_and_foreign_files(tmp_path: Path) -> None:

@@ -195,6 +195,23 @@ def test_what_is_not_there_does_not_differ() -> None:
     assert _differs(np.array([1, 2]), np.array([1, 3]))
 
 
+def test_what_else_an_opened_layer_was_called_with_stays() -> None:
+    class Scaled(L.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = zoo.lstm(4)
+
+        def call(self, x: Any, factor: float) -> Any:
+            return factor * self.inner(x)
+
+    model = zoo.functional(lambda x: L.Dense(2)(Scaled()(x, factor=3.0)))
+    x = zoo.inputs_for(model)
+    plan = some_plan(reprune.keras.trace(model, x))
+    assert any(plan.removed().values())
+    small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    assert error(outputs(masked, x), outputs(small, x)) < RELATIVE
+
+
 def test_load_refuses_damaged_and_foreign_files(tmp_path: Path) -> None:
     model = zoo.EXACT["lstm"]()
     result = reprune.keras.prune(model, [zoo.inputs_for(model)], ratio=0.5, method="magnitude")

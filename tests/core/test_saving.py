@@ -237,6 +237,7 @@ def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None
     with pytest.raises(ZeroDivisionError):
         fail()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
     with replacing(path) as part:
         part.write_text("new")
     assert path.read_text() == "new"

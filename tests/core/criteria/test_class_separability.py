@@ -74,3 +74,10 @@ def test_there_are_as_many_classes_as_were_named():
     for labels in ([[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0, 1.0]]):
         moments.update(np.ones((1, 2)), np.array(labels))
     assert moments.state()["counts"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("apart", [1e-3, 20.0])
+def test_units_without_scatter_within_classes_are_worth_as_much_whatever_their_scale(apart):
+    moments = ClassMoments("l", 1)
+    moments.update(np.array([[0.0], [apart]]), np.eye(2))
+    np.testing.assert_allclose(moments.separability(), 1 / np.finfo(float).eps)

@@ -52,6 +52,30 @@ class WrittenLstm(nn.Module):
 case("written_lstm")(WrittenLstm)
 
 
+@case("sliced_weight", "slices")
+@case("split_weight", "split")
+class OneWeight(nn.Module):
+    """One weight for input and state, of which each is multiplied with its columns."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.weight, self.bias = nn.Parameter(torch.randn(32, 5 + 8) / 3), nn.Parameter(torch.randn(32))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = c = x.new_zeros(x.size(0), len(self.weight) // 4)
+        for step in x.unbind(1):
+            if self.way == "split":
+                of_input, of_state = self.weight.split([5, self.weight.size(1) - 5], 1)
+            else:
+                of_input, of_state = self.weight[:, :5], self.weight[:, 5:]
+            i, f, g, o = (F.linear(step, of_input, self.bias) + h @ of_state.t()).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.out(h)
+
+
 @case()
 class Peephole(WrittenLstm):
     """Gates that look at the cell through one weight per unit."""

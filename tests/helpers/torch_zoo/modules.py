@@ -82,7 +82,7 @@ class PackedLastOutput(nn.Module):
         packed = pack_padded_sequence(x[order], sizes[order], batch_first=True)
         output, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.size(1))
         output = output[order.argsort()]
-        index = (sizes - 1).view(-1, 1, 1).expand(-1, 1, output.size(2))
+        index = (sizes - 1).view(-1, 1, 1).expand(-1, 1, output.size(2)).to(output.device)
         return self.out(output.gather(1, index).squeeze(1))
 
 

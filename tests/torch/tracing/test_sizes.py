@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import reprune.torch
 from reprune.core.layers import Structure
+from reprune.torch.tracing.labels import ShadowMemory
 from tests.helpers.torch_oracle import check_all_lose, check_oracle, random_plans
 
 
@@ -382,3 +383,11 @@ def test_features_that_fill_a_tensor_as_wide_as_the_units_go_with_them() -> None
     structure = exact(Messages(), {"cell:l0": 8})
     (slot,) = [slot for slot in structure.slots_of("cell:l0") if slot.tensor == "message.weight" and slot.axis == 0]
     assert [(span.layer, span.units) for span in slot.spans] == [("cell:l0", 8)]
+
+
+def test_labels_are_where_the_elements_are() -> None:
+    """What is made in a size from an attribute is labelled on the CPU, and meets what is labelled on a GPU."""
+    memory, labels = ShadowMemory(), torch.tensor([1, 2, 3])
+    for state in (torch.empty(2, 3, device="meta"), torch.empty(4, 3, device="meta")[:2]):
+        memory.set(state, labels)
+        assert memory.get(state).device == state.device

@@ -131,7 +131,7 @@ def _label(
             _couple_state(tracer, layer, state)
     for tensor in out:
         if tensor.ndim and tensor.shape[-1] == len(layer.labels):
-            tracer.memory.set(tensor, torch.from_numpy(layer.emitted).to(tensor.device).expand(tensor.shape))
+            tracer.memory.set(tensor, torch.from_numpy(layer.emitted).expand(tensor.shape))
     tracer.recording.steps[layer.name] = tracer.recording.steps.get(layer.name, 0) + steps
 
 

@@ -107,7 +107,7 @@ class ShadowMemory:
         return None if flat is None else flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def set(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
-        """Write labels (broadcast to the tensor's shape) beside the tensor's elements; None clears them."""
+        """Write labels (broadcast to the tensor's shape, moved to its device) beside its elements; None clears them."""
         if not has_storage(tensor):
             return
         key = _key(tensor)
@@ -120,7 +120,7 @@ class ShadowMemory:
             self._whole.pop(key, None)
             if labels is not None:
                 # A copy: labels may be a view of another storage's, which can be written to later.
-                kept = compact(labels).clone().expand(tensor.shape)
+                kept = compact(labels).to(tensor.device).clone().expand(tensor.shape)
                 self._whole[key] = tuple(tensor.shape), tuple(tensor.stride()), kept
             return
         if self._written_out(key) is None:

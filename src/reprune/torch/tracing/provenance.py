@@ -8,13 +8,16 @@ input again and again (weights tied over depth) are not driven. Neither holds hi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from reprune.torch.tracing.labels import has_storage, storage_id
 
-_DATA = ""
+Piece: TypeAlias = tuple[str, int]
+"""A parameter's name, and where in it the piece that is applied begins."""
+_DATA: Piece = "", 0
 
 
 class Provenance:
@@ -29,29 +32,29 @@ class Provenance:
         self.recurrent: set[str] = set()
         self.driven: set[str] = set()
         # A weak reference keeps the identity of a storage from being given away, but not its memory.
-        self._depths: dict[int, tuple[StorageWeakRef, dict[str, int]]] = {}
+        self._depths: dict[int, tuple[StorageWeakRef, dict[Piece, int]]] = {}
 
-    def follow(self, inputs: Sequence[torch.Tensor], outputs: Iterable[torch.Tensor], weights: Iterable[str]) -> None:
+    def follow(self, inputs: Sequence[torch.Tensor], outputs: Iterable[torch.Tensor], weights: Iterable[Piece]) -> None:
         """One operation ran.
 
         Args:
             inputs: The tensors that it was given, but for parameters.
             outputs: The tensors that it returned.
-            weights: Names of the parameters that it was given.
+            weights: The parameters, or pieces of them, that it was given.
         """
         given = [self._of(tensor) for tensor in inputs]
-        names = {*weights, *(name for held in given if _DATA not in held for name in held)}
+        pieces = {*weights, *(piece for held in given if _DATA not in held for piece in held)}
         data = [held for held in given if _DATA in held]
-        merged: dict[str, int] = {}
+        merged: dict[Piece, int] = {}
         for held in given:
-            for name, depth in held.items():
-                merged[name] = max(merged.get(name, 0), depth)
+            for piece, depth in held.items():
+                merged[piece] = max(merged.get(piece, 0), depth)
         if len(data) > 1:
             self._join(data, merged)
-        for name in names:
-            if any(name in held for held in data):
-                self.recurrent.add(name)
-            merged[name] = merged.get(name, 0) + bool(data)
+        for piece in pieces:
+            if any(piece in held for held in data):
+                self.recurrent.add(piece[0])
+            merged[piece] = merged.get(piece, 0) + bool(data)
         for tensor in outputs:
             if has_storage(tensor):
                 weak = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
@@ -61,13 +64,13 @@ class Provenance:
         """Whether a tensor depends on what came from outside, rather than on constants and weights alone."""
         return _DATA in self._of(tensor)
 
-    def _of(self, tensor: torch.Tensor) -> dict[str, int]:
+    def _of(self, tensor: torch.Tensor) -> dict[Piece, int]:
         """Depths of a tensor; what no operation made came from outside."""
         found = self._depths.get(storage_id(tensor))
         return {_DATA: 0} if found is None else found[1]
 
-    def _join(self, data: Sequence[dict[str, int]], merged: dict[str, int]) -> None:
+    def _join(self, data: Sequence[dict[Piece, int]], merged: dict[Piece, int]) -> None:
         """Something from outside joins what weights were applied to twice."""
-        for name, depth in merged.items():
-            if depth > 1 and name not in self.driven and any(name not in held for held in data):
-                self.driven.add(name)
+        for piece, depth in merged.items():
+            if depth > 1 and piece[0] not in self.driven and any(piece not in held for held in data):
+                self.driven.add(piece[0])

@@ -123,7 +123,13 @@ class Tracer:
     def follow(self, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> None:
         """Note what the results of an operation were computed from."""
         inputs = list(inputs)
-        weights = [name for tensor in inputs for name in [self.owner(tensor)] if name is not None]
+        # Pieces of one parameter are weights of their own: that of the input, say, and that of the state beside it.
+        weights = [
+            (name, int(tensor.storage_offset()))
+            for tensor in inputs
+            for name in [self.owner(tensor)]
+            if name is not None
+        ]
         self.recording.provenance.follow([t for t in inputs if not self.is_parameter(t)], outputs, weights)
 
     def hold(self, tensor: torch.Tensor) -> None:

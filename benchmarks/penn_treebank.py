@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import CLIPPED, STREAMS, UNROLL, Setting, SideBySide, Streams, factor, text_of
+from side_by_side import CLIPPED, STREAMS, UNROLL, Setting, SideBySide, Streams, factor
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,6 +40,7 @@ from reprune.recipes.bench.bench import bench
 from reprune.recipes.language.data import Windows, answers_to
 from reprune.recipes.language.text import Numbers, Vocabulary, streams_to_train
 from reprune.recipes.language.word_model import WordModel
+from reprune.recipes.language.written import text_of
 
 WORDS, UNITS = 10_000, 1500
 PAPERS = (
@@ -160,7 +161,8 @@ class Run:
         written = StoredArrays(self.out / "written")
         if not written.done:
             words = torch.cat([window.words for window in self.train])
-            written.write(text_of(self.dense.to(self.device).eval(), words, self.words_written, self.device))
+            count, device = self.words_written, torch.device(self.device)
+            written.write(text_of(self.dense, words, count, STREAMS, UNROLL, device))
         return Streams(torch.from_numpy(written["words"].astype(np.int64)), None, written, self.device)
 
     def calibration(self) -> list[Any]:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from reprune.core.answers.likely import CLASSES, LOGS, packed
-from reprune.core.progress import told
+from reprune.core.answers.likely import CLASSES, LOGS
 from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.language.data import Windows
 from reprune.recipes.language.word_model import WordModel
-from reprune.torch.training.likely import Likely, likely, shared_cross_entropy
+from reprune.torch.training.likely import Likely, shared_cross_entropy
 
 UNROLL, STREAMS, CLIPPED, WARM = 35, 20, 10.0, 200
 IGNORED = -100
@@ -79,39 +78,6 @@ class Streams:
         """Words and those that follow (35 × 20), and the answers (35 × 20 × k)."""
         words, following, classes, logs = (part.index_select(0, self._first + self._rows) for part in self._parts)
         return words, following, Likely(classes.long(), logs.float())
-
-
-@torch.no_grad()
-def text_of(
-    dense: nn.Module, start: Tensor, words: int, device: str, seed: int = 0
-) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    """Text that a model writes itself, word after word as it finds them likely, with its answers, to be stored.
-
-    Args:
-        dense: Maps (words, state) to (logits, state).
-        start: Text to begin with (T × N): every stream goes on from 35 words of it.
-        words: How many, in as many streams as it takes with 1,995 words each, rounded up to multiples of 20.
-        device: Where the model is.
-        seed: Of what is drawn.
-    """
-    torch.manual_seed(seed)
-    rng, steps = np.random.default_rng(seed), 57 * UNROLL
-    streams = -(-words // (steps * STREAMS)) * STREAMS
-    flat = start.t().flatten().to(device)
-    places = torch.randint(len(flat) - UNROLL, (streams,), device=device)
-    given = flat[places + torch.arange(UNROLL, device=device)[:, None]]
-    logits, state = dense(given)
-    chances = logits[-1].softmax(-1)
-    for _ in told("the dense model writes", range(57), 57):
-        written, answers = [], []
-        for _ in range(UNROLL):
-            # The largest of probabilities over exponential draws is a draw from them.
-            written.append((chances / torch.empty_like(chances).exponential_()).argmax(-1))
-            logits, state = dense(written[-1][None], state)
-            answers.append(likely(logits[0], rng))
-            chances = logits[0].softmax(-1)
-        parts = (torch.stack(part).cpu().numpy() for part in zip(*answers, strict=True))
-        yield {"words": torch.stack(written).cpu().numpy().astype(np.int16), **packed(*parts, logits.shape[-1])}
 
 
 class SideBySide:

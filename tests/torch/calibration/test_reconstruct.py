@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 
 import reprune
 from reprune import Method
@@ -345,9 +346,19 @@ def test_importance_estimates_the_jacobian(model):
 def test_kernels_that_have_a_backward_pass_compute_what_they_do_in_evaluation(packed):
     lstm, x = nn.LSTM(3, 4, 2, dropout=0.5).eval(), torch.randn(5, 2, 3)
     x = pack_padded_sequence(x, torch.tensor([5, 3])) if packed else x
-    with differentiable_kernels():
-        found = lstm(x)[0]
-    torch.testing.assert_close(found, lstm(x)[0])
+    given = []
+
+    class Kernels(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func.__name__ == "lstm":
+                given.append(args[5 + packed : 7 + packed])
+            return func(*args, **(kwargs or {}))
+
+    wanted = lstm(x)[0]
+    with Kernels(), differentiable_kernels():
+        torch.testing.assert_close(lstm(x)[0], wanted)
+        lstm.train()(x)
+    assert given == [(0.0, True), (0.5, True)]  # In training mode, without which cuDNN has no backward pass.
 
 
 def test_importance_is_that_of_the_whole_pass():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,18 @@ def test_what_is_read_unseen_is_told_with_the_layer() -> None:
     torch.manual_seed(0)
     with pytest.raises(VerificationError, match="reads the units of rnn:l0 in a way that was not seen"):
         reprune.inspect(Behind(), [torch.randn(4, 6, 5)])
+
+
+class Random(Behind):
+    """Noise that no seed of PyTorch's repeats is added to what it computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.out(self.rnn(x)[0])
+        return logits + torch.from_numpy(np.random.default_rng().standard_normal(logits.shape)).to(logits)
+
+
+def test_outputs_that_are_random_show_nothing() -> None:
+    assert reprune.inspect(Random(), [torch.randn(4, 6, 5)]).structure.prunable == ("rnn:l0",)
 
 
 class NeedsTargets(nn.Module):

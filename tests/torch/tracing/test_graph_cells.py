@@ -34,6 +34,8 @@ class GraphGRU(nn.Module):
             return self.adjacency @ both
         if self.form == "einsum":
             return torch.einsum("nm,bmc->bnc", self.adjacency, both)
+        if self.form == "degrees":
+            return (self.adjacency @ x.new_ones(NODES, 1)) * both
         batch, nodes, features = both.shape
         mixed = self.adjacency @ both.permute(1, 2, 0).reshape(nodes, features * batch)
         return mixed.reshape(nodes, features, batch).permute(2, 0, 1)
@@ -52,7 +54,8 @@ def frames(steps: int = 4) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("form", "learned"), [("matmul", False), ("einsum", False), ("flat", False), ("einsum", True), ("flat", True)]
+    ("form", "learned"),
+    [("matmul", False), ("einsum", False), ("degrees", False), ("flat", False), ("einsum", True), ("flat", True)],
 )
 def test_features_are_units_and_nodes_are_not(form: str, learned: bool) -> None:
     check_all_lose(GraphGRU(form, learned), {":l0": UNITS}, frames, longer=6)

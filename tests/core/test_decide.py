@@ -225,10 +225,12 @@ def test_of_what_is_near_the_best_that_is_taken_which_is_best_refitted():
     assert min(near) < near[0]
 
 
-def test_rounding_may_make_the_least_divergence_negative():
+# Rounding may make the least divergence a little negative.
+@pytest.mark.parametrize("apart", [lambda size: 1 + 0.06 * abs(size - 4), lambda size: -1e-9 * (size == 4)])
+def test_what_is_not_near_the_best_is_not_taken_however_good_refitted(apart):
     model, rows = model_and_responses()
     judge = Judging(best=4, refitted=1)
-    judge.divergence = lambda plan: -1e-9 * (plan.counts()["a"] == 4)
+    judge.divergence = lambda plan: apart(plan.counts()["a"])
     method = Method("measured", "geometric-median", "reconstruction")
     assert decide(model.evidence(rows), Budget(0.5), method, judge=judge).counts()["a"] == 4
 

@@ -6,6 +6,7 @@ import torch
 
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence.evidence import Evidence, LayerEvidence
+from reprune.core.evidence.parts import shown
 from reprune.core.layers import Layer, Slot, Span, Structure
 from tests.helpers.builders import responses, stack
 
@@ -70,3 +71,10 @@ def test_nan_responses_name_the_layer():
 def test_evidence_is_gathered_for_every_layer():
     model = stack((4, 3, 2))
     assert list(Evidence(model.structure, model.tensors).layers) == ["a", "b", "c"]
+
+
+def test_a_batch_is_told_two_levels_deep():
+    batch = {"x": (torch.zeros(2, 3), np.zeros(4, "int8")), "more": {"y": [1]}}
+    arrays = "a tuple of a tensor (2, 3) of float32, a NumPy array (4,) of int8"
+    assert shown(batch) == f"{{'x': {arrays}, 'more': {{'y': a list}}}}"
+    assert shown([1]) == "a list of an int"

@@ -195,6 +195,25 @@ def test_observes_cells_of_a_stack_and_layers_under_time_distributed() -> None:
     check(moments[list(structure.layers)[1]], lstm_loop(below, *second))
 
 
+def test_observes_cells_that_the_model_calls_itself() -> None:
+    stack = L.StackedRNNCells([L.LSTMCell(4), L.LSTMCell(3)])
+
+    def loop(x: Any) -> Any:
+        zeros = [[keras.ops.repeat(0 * x[:, 0, :1], units, axis=1)] * 2 for units in (4, 3)]
+        out, states = stack(x[:, 0], zeros)
+        for step in range(1, T):
+            out, states = stack(x[:, step], states)
+        return L.Dense(2)(out)
+
+    model = zoo.functional(loop)
+    x = zoo.inputs_for(model, 3)
+    structure = reprune.keras.trace(model, x)
+    found, below = reprune.keras.observe(model, structure, [x]), x
+    for cell, layer in zip(stack.cells, structure.layers, strict=True):
+        below = lstm_loop(below, *weights(cell))
+        check(found[layer], below)
+
+
 def test_observes_from_given_states() -> None:
     model = zoo.encoder_decoder(L.GRU)
     inputs = zoo.inputs_for(model, 4)

@@ -192,6 +192,7 @@ def test_what_is_not_there_does_not_differ() -> None:
     assert not _differs(np.zeros((0, 2)), np.zeros((0, 2)))
     assert not _differs(one, one)
     assert _differs(one, one + 1e-3)
+    assert _differs(1e-3 * one, 1e-3 * one + 1e-10)
     assert _differs(np.array([1, 2]), np.array([1, 3]))
 
 

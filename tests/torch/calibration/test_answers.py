@@ -125,8 +125,11 @@ def test_bounds_hold_for_a_measured_split():
 
 
 def test_frozen_weights_and_modes_are_left_as_they_were():
-    model = made(Stacked).train()
+    model, given = made(Stacked).train(), batches(1)
     model.first.requires_grad_(False)
+    pupil = Pupil(model, trace(model, given[0]), Answers(given, answering(model, None)), None)
+    ((_, projected),) = pupil.gradients(["first.weight"], np.random.default_rng(0))
+    assert projected["first.weight"].any()  # Although it is frozen.
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = reprune.prune(model, batches(4), 0.5)
     assert result.plan.refits

@@ -198,7 +198,7 @@ def test_readers_are_known_however_their_weight_is_used(way: str) -> None:
 
         def inside(self, h: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
-                return nn.functional.linear(h, self.w).clone()
+                return nn.functional.linear(h.clone(), self.w).clone()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return READERS[way](self, self.lstm(x)[0])
@@ -347,6 +347,7 @@ def test_what_lies_beside_a_weight_is_none_of_it() -> None:
     weights.follow("cat", ([ones, w], 1), made)
     assert weights.along(made[:, :2], 1) == []
     assert weights.along(made[:, 1:4], 1) == [Part(("w", 1), first=0, start=1, length=2)]
+    assert weights.along(w.flatten(), 0) == []  # Past the end of the first row.
 
 
 def test_products_of_many_weights_have_rows_of_one_and_columns_of_the_other() -> None:
@@ -364,6 +365,8 @@ def test_axes_that_a_product_sums_over_at_once_are_taken_apart() -> None:
         (within,) = Weights({"w": w}, [("w", axis)]).within(w.flatten(0, 1), 0)
         assert within.part == Part(("w", axis), first=0, start=0, length=w.shape[axis])
         assert within.apart(rows).reshape(len(apart), -1).tolist() == apart
+        # Nothing is taken apart that begins, or ends, in the middle of an axis.
+        assert not any(Weights({"w": w}, [("w", axis)]).within(part, 0) for part in (w.flatten()[1:7], w.flatten()[:7]))
 
 
 def test_an_extensions_kernel_of_the_same_name_is_run_as_it_is() -> None:

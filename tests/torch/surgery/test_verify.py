@@ -70,6 +70,22 @@ def test_outputs_that_are_random_show_nothing() -> None:
     assert reprune.inspect(Random(), [torch.randn(4, 6, 5)]).structure.prunable == ("rnn:l0",)
 
 
+class Long(Behind):
+    """So many steps that noise which removed units read of each other would grow beyond all numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, 8, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rnn(x)[0])
+
+
+def test_noise_in_removed_units_does_not_grow() -> None:
+    torch.manual_seed(0)
+    assert reprune.inspect(Long(), [torch.randn(2, 100, 5)]).structure.prunable == ("rnn:l0",)
+
+
 class NeedsTargets(nn.Module):
     """Cannot run in training mode on what it takes in evaluation mode."""
 

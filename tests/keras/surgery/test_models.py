@@ -17,6 +17,7 @@ import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
+from reprune.keras.surgery.expand import expand
 from reprune.keras.surgery.rename import _owner
 from reprune.keras.surgery.verify import _differs
 from reprune.keras.tracing.graph import array, graph_of
@@ -185,6 +186,14 @@ def test_a_layer_without_weights_is_told_by_its_name_or_else_by_its_kind() -> No
     ]  # fmt: skip
     with pytest.raises(PlanError, match="2 layers here could be"):
         _owner("stretch_7", {}, paths)
+
+
+def test_an_expanded_model_computes_what_the_small_one_does() -> None:
+    model = zoo.EXACT["both-stack"]()
+    x = zoo.inputs_for(model)
+    plan = some_plan(reprune.keras.trace(model, x))
+    small = reprune.keras.apply(model, plan)
+    assert error(outputs(small, x), outputs(expand(zoo.randomise(model, 1), small, plan), x)) < RELATIVE
 
 
 def test_what_is_not_there_does_not_differ() -> None:

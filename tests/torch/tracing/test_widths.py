@@ -80,3 +80,40 @@ def test_recurrent_layers_are_found_as_before_among_all_widths(case: Case) -> No
 def test_says_which_scopes_there_are() -> None:
     with pytest.raises(RepruneError, match="scope='every' is not one of 'recurrent', 'all'"):
         reprune.torch.plan(nn.LSTM(2, 4), [torch.randn(3, 1, 2)], scope="every")  # type: ignore[arg-type]
+
+
+class Stacked(nn.Module):
+    """Two layers, one above the other in a tensor that is viewed in the shape it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 6)
+        self.c, self.d = nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.stack([self.a(x), self.b(x)], 1).view(len(x), -1, self.a.out_features)
+        return self.c(h[:, 0]) + self.d(h[:, 1])
+
+
+def test_layers_one_above_the_other_lose_units_of_their_own() -> None:
+    structure = reprune.torch.inspect(Stacked(), [torch.randn(3, 5)], scope="all").structure
+    assert structure.prunable == ("a:features", "b:features")
+    assert {("a:features",), ("b:features",)} < set(structure.index_coupled)
+
+
+class Pairs(nn.Module):
+    """Linear attention, whose keys and values are heads that plain numbers take apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 12) for _ in range(3))
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part(x).view(*x.shape[:2], 3, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out((q @ (k.transpose(-1, -2) @ v)).transpose(1, 2).reshape(*x.shape[:2], -1)).sum(1)
+
+
+def test_products_of_pairs_couple_heads() -> None:
+    structure = reprune.torch.inspect(Pairs(), [torch.randn(3, 7, 5)], scope="all").structure
+    assert ("k:heads", "v:heads") in structure.index_coupled

@@ -154,7 +154,7 @@ class Tracer:
         name, base = self.weights.derive(tensor)
         for dim, sources in enumerate(axes):
             parts = self.derived[name, dim] = []
-            for weight, source in sources if tensor.size(dim) > 1 else ():
+            for weight, source in sources:
                 for axis, line in self.weight_lines(weight, source, "follows") if weight.size(source) > 1 else ():
                     self.couple_lines(self.axis(name, dim, "follows"), line)
                     parts.append(axis)

@@ -17,6 +17,7 @@ import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
+from reprune.keras.surgery.apply import _add_to_bias
 from reprune.keras.surgery.expand import expand
 from reprune.keras.surgery.rename import _owner
 from reprune.keras.surgery.verify import _differs
@@ -203,6 +204,19 @@ def test_what_is_not_there_does_not_differ() -> None:
     assert _differs(one, one + 1e-3)
     assert _differs(1e-3 * one, 1e-3 * one + 1e-10)
     assert _differs(np.array([1, 2]), np.array([1, 3]))
+    assert _differs(np.zeros((1, 2)), np.zeros((2, 2)))
+
+
+def test_what_is_folded_is_added_to_the_bias_that_goes_with_the_weight() -> None:
+    gain = np.arange(6.0).reshape(2, 3)
+    for tensor, added, expected in (
+        ("dense/kernel", gain[1], [3, 4, 5]),
+        ("conv/kernel", gain, [3, 5, 7]),
+        ("gru/recurrent_kernel", gain[1], [[0, 0, 0], [3, 4, 5]]),
+    ):
+        bias = np.zeros(np.shape(expected))
+        _add_to_bias(bias, added, tensor)
+        np.testing.assert_array_equal(bias, expected)
 
 
 def test_what_else_an_opened_layer_was_called_with_stays() -> None:

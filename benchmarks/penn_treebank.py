@@ -203,9 +203,10 @@ def pruned(student: Student, run: Run) -> WordModel:
     """The student before it is taught."""
     if student.pruned_in:
         return pruned_while_training(student, run)
-    names = ("recurrent.0:l0", "recurrent.1:l0", "embedding:columns")
     narrow = student.columns < UNITS
-    counts = student.counts and dict(zip(names[: 2 + narrow], (*student.counts, student.columns), strict=False))
+    counts = student.counts and {f"recurrent.{layer}:l0": units for layer, units in enumerate(student.counts)}
+    if counts and narrow:
+        counts["embedding:columns"] = student.columns
     result = reprune.prune(
         run.dense.to(run.device),
         run.calibration(),

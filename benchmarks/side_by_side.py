@@ -20,11 +20,11 @@ from torch.nn import functional
 from reprune.core.answers.likely import CLASSES, LOGS
 from reprune.core.saving.arrays import StoredArrays
 from reprune.recipes.language.data import Windows
+from reprune.recipes.language.text import IGNORED
 from reprune.recipes.language.word_model import WordModel
 from reprune.torch.training.likely import Likely, shared_cross_entropy
 
 UNROLL, STREAMS, CLIPPED, WARM = 35, 20, 10.0, 200
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from reprune.recipes.language.written import Written, WrittenText, text_of
 from reprune.recipes.run.processes import share_of
 from reprune.recipes.run.torch_recipe import Data
 from reprune.torch.training.distributed import processes, rank
-from reprune.torch.training.likely import Likely, likely
+from reprune.torch.training.likely import Likely, likely, unpacked
 
 
 class Window(NamedTuple):
@@ -85,8 +85,7 @@ class Windows:
     def _answers_to(self, piece: slice) -> Likely | None:
         if self.answers is None:
             return None
-        classes, logs = self.answers[CLASSES][piece], self.answers[LOGS][piece]
-        return Likely(torch.from_numpy(classes.astype(np.int64)), torch.from_numpy(logs.astype(np.float32)))
+        return unpacked(self.answers[CLASSES][piece], self.answers[LOGS][piece])
 
 
 @torch.no_grad()

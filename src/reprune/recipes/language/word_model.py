@@ -131,11 +131,13 @@ class LanguageModule(LightningModule):
     def _before(self, batch: Window) -> State | None:
         """The state that was carried, zero where streams begin."""
         begins = [batch.first] if batch.written is None else [batch.first, batch.written.first]
-        if all(begins) or self._carried is None:
+        if all(begins):
             return None
-        new = torch.tensor(begins, device=batch.words.device).repeat_interleave(batch.words.shape[1])[:, None]
         moved = _moved(self._carried, batch.words)
-        return moved and tuple((h.masked_fill(new, 0), c.masked_fill(new, 0)) for h, c in moved)
+        if not any(begins) or moved is None:
+            return moved
+        new = torch.tensor(begins, device=batch.words.device).repeat_interleave(batch.words.shape[1])[:, None]
+        return tuple((h.masked_fill(new, 0), c.masked_fill(new, 0)) for h, c in moved)
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         """Take a window into the perplexity."""

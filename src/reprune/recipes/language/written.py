@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reprune.core.answers.likely import CLASSES, LOGS, packed
 from reprune.core.progress import told
 from reprune.core.saving.arrays import StoredArrays
-from reprune.torch.training.likely import Likely, likely
+from reprune.torch.training.likely import Likely, likely, unpacked
 
 LENGTH = 2000
 """About how many words a stream has at most."""
@@ -57,8 +57,7 @@ class WrittenText:
         words, classes, logs = (
             self._stored[name][start : start + length, first : first + self._width] for name in (WORDS, CLASSES, LOGS)
         )
-        answers = Likely(torch.from_numpy(classes.astype(np.int64)), torch.from_numpy(logs.astype(np.float32)))
-        return Written(torch.from_numpy(words.astype(np.int64)), answers, piece == 0)
+        return Written(torch.from_numpy(words.astype(np.int64)), unpacked(classes, logs), piece == 0)
 
 
 @torch.no_grad()

@@ -8,14 +8,13 @@ input again and again (weights tied over depth) are not driven. Neither holds hi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from reprune.torch.tracing.labels import has_storage, storage_id
 
-Piece: TypeAlias = tuple[str, int]
+Piece = tuple[str, int]
 """A parameter's name, and where in it the piece that is applied begins."""
 _DATA: Piece = "", 0
 

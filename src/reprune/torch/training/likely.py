@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reprune.core.answers.likely import kept_of, starts
@@ -16,6 +17,11 @@ class Likely(NamedTuple):
 
     classes: Tensor
     logs: Tensor
+
+
+def unpacked(classes: NDArray[Any], logs: NDArray[Any]) -> Likely:
+    """What `core.answers.likely.packed` made, in types that PyTorch computes with."""
+    return Likely(torch.from_numpy(classes.astype(np.int64)), torch.from_numpy(logs.astype(np.float32)))
 
 
 def likely(logits: Tensor, rng: np.random.Generator) -> Likely:

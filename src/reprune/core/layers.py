@@ -81,7 +81,7 @@ class Slot:
     role: Role
     spans: tuple[Span, ...]
 
-    def positions(self, units: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+    def positions(self, units: Mapping[str, Sequence[int] | NDArray[np.int64]]) -> NDArray[np.int64]:
         """Sorted positions that hold one of `units` (`{layer: unit indices}`).
 
         Example:
@@ -125,7 +125,9 @@ class Slot:
         return Extent(fixed, tuple((layer, factor) for layer, factor in times.items() if factor))
 
 
-def _positions(spans: Iterable[Span], size: int, units: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+def _positions(
+    spans: Iterable[Span], size: int, units: Mapping[str, Sequence[int] | NDArray[np.int64]]
+) -> NDArray[np.int64]:
     """Sorted positions, on an axis of this size, that hold one of `units`."""
     marked = np.zeros(size, dtype=bool)
     for span in spans:

@@ -6,7 +6,6 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from math import isfinite
 from operator import index
 from typing import Any, ClassVar, TypeVar
@@ -296,10 +295,10 @@ def _check_units(layer: Layer, units: list[int]) -> None:
             f"{where} keeps {len(units)} of the {layer.least} units that it must: the model's code drops axes of "
             "length one."
         )
-    for unit in units:
+    for unit in units if {*map(type, units)} != {int} else (min(units), max(units)):
         if type(unit) is not int or not 0 <= unit < layer.units:
             raise PlanError(f"{where} holds {unit!r}: not a unit from 0 to {layer.units - 1}.")
-    if any(second <= first for first, second in pairwise(units)):
+    if list(units) != sorted({*units}):
         raise PlanError(f"{where} must be sorted and without duplicates.")
     if layer.pin is not None and len(units) < layer.units:
         raise PlanError(f"{where} drops units of a layer that must stay whole: {layer.pin}.")

@@ -190,7 +190,7 @@ def _slice(model: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan) -> se
 
 def _cuts(plan: Plan) -> dict[str, list[tuple[int, NDArray[np.int64]]]]:
     """For every tensor that loses positions: axes, and the positions that stay."""
-    removed = plan.removed()
+    removed = {name: np.array(units, dtype=np.int64) for name, units in plan.removed().items()}
     cuts: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
     for slot in plan.structure.slots:
         gone = slot.positions(removed)

@@ -142,8 +142,10 @@ class TestTolerance:
     """The largest ratio that stays within a tolerance."""
 
     def test_it_is_found(self):
-        found = most_within(lambda ratio: ratio, lambda ratio: ratio**2 <= 0.25)
+        asked = []
+        found = most_within(lambda ratio: asked.append(ratio) or ratio, lambda ratio: ratio**2 <= 0.25)
         assert 0.5 - PRECISION <= found <= 0.5
+        assert all(0 <= ratio < 1 for ratio in asked)
 
     def test_nothing_goes_if_nothing_may(self):
         assert most_within(lambda ratio: ratio, lambda ratio: ratio == 0) == 0.0

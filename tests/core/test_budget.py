@@ -186,7 +186,17 @@ def test_fixed_layers_stay_and_the_others_meet_the_budget():
     assert allocate(Budget(0.9), [], cost, before, dict.fromkeys("abc", 5)) == dict.fromkeys("abc", 5)
 
 
+def test_a_unit_budget_may_miss_by_what_layers_must_keep_and_by_rounding():
+    cost, before = CostModel(stack((93, 4, 3)).structure), {"a": 93, "b": 4, "c": 3}
+    blocks = [Block(("b",), np.arange(4) / 4), Block(("c",), np.arange(3) / 3)]
+    # Seven of a hundred units are free, and each of the two layers keeps one.
+    for ratio in (0.07, 0.07 + 5e-10):
+        assert allocate(Budget(ratio), blocks, cost, before, {"a": 93}) == {"a": 93, "b": 1, "c": 1}
+    with pytest.raises(BudgetError, match=r"at most 0\.05 can be removed"):
+        allocate(Budget(0.07 + 5e-9), blocks, cost, before, {"a": 93})
+
+
 def test_a_block_of_which_one_step_does_not_fit_gives_no_more():
     first, second, other = (0.1, 0, 3), (0.2, 0, 2), (0.3, 1, 5)
-    room = {(first,): -1.0, (second,): 1.0, (other,): 1.0, (second, other): 1.0}
+    room = {(first,): -1.0, (second,): 1.0, (other,): 0.0, (second, other): 1.0}
     assert _fill_up([], [first, second, other], lambda steps: room[tuple(steps)]) == [other]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.core.budget.cost import CostModel, tensor_extents
+from reprune.core.layers import Contraction, Extent, Layer, Slot, Span, Structure
 from tests.helpers.builders import stack
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
@@ -29,6 +30,36 @@ def test_one_layer_by_hand():
     assert cost.layer_parameters("b", {"a": 2, "b": 3}) == 4 * 3 * (2 + 3 + 1)
     assert cost.layer_macs("a", {"a": 2, "b": 3}) == 4 * 2 * (5 + 2)
     assert cost.layer_macs("b", {"a": 2, "b": 1}) == 4 * 1 * (2 + 1)
+
+
+def test_layers_without_a_recurrence_by_hand():
+    """Convolutions cost their taps at every place of a time step; looking a row up costs nothing."""
+    names = {"c": "convolution", "d": "convolution", "e": "embedding"}
+    extents = {name: Extent(0, ((name, 1),)) for name in names}
+    structure = Structure(
+        layers={name: Layer(name, cell, 6) for name, cell in names.items()},
+        slots=tuple(
+            Slot(f"{name}.{tensor}", axis, 6, "own", (Span(0, name, 0, 6),))
+            for name in names
+            for tensor, axis in (("weight", name == "e"), ("bias", 0))
+        ),
+        shapes={"c.weight": (6, 5, 3), "d.weight": (6, 2, 7), "e.weight": (9, 6)}
+        | {f"{name}.bias": (6,) for name in names},
+        index_coupled=tuple((name,) for name in names),
+        # Three taps at 20 places in 10 time steps, and at half of them a second time, the axes the other way round.
+        contractions=(
+            Contraction(3 * 20, (extents["c"], Extent(5))),
+            Contraction(3 * 10, (Extent(5), extents["c"])),
+            Contraction(100, (extents["e"], Extent(5))),
+        ),
+        steps=10,
+    )
+    cost, counts = CostModel(structure), {"c": 4, "d": 3, "e": 2}
+    assert cost.layer_macs("c", counts) == 3 * (2 + 1) * 4 * 5
+    assert cost.layer_macs("d", counts) == 3 * 2 * 7
+    assert cost.layer_macs("e", counts) == 0
+    assert [cost.layer_parameters(name, counts) for name in names] == [4 * 5 * 3 + 4, 3 * 2 * 7 + 3, 9 * 2 + 2]
+    assert cost("macs", counts) == 3 * (2 + 1) * 4 * 5 + 100 * 2 * 5 / 10
 
 
 def test_pinned_layers_are_no_units_to_prune():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.interpolate import RegularGridInterpolator
 
 from reprune.core.budget.budget import Block, Budget, Request, allocate
 from reprune.core.budget.cost import CostModel
@@ -57,7 +58,7 @@ TWO = LatencyTable(
 
 @pytest.mark.parametrize(("kept", "ms"), [(8, 14), (7, 12), (6, 10), (4, 6), (3, 5), (1, 3)])
 def test_between_measured_sizes_time_is_a_line(kept, ms):
-    assert ONE({"a": kept}) == pytest.approx(ms)
+    assert replace(ONE)({"a": kept}) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,26 @@ def test_between_measured_sizes_time_is_a_line(kept, ms):
     [(4, 4, 20), (2, 2, 6), (4, 2, 2 * (4 + 3)), (3, 4, 2 * (3 + 4)), (3, 3, 2 * (3 + (1 + 2 + 3 + 6) / 4))],
 )
 def test_layers_are_measured_over_inputs_and_units(a, b, ms):
-    assert TWO({"a": a, "b": b}) == pytest.approx(ms)
+    assert replace(TWO)({"a": a, "b": b}) == pytest.approx(ms)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 4), (3, 1), (1, 1)])
+def test_times_are_those_of_scipy_between_sizes_and_of_the_nearest_size_outside(shape):
+    rng = np.random.default_rng(0)
+    axes = [tuple(np.cumsum(rng.integers(1, 9, size=size)).tolist()) for size in shape]
+    # Neither axis may fall: a table that does is raised first.
+    measured = rng.uniform(1, 9, size=shape)
+    rising = [[measured[: row + 1, : column + 1].max() for column in range(shape[1])] for row in range(shape[0])]
+    grid = TimeGrid("lstm", 1, 7, axes[0], axes[1], tuple(map(tuple, measured.tolist())))
+    many = [axis if len(axis) > 1 else (axis[0], axis[0] + 1) for axis in axes]
+    held = np.array(rising)[:, [*range(shape[1]), *([0] * (shape[1] == 1))]][
+        [*range(shape[0]), *([0] * (shape[0] == 1))]
+    ]
+    expected = RegularGridInterpolator(many, held)
+    for inputs in range(30):
+        for units in (1, axes[1][0], 8, 13, 40):
+            near = [min(max(at, axis[0]), axis[-1]) for at, axis in ((inputs, axes[0]), (units, axes[1]))]
+            assert grid(inputs, units) == pytest.approx(float(expected(near)[0]))
 
 
 def test_a_constant_is_never_negative():
@@ -152,12 +172,19 @@ def test_an_impossible_target_names_the_nearest():
         {"target_ms": True, "of": "latency"},
         {"target_ms": 5.0, "of": "latency", "ratio": 0.4},
         {"round_to": "automatic"},
+        {"of": "flops"},
         {"ratio": 1.5, "of": "latency"},
     ],
 )
 def test_wrong_requests(wrong):
     with pytest.raises(BudgetError):
         Request(**wrong)
+
+
+def test_times_are_needed_for_latency_and_for_the_multiple_that_kernels_like():
+    requests = Request(), Request(round_to=2), Request(of="latency"), Request(round_to="auto")
+    assert [request.needs_table for request in requests] == [False, False, True, True]
+    assert [request.budget(None).round_to for request in requests if request.of == "units"] == [1, 2, 1]
 
 
 def test_latency_without_times():
@@ -180,6 +207,8 @@ def test_a_plan_carries_the_table():
 def test_a_table_of_another_model_is_refused():
     with pytest.raises(PlanError, match="measured for a model of"):
         decide(stack((4,)).evidence(), Request(of="latency").budget(ONE), "magnitude")
+    with pytest.raises(PlanError, match="measured for a model of"):
+        decide(stack((4,)).evidence(), Request(of="latency").budget(TWO), "magnitude")
 
 
 def test_round_trip(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from reprune.core.allocation import ALLOCATIONS, Uniform
 from reprune.core.criteria import CRITERIA, IssNorm
 from reprune.core.errors import RepruneError
-from reprune.core.methods import METHODS, Method, get_method
+from reprune.core.methods import METHODS, TRAINING_METHODS, Method, check_training_method, get_method
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -16,6 +16,8 @@ def test_every_name_resolves(name):
 
 
 def test_what_needs_responses():
+    assert {name for name, kind in ALLOCATIONS.items() if kind.needs_statistics} == {"energy", "kl", "measured"}
+    assert {name for name, kind in ALLOCATIONS.items() if kind.per_cost} == {"cost", "measured"}
     assert METHODS["iss-gm"].needs_statistics
     assert not METHODS["magnitude"].needs_statistics
     assert not METHODS["random"].needs_statistics
@@ -38,3 +40,23 @@ def test_parts_may_be_objects():
 def test_unknown_names_list_the_known_ones(method, message):
     with pytest.raises(RepruneError, match=message):
         get_method(method).resolve()
+
+
+def test_what_a_pruner_runs_is_any_method_and_those_that_act_on_training_without_a_compensation():
+    for known in (*METHODS, *TRAINING_METHODS, "iss-gm+mean", "magnitude+reconstruct", Method("uniform", "iss-norm")):
+        check_training_method(known)
+    for wrong, message in (
+        ("neuron-selection+mean", r"takes no compensation: leave '\+mean' out"),
+        ("iss-gn+mean", r"'iss-gn' is not a known method.*iss-gm.*neuron-selection"),
+        ("iss-gm+median", r"'iss-gm\+median' is not a known method"),
+        (None, "'None' is not a known method"),
+    ):
+        with pytest.raises(RepruneError, match=message):
+            check_training_method(wrong)
+
+
+def test_a_compensation_is_added_to_a_preset():
+    assert get_method("iss-gm+mean") == Method("energy", "geometric-median", "mean")
+    assert get_method("magnitude+reconstruct") == Method("uniform", "iss-norm", "reconstruction")
+    with pytest.raises(RepruneError, match=r"acts while a model trains: give it to reprune\.torch\.Pruner"):
+        get_method("iss-group-lasso")

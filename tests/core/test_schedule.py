@@ -18,15 +18,22 @@ def test_not_a_schedule(text: str) -> None:
 
 def test_as_text() -> None:
     for form, kind in SCHEDULES.items():
-        text = form.replace("S", "200")
-        schedule = parse_schedule(text)
-        assert isinstance(schedule, kind)
-        assert str(schedule) == text
-        assert parse_schedule(schedule) is schedule
+        for steps in ("1", "200"):
+            text = form.replace("S", steps)
+            schedule = parse_schedule(text)
+            assert isinstance(schedule, kind)
+            assert str(schedule) == text
+            assert parse_schedule(schedule) is schedule
+
+
+def test_which_ones_shrink_the_model_and_which_follow_the_course_of_the_training() -> None:
+    assert [form for form, kind in SCHEDULES.items() if kind.shrinks] == ["gradual:S"]
+    assert [form for form, kind in SCHEDULES.items() if kind.needs_total] == ["fractional:S", "gradual:S"]
 
 
 def test_when_it_is_due() -> None:
     assert [Soft(3).due(step) for step in range(1, 7)] == [False, False, True, False, False, True]
+    assert Soft(1).due(1)
     assert not After().due(1)
 
 

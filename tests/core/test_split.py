@@ -34,6 +34,33 @@ def test_a_planted_valley_is_found(place, line):
     assert len(tried) <= 8
 
 
+@pytest.mark.parametrize(
+    ("place", "places"),
+    [
+        # Beside the best split the wider gap is halved, and of equal gaps the one to the lower neighbour.
+        (0.3, [0.25, 0.375, 0.125]),
+        (0.45, [0.25, 0.75, 0.375]),
+        (0.9, [0.75, 0.875, 0.9375]),
+        (1.0, [0.75, 0.875, 0.9375]),
+    ],
+)
+def test_the_valley_is_halved(place, places):
+    tried = []
+
+    def measure(split):
+        tried.append(float(split[0][0]))
+        return (tried[-1] - place) ** 2
+
+    search([np.zeros(1)], [[np.ones(1)]], measure)
+    assert tried == [0.0, 1.0, 0.5, *places]
+
+
+def test_a_flat_valley_is_not_searched():
+    tried = []
+    search([np.zeros(1)], [[np.ones(1)], [-np.ones(1)]], lambda split: tried.append(float(split[0][0])) or 2.0)
+    assert tried == [0.0, 1.0, 0.5, -1.0, -0.5]
+
+
 def test_it_is_never_worse_than_the_ends():
     rng = np.random.default_rng(0)
     origin, ends = [np.zeros(1)], [[np.ones(1)], [-np.ones(1)]]

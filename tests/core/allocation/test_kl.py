@@ -7,7 +7,9 @@ import pytest
 from scipy.stats import entropy
 
 from reprune.core.allocation import KL, Energy
+from reprune.core.allocation.kl import kept_share
 from reprune.core.budget.budget import Budget
+from reprune.core.criteria import Ranking
 from reprune.core.decide import decide
 from reprune.core.errors import BudgetError
 from reprune.core.methods import Method
@@ -25,6 +27,19 @@ def published(spectrum):
     units = len(spectrum)
     divergence = entropy(np.asarray(spectrum) / sum(spectrum), np.full(units, 1 / units))
     return math.ceil(units * (1 - divergence / math.log(units)))
+
+
+@pytest.mark.parametrize("spectra", [[[8.0, 1.0, 0.5, 0.25]], [[4.0, 0.0, 0.0], [3.0, 2.0, 0.5]]])
+def test_at_a_factor_a_layer_loses_that_times_what_the_rule_asks(spectra):
+    units = len(spectra[0])
+    layers = [stack((units,)).evidence({"a": responses(spectrum)}).layers["a"] for spectrum in spectra]
+    lost = [units * entropy(np.array(s) / sum(s), np.full(units, 1 / units)) / math.log(units) for s in spectra]
+    thresholds = KL().thresholds(layers, Ranking(np.arange(0), np.zeros(0)))
+    np.testing.assert_allclose(thresholds * np.mean(lost), [1.0, 2.0, 3.0, 4.0][:units])
+
+
+def test_a_single_unit_is_all_of_a_layer():
+    assert kept_share(np.array([3.0])) == 1.0
 
 
 def test_without_a_ratio_it_is_the_published_rule():

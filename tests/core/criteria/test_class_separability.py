@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import f_oneway
@@ -40,6 +42,21 @@ def test_the_mixture_takes_its_share_from_each():
     assert sorted(ranking.order.tolist()) == list(range(10))
     assert interleave(separability, median, 1.0).tolist() == separability.tolist()
     assert interleave(separability, median, 0.0).tolist() == median.tolist()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.7, 0.99])
+def test_of_any_number_of_units_the_first_order_chose_its_share(share):
+    rng = np.random.default_rng(0)
+    first, second = rng.permutation(30), rng.permutation(30)
+    order = interleave(first, second, share).tolist()
+    for gone in range(1, 31):
+        # Whole where share · gone is, in spite of rounding.
+        mine = math.floor(round(share * gone, 6))
+        if mine == math.floor(round(share * (gone - 1), 6)):
+            expected = next(unit for unit in second.tolist() if unit not in order[: gone - 1])
+        else:
+            expected = next(unit for unit in first.tolist() if unit not in order[: gone - 1])
+        assert order[gone - 1] == expected
 
 
 def test_without_labels_it_says_what_to_give():

@@ -48,3 +48,10 @@ def test_units_that_never_respond_go_first_and_independent_ones_last():
     assert ranking.order[0] == 3
     assert ranking.scores[3] == 0
     assert sorted(ranking.order.tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("by", ["sum", "max"])
+def test_a_single_unit(by):
+    layer = stack((1,)).evidence({"a": rows_of(1, 0)}).layers["a"]
+    ranking = Correlation(by).rank([layer], np.random.default_rng(0))
+    assert (ranking.order.tolist(), ranking.scores.tolist()) == ([0], [0.0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.spatial.distance import cdist
 
 from reprune.core.criteria import Medoid
@@ -8,10 +9,12 @@ from reprune.core.criteria.medoid import medoid_distances
 from tests.helpers.builders import stack
 
 
-def test_scores_are_distances_to_the_most_central_unit():
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_scores_are_distances_to_the_most_central_unit(scale):
     points = np.random.default_rng(3).normal(size=(9, 4))
     table = cdist(points, points)
-    np.testing.assert_allclose(medoid_distances(points), table[np.argmin(table.sum(axis=0))], rtol=1e-10, atol=1e-12)
+    expected = table[np.argmin(table.sum(axis=0))]
+    np.testing.assert_allclose(medoid_distances(scale * points) / scale, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_medoid_goes_first():

@@ -38,3 +38,9 @@ def test_a_point_holds_the_median_that_the_others_pull_less_than_it_weighs():
     # Three unit vectors away from the first point add up to one of length 2 / √1.25 − 1 = 0.79 < 1.
     points = np.array([[0.0, 0.0], [-2.0, 0.0], [1.0, 0.5], [1.0, -0.5]])
     np.testing.assert_array_equal(geometric_median_of(points), [0.0, 0.0])
+
+
+def test_a_point_that_the_others_pull_harder_than_it_weighs_holds_the_median_back():
+    # Three pull one way and one the other, with 2 in all, against 1: half of the way to (3 · 2/2 − 6/6) / (3/2 + 1/6).
+    points = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [-6.0, 0.0]])
+    np.testing.assert_allclose(geometric_median_of(points, iterations=1), [0.6, 0.0])

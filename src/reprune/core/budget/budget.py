@@ -99,7 +99,7 @@ class Request:
 
     def __post_init__(self) -> None:
         # With times still to be measured, everything else can be checked.
-        Budget(self.ratio, "units" if self.of == "latency" else self.of, self.min_units, self._rounding(1))
+        Budget(self.ratio, "units" if self.of == "latency" else self.of, self.min_units, self._rounding(None))
         if self.tolerance is not None:
             if not isinstance(self.tolerance, (int, float)) or not self.tolerance >= 0:
                 raise BudgetError(f"tolerance={self.tolerance!r} must be a divergence: a number, at least 0.")
@@ -128,12 +128,13 @@ class Request:
         """
         if not isinstance(table, (LatencyTable, type(None))):
             raise BudgetError(f"latency={table!r} is no table: give measure_latency(…) or LatencyTable.read(path).")
-        rounding = self._rounding(table.multiple if table is not None else 1)
         ratio = None if self.target_ms is not None else self.ratio
-        return Budget(ratio, self.of, self.min_units, rounding, self.target_ms, table)
+        return Budget(ratio, self.of, self.min_units, self._rounding(table), self.target_ms, table)
 
-    def _rounding(self, measured: int) -> int:
-        return measured if self.round_to == "auto" else self.round_to
+    def _rounding(self, table: LatencyTable | None) -> int:
+        if self.round_to != "auto":
+            return self.round_to
+        return 1 if table is None else table.multiple
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,9 @@ def allocate(
     taken = bisect_left(range(len(steps) + 1), target - rounding, key=lambda count: removed(steps[:count]))
     if taken > len(steps):
         taken = len(steps)
-        _check_reachable(budget, blocks, removed(steps), target, total)
+        _check_reachable(budget, blocks, removed(steps), target - rounding, total)
     if taken == 0:
-        _check_fixed(budget, removed([]), target, total)
+        _check_fixed(budget, removed([]), target + rounding, total)
         return start
     less, more = steps[: taken - 1], steps[:taken]
     if removed(more) > target + rounding and len(blocks[steps[taken - 1][1]].layers) > 1:
@@ -251,7 +252,7 @@ def _check_reachable(budget: Budget, blocks: Sequence[Block], removed: float, ta
         if budget.of == "units" and budget.min_units == 1
         else 0.0
     )
-    if target - removed > slack + 1e-9 * total:
+    if target - removed > slack:
         bounds = f"with min_units={budget.min_units}, round_to={budget.round_to} and the layers left out"
         if budget.target_ms is not None:
             nearest = np.ceil((total - removed) * 1e3) / 1e3
@@ -267,7 +268,7 @@ def _check_reachable(budget: Budget, blocks: Sequence[Block], removed: float, ta
 
 def _check_fixed(budget: Budget, removed: float, target: float, total: float) -> None:
     # A target in milliseconds is an upper bound: less is fine.
-    if budget.target_ms is None and removed > target + 1e-9 * total:
+    if budget.target_ms is None and removed > target:
         raise BudgetError(
             f"ratio={budget.ratio} of={budget.of!r} cannot be met: the layers in counts= alone lose "
             f"{removed / total:.4g}. Ask for ratio={np.ceil(removed / total * 1e4) / 1e4:.4g} or more."

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reprune.core.errors import StatisticsError
-from reprune.core.evidence.passes import Again, Stretch, endless, first_batch, several_passes
+from reprune.core.evidence.passes import Again, Stretch, endless, first_batch, several_passes, stretches
 
 
 def single(value: Any) -> bool:
@@ -63,3 +63,9 @@ def test_a_stretch_counts_what_was_gone_through() -> None:
     stretch = Stretch(1, once(2, 3))
     assert stretch.batches == 0
     assert [(batch, stretch.batches) for batch in stretch] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_stretches_are_of_odd_lengths() -> None:
+    assert [list(stretch) for stretch in stretches(once(*range(11)))] == [[0], [1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
+    assert [list(stretch) for stretch in stretches([0, 1, 2, 3])] == [[0], [1, 2, 3]]
+    assert list(stretches([])) == []

@@ -71,13 +71,27 @@ def test_states_cross_processes_and_merge():
     np.testing.assert_allclose(whole.covariance, np.cov(data, rowvar=False, ddof=0), rtol=1e-9)
 
 
-def test_merging_leaves_the_other_alone():
-    first, second = Moments("l", 2), moments_of(np.array([[1.0, 2.0], [3.0, 5.0]]))
-    before = second.covariance.copy()
-    first.merge(second)
-    first.update(np.array([[100.0, -100.0]]))
-    np.testing.assert_array_equal(second.covariance, before)
-    assert second.count == 2
+@pytest.mark.parametrize("added", ["one", "other"])
+def test_those_that_came_of_each_other_go_apart(added):
+    """Whatever is added to one of two leaves the other alone: merged, less nothing, or restored from a state."""
+    rows, more = np.random.default_rng(0).normal(size=(2, 9, 2))
+    for make in ("merge", "without", "restore"):
+        one, other = moments_of(rows), Moments("l", 2)
+        if make == "merge":
+            other.merge(one)
+        elif make == "without":
+            other = one.without(other)
+        else:
+            other.restore(one.state())
+        saved = other.state()
+        grown, kept = (one, other) if added == "one" else (other, one)
+        grown.update(more)
+        kept.merge(Moments("l", 2))
+        for found, seen in ((grown, np.concatenate([rows, more])), (kept, rows)):
+            assert found.count == len(seen)
+            np.testing.assert_allclose(found.mean, seen.mean(0), rtol=1e-12)
+            np.testing.assert_allclose(found.covariance, np.cov(seen.T, bias=True), rtol=1e-12)
+        np.testing.assert_allclose(saved["scatter"], 9 * np.cov(rows.T, bias=True), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -179,14 +193,6 @@ def test_many_features_of_single_precision(monkeypatch):
     np.testing.assert_allclose(moments_of(huge).covariance, expected, rtol=1e-6)
     half = moments_of(torch.from_numpy(rows).bfloat16())
     assert half.mean.dtype == torch.float64
-
-
-def test_what_is_left_of_nothing_taken_away_is_a_copy():
-    rows = np.random.default_rng(0).normal(size=(20, 3))
-    whole = moments_of(rows[:10])
-    rest = whole.without(Moments("l", 3))
-    rest.merge(moments_of(rows[10:]))
-    np.testing.assert_allclose(whole.covariance, np.cov(rows[:10].T, bias=True), rtol=1e-12)
 
 
 def test_squares_that_overflow_are_no_covariance():

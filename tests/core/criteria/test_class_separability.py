@@ -91,6 +91,8 @@ def test_there_are_as_many_classes_as_were_named():
     for labels in ([[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0, 1.0]]):
         moments.update(np.ones((1, 2)), np.array(labels))
     assert moments.state()["counts"].tolist() == [1, 1, 1]
+    assert moments.state()["means"].tolist() == [[1, 1]] * 3
+    assert moments.state()["scatters"].tolist() == [[0, 0]] * 3
 
 
 @pytest.mark.parametrize("apart", [1e-3, 20.0])

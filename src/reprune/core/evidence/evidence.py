@@ -158,8 +158,6 @@ class LayerEvidence:
         """One row per unit of the layer out of the rows of an axis, zero for units that the span does not hold."""
         xp = array_namespace(rows)
         block = xp.reshape(rows[span.start : span.start + span.units * span.each], (span.units, -1))
-        if span.units == self.units:
-            return block
         above, below = (
             xp.zeros((missing, block.shape[1]), dtype=block.dtype, device=device(block))
             for missing in (span.unit, self.units - span.unit - span.units)

@@ -47,7 +47,6 @@ class Moments:
         self.count = 0
         self._mean: Array = None
         self._scatter: Array = None
-        self._shared = False  # Whether the sums are those of another one, too.
 
     def update(self, rows: Array) -> None:
         """Add rows (n × size) that are valid: padding must have been left out by the caller.
@@ -75,21 +74,19 @@ class Moments:
         if other.size != self.size:
             raise StatisticsError(f"{self.name}: cannot merge moments of {other.size} features into {self.size}.")
         if other.count:
-            self._shared |= self.count == 0
             self._merge(other.count, other._mean, other._scatter)
 
     def without(self, part: Moments) -> Moments:
         """Moments of the rows seen, less those that `part` has seen, which must be some of them."""
         rest = Moments(self.name, self.size)
         rest.count = self.count - part.count
-        if part.count == 0 or rest.count == 0:
-            rest._mean, rest._scatter = (self._mean, self._scatter) if part.count == 0 else (None, None)
-            rest._shared = True
-            return rest
-        rest._mean = self._mean + (self._mean - part._mean) * (part.count / rest.count)
-        delta = rest._mean - part._mean
-        spread = delta[:, None] * delta[None, :] * (rest.count * part.count / self.count)
-        rest._scatter = self._scatter - part._scatter - spread
+        if part.count == 0:
+            rest._mean, rest._scatter = self._mean, self._scatter
+        elif rest.count:
+            rest._mean = self._mean + (self._mean - part._mean) * (part.count / rest.count)
+            delta = rest._mean - part._mean
+            spread = delta[:, None] * delta[None, :] * (rest.count * part.count / self.count)
+            rest._scatter = self._scatter - part._scatter - spread
         return rest
 
     def _add(self, rows: Array) -> None:
@@ -101,7 +98,7 @@ class Moments:
             if bool(xp.all(xp.isfinite(scatter.diagonal()))):
                 self._merge(rows.shape[0], mean, scatter)
                 return
-        rows = xp.astype(rows, _widest(xp, rows))
+        rows = xp.astype(rows, widest(xp, rows))
         mean = xp.mean(rows, axis=0)
         centred = rows - mean
         # A long sum of large numbers has rounded; what it left over is small and sums up exactly.
@@ -112,13 +109,13 @@ class Moments:
         if self.count == 0:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
-        if self._shared:
-            self._scatter, self._shared = self._scatter + 0.0, False
         total = self.count + count
         delta = mean - self._mean
-        self._scatter += scatter
-        self._scatter += (delta * (self.count * count / total))[:, None] * delta[None, :]
-        self._mean = self._mean + delta * (count / total)
+        # A new array: others may hold the sums, and what is added.
+        whole = (delta * (self.count * count / total))[:, None] * delta[None, :]
+        whole += scatter
+        whole += self._scatter
+        self._mean, self._scatter = self._mean + delta * (count / total), whole
         self.count = total
 
     @property
@@ -160,7 +157,6 @@ class Moments:
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the accumulated sums by those of `state()`."""
         self.count, self._mean, self._scatter = int(state["count"]), state["mean"], state["scatter"]
-        self._shared = True
 
 
 def to_numpy(array: Array) -> NDArray[np.float64]:
@@ -183,6 +179,6 @@ def _in_single(xp: Any, rows: Array) -> tuple[Array, Array]:
     return xp.astype(about, xp.float64) + rest, scatter - rows.shape[0] * rest[:, None] * rest[None, :]
 
 
-def _widest(xp: Any, rows: Array) -> Any:
-    # Apple's GPU backend is the one device without doubles.
+def widest(xp: Any, rows: Array) -> Any:
+    """The most precise kind of numbers on an array's device: Apple's GPU backend is the one without doubles."""
     return xp.float32 if getattr(device(rows), "type", "") == "mps" else xp.float64

@@ -98,7 +98,7 @@ def shown(value: Any, depth: int = 2) -> str:
 
 def _labels_first(names: Sequence[str]) -> Iterator[list[str]]:
     """Which names to leave out: those that sound like answers, then from the last one on."""
-    answers = [name for name in names if name.lower().rstrip("s") in _ANSWERS]
+    answers = [name for name in names if any(name.lower().removesuffix(many) in _ANSWERS for many in ("", "s", "es"))]
     if answers and len(answers) < len(names):
         yield answers
     for count in range(1, len(names)):

@@ -184,7 +184,7 @@ class Reading:
     @property
     def exact_source(self) -> tuple[object, ...]:
         """Equal for readings that have the very same `exact` ones."""
-        return *self.source, None if self._fed is None else id(self._fed)
+        return *self.source, id(self._fed)
 
     @cached_property
     def moments(self) -> SecondMoments:
@@ -250,7 +250,7 @@ def readings(
     for consumer in structure.consumers:
         slot = slots[consumer.tensor, consumer.axis]
         split = observed.get((consumer.tensor, consumer.axis))
-        if split is None or split.merged().count == 0:
+        if split is None or split.count == 0:
             whole: Sequence[Moments] = [_from_responses(slot, responses)]
         else:
             whole = split.halves

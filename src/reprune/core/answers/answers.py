@@ -12,6 +12,7 @@ from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from reprune.core.answers.divergence import RULED_OUT, Divergence, aligned, divergence_of
+from reprune.core.evidence.moments import widest
 
 Array = Any
 Run = Callable[[Any], Sequence[Array]]
@@ -41,6 +42,8 @@ POOR = (
 )
 JUDGED = 1 / 6
 """Share of the rows that nothing is fitted to the answers of."""
+EQUAL = 1e-6
+"""Answers that vary by no more than this share of their size are all the same, to rounding."""
 
 
 class Meaning(NamedTuple):
@@ -313,7 +316,7 @@ class _Tally:
     """What is added up over batches of one output."""
 
     def __init__(self) -> None:
-        self.rows = self.width = 0
+        self.rows = self.width = self._count = 0
         self.divergence = self.agreed = self._square = self._sum = self._squares = 0.0
 
     def add(self, pair: Compared) -> None:
@@ -323,17 +326,19 @@ class _Tally:
         self.divergence += float(xp.sum(pair.kind.values(pair.found, pair.wanted)))
         same = xp.argmax(pair.found, axis=-1) == xp.argmax(pair.wanted, axis=-1)
         self.agreed += float(xp.sum(xp.astype(same, xp.float32)))
-        ruled_out = pair.wanted <= RULED_OUT
-        wanted, found = (xp.where(ruled_out, xp.zeros_like(part), part) for part in (pair.wanted, pair.found))
+        counts = pair.wanted > RULED_OUT
+        # Of a large mean single precision keeps no digits of the variance.
+        wanted, found = (xp.astype(part, widest(xp, part)) for part in (pair.wanted, pair.found))
+        wanted, found = (xp.where(counts, part, xp.zeros_like(part)) for part in (wanted, found))
+        self._count += int(xp.sum(xp.astype(counts, xp.int64)))
         self._square += float(xp.sum((found - wanted) ** 2))
         self._sum += float(xp.sum(wanted))
         self._squares += float(xp.sum(wanted**2))
 
     @property
     def error(self) -> float:
-        count = self.rows * self.width
-        spread = self._squares / count - (self._sum / count) ** 2
-        return math.sqrt(self._square / count / spread) if spread > 0 else float(self._square > 0)
+        spread, squares = self._count * self._squares - self._sum**2, EQUAL**2 * self._count * self._squares
+        return math.sqrt(self._count * self._square / spread) if spread > squares else float(self._square > 0)
 
 
 def _spread(rows: Array, places: NDArray[np.int64], like: Array) -> Array:
@@ -346,7 +351,7 @@ def _spread(rows: Array, places: NDArray[np.int64], like: Array) -> Array:
 
 def _draw(rng: np.random.Generator, rows: int, features: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to fit to and rows to judge by: all of them if they are not too many; a single one serves both."""
-    order = rng.permutation(rows)[: max(NUMBERS // max(features, 1), 1)]
+    order = rng.permutation(rows)[: max(NUMBERS // features, 1)]
     judged = max(round(len(order) * JUDGED), 1)
     fit = order[judged:] if len(order) > 1 else order
     return np.sort(fit), np.sort(order[:judged])

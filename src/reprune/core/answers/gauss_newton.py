@@ -241,7 +241,8 @@ class _Factor:
     def solve(self, rows: Matrix, damping: float) -> Matrix:
         """rows (M + damping · diag M)⁻¹ (m × n)."""
         # A direction in which nothing ever happened is left alone, rather than divided by zero.
-        level = damping * self._diagonal + ROUNDING * max(float(np.mean(self._diagonal)), np.finfo(np.float64).tiny)
+        rounding = max(ROUNDING * float(np.mean(self._diagonal)), np.finfo(np.float64).tiny)
+        level = damping * self._diagonal + rounding
         if self._matrix.ndim == 1:
             return np.asarray(rows / (self._diagonal + level))
         if damping not in self._inverses:

@@ -76,21 +76,18 @@ def regressed(
     found = []
     for row in range(wanted.wanted.shape[1]):
         reset = 1.0 if wanted.reset is None else wanted.reset[:, _resets(row, state.shape[1], before)]
-        weights = wanted.slopes[:, row : row + 1] ** 2
+        weights = wanted.slopes[:, row] ** 2
         root = xp.sqrt(weights + FLOOR * xp.mean(weights))
         features = xp.concat((read, reset * state), axis=1)
-        rows = xp.asarray(np.concatenate([part[row] for part in held])[:, None], dtype=read.dtype, device=device(read))
-        rest = root * (wanted.wanted[:, row : row + 1] - features @ rows)
-        features = root * features
+        rows = xp.asarray(np.concatenate([part[row] for part in held]), dtype=read.dtype, device=device(read))
+        rest = root * (wanted.wanted[:, row] - features @ rows)
+        features = root[:, None] * features
         matrix, target = (xp.astype(features.T @ part, xp.float64) for part in (features, rest))
         level = RIDGE * xp.linalg.diagonal(matrix)
         # What never happened is left alone.
         level = level + np.finfo(np.float64).tiny + np.finfo(np.float64).eps * xp.max(level)
-        found.append(
-            to_numpy(
-                xp.linalg.solve(matrix + level * xp.eye(len(level), dtype=matrix.dtype, device=device(read)), target)
-            )[:, 0]
-        )
+        ridge = level * xp.eye(len(level), dtype=matrix.dtype, device=device(read))
+        found.append(to_numpy(xp.linalg.solve(matrix + ridge, target)))
     whole = np.stack(found)
     return whole[:, : read.shape[1]], whole[:, read.shape[1] :]
 

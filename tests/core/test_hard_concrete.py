@@ -19,6 +19,7 @@ def test_samples_and_their_slopes_are_those_of_autograd() -> None:
     wanted.sum().backward()
     found, slopes = Gates(LOG_ALPHA).sampled(noise)
     np.testing.assert_allclose(found, wanted.detach(), rtol=1e-12)
+    assert (BETA, GAMMA, ZETA) == (2 / 3, -0.1, 1.1)  # As Louizos et al. have them.
     np.testing.assert_allclose(slopes, location.grad, rtol=1e-10)
 
 
@@ -30,6 +31,7 @@ def test_a_gate_is_open_as_often_as_it_says() -> None:
     np.testing.assert_allclose(gates.opening()[1], (ahead - behind) / (2 * step), rtol=1e-6)
     # Noise of a half is none at all, but for the temperature.
     np.testing.assert_allclose(gates.settled(), Gates(BETA * LOG_ALPHA).sampled(np.full(3, 0.5))[0], rtol=1e-12)
+    np.testing.assert_array_equal(Gates(np.array([-9.0, 9])).settled(), [0, 1])
 
 
 def test_steps_are_those_of_adam_also_after_a_pause() -> None:

@@ -59,6 +59,27 @@ def test_short_types_count_as_the_numbers_they_hold():
     assert digest_of_arrays(short) == digest_of_arrays([array.astype("f8") for array in short])
 
 
+@pytest.mark.parametrize(
+    ("array", "held"),
+    [
+        (np.array([1.5, 1e-300]), "<f8"),  # Too fine for float32: as they are.
+        (np.array([1.5, np.nan]), "<f8"),
+        (np.array([1.5, 2j], "c8"), "<f4"),
+        (np.array([1.5, 2j], "c16"), "<f4"),
+        (np.array([1e300, 2j], "c16"), "<f8"),
+        (np.array([0.1], "g"), "<f8"),
+        (np.array([True, False]), "<i8"),
+        (np.array([200], "u1"), "<i8"),
+        (np.zeros((0, 3)), "<f4"),
+    ],
+    ids=str,
+)
+def test_one_type_stands_for_all_that_hold_the_values(array, held):
+    values = array.view(array.real.dtype) if array.dtype.kind == "c" else array
+    content = repr(array.shape).encode() + values.astype(held).tobytes()
+    assert digest_of_arrays([array]) == f"crc32c:{google_crc32c.value(content):08x}"
+
+
 def test_numbers_that_float32_cannot_hold():
     large = [np.array([1e300, 1.0]), np.array([1e200 + 1e190j])]
     assert digest_of_arrays(large) == digest_of_arrays([array.copy() for array in large])

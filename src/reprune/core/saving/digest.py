@@ -57,8 +57,7 @@ def _narrowed(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """The same values in the one type that stands for all that can hold them: float32, else float64; or int64."""
     if array.dtype.kind in "biu":
         return array.astype("<i8")
-    if array.dtype.kind == "c":
-        array = array.view(array.real.dtype)
+    array = array.view(array.real.dtype)  # A complex number is two real ones.
     if array.dtype.itemsize <= 4:
         return array.astype("<f4", copy=False)
     with np.errstate(over="ignore"):
@@ -71,7 +70,7 @@ def _extended(state: int, array: NDArray[np.generic]) -> int:
         import google_crc32c
     except ModuleNotFoundError:
         raise RepruneError(lacking("google_crc32c", "Saving a model")) from None
-    return int(google_crc32c.extend(state, array)) if array.size else state
+    return int(google_crc32c.extend(state, array))
 
 
 def _text(state: int) -> str:

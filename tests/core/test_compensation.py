@@ -7,7 +7,7 @@ import pytest
 
 from reprune.core.errors import CalibrationWarning
 from reprune.core.evidence.readings import Reading, SecondMoments, SplitMoments, readings
-from reprune.core.folding.compensation import COMPENSATIONS, RIDGES, held_out, predict
+from reprune.core.folding.compensation import COMPENSATIONS, RIDGE_UNSEEN, RIDGES, held_out, predict
 from reprune.core.layers import Consumer, Slot, Span
 from tests.helpers.builders import stack
 
@@ -38,8 +38,9 @@ def test_prediction_without_ridge_is_the_least_squares_solution(bias, monkeypatc
     np.testing.assert_allclose(offsets, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_held_out_error_is_that_of_predicting_the_other_half():
-    rows = rows_of(400, seed=3)
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_held_out_error_is_that_of_predicting_the_other_half(scale):
+    rows = scale * rows_of(400, seed=3)
     first, second = rows[:150], rows[150:]
     gone, stay = np.array([0, 8]), np.arange(1, 8)
 
@@ -103,3 +104,53 @@ def test_a_single_row_holds_nothing_out():
     assert reading.halves is None
     coefficients, _ = predict(reading, np.array([0]), np.arange(1, 9), {})
     np.testing.assert_array_equal(coefficients, np.zeros((1, 8)))
+
+
+def test_the_ridge_is_a_share_of_the_mean_variance_and_is_found_once():
+    rows = rows_of(60, seed=16)
+    reading, gone, stay = reading_of(rows, bias=True), np.array([0, 8]), np.arange(1, 8)
+    ridges = {reading.exact_source: 0.25}
+    coefficients, offsets = predict(reading, gone, stay, ridges)
+    centred = rows - rows.mean(0)
+    # Least squares with as many rows more as there are features, which pull at the coefficients.
+    pull = np.sqrt(0.25 * np.mean(np.sum(centred[:, stay] ** 2, axis=0))) * np.eye(7)
+    wanted = np.linalg.lstsq(np.vstack([centred[:, stay], pull]), np.vstack([centred[:, gone], np.zeros((7, 2))]))[0].T
+    np.testing.assert_allclose(coefficients, wanted, rtol=1e-9)
+    np.testing.assert_allclose(offsets, rows.mean(0)[gone] - wanted @ rows.mean(0)[stay], rtol=1e-9)
+    assert ridges == {reading.exact_source: 0.25}
+    # Where none is known yet, the one whose errors on either half, fitted on the other, are the smallest together.
+    first, second = reading.halves
+    errors = [held_out(first, second, gone, stay), held_out(second, first, gone, stay)]
+    best = min(range(len(RIDGES)), key=lambda k: errors[0][k] + errors[1][k])
+    assert best not in (*map(int, np.argmin(errors, axis=1)), 0, len(RIDGES) - 1)
+    ridges = {}
+    predict(reading, gone, stay, ridges)
+    assert ridges == {reading.exact_source: RIDGES[best]}
+
+
+def test_features_that_never_change_predict_nothing():
+    """Nor do none at all; the offset is the mean then. Without anything held out, the ridge is a ten-thousandth."""
+    rows = rows_of(50)
+    rows[:, 2:] = 3.0
+    moments = SecondMoments(rows.mean(0), np.cov(rows.T, bias=True))
+    for gone, stay in ((np.array([0, 1]), np.arange(2, 9)), (np.arange(9), np.arange(0))):
+        assert held_out(moments, moments, gone, stay) == [0.0] * len(RIDGES)
+        coefficients, offsets = predict(reading_of(rows, bias=True), gone, stay, {})
+        np.testing.assert_array_equal(coefficients, np.zeros((len(gone), len(stay))))
+        np.testing.assert_allclose(offsets, rows.mean(0)[gone], rtol=1e-12)
+    model = stack((4, 3))
+    sizes = model.structure.counts()
+    responses = {name: np.random.default_rng(2).normal(size=(50, units)) for name, units in sizes.items()}
+    held = {name: layer.moments for name, layer in model.evidence(responses).layers.items()}
+    found = readings(model.structure, model.tensors, held, {})
+    ridges = {}
+    kept = {"a": [0, 1, 2, 3], "b": [0, 2]}
+    folds = COMPENSATIONS["least-squares"](model.structure, kept, found, ridges)
+    assert [fold.tensor for fold in folds] == ["b.w_hh", "out.weight"]
+    assert set(ridges.values()) == {RIDGE_UNSEEN} == {1e-4}
+    second = responses["b"].T @ responses["b"] / 50  # About zero: these weights have no bias.
+    among = second[np.ix_([0, 2], [0, 2])]
+    wanted = second[1, [0, 2]] @ np.linalg.inv(among + 1e-4 * np.trace(among) / 2 * np.eye(2))
+    for fold in folds:
+        np.testing.assert_allclose(fold.arrays(1, 2)[0], wanted[None], rtol=1e-9)
+        assert not fold.arrays(1, 2)[1].any()

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import reprune
-from reprune.core.errors import PlanWarning, did_you_mean, warn
+from reprune.core.errors import PlanWarning, UnsupportedModelError, did_you_mean, keras_2_error, warn
 
 
 def test_warnings_name_the_line_that_called_the_package() -> None:
@@ -24,6 +24,12 @@ def test_warnings_name_the_line_that_called_the_package() -> None:
     assert {(warning.filename, warning.category) for warning in caught} == {(__file__, PlanWarning)}
     start = caught[0].lineno
     assert [warning.lineno - start for warning in caught] == [0, 1, 2]
+
+
+def test_what_belongs_to_keras_2_is_told_the_way() -> None:
+    error = keras_2_error("This model")
+    assert isinstance(error, UnsupportedModelError)
+    assert str(error).startswith("This model is not of Keras 3, which reprune needs")
 
 
 def test_the_nearest_word_is_named_if_one_is_near() -> None:

@@ -14,7 +14,11 @@ from reprune.core.extras import _PACKAGES, imported, lacking
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lacking("google.protobuf", "This") == "This needs protobuf: pip install 'reprune[youtube8m]'"
     assert lacking("litert_torch", "This") == "This needs litert-torch: pip install litert-torch"
-    assert lacking("shop", "This") is None
+    assert lacking("shop", "This") is lacking(None, "This") is None
+    assert imported("reprune.core.extras") is sys.modules["reprune.core.extras"]
+    monkeypatch.setitem(sys.modules, "reprune.core.made_up", None)
+    with pytest.raises(ModuleNotFoundError, match=r"import of reprune\.core\.made_up halted"):
+        imported("reprune.core.made_up")
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
     monkeypatch.delitem(sys.modules, "reprune.youtube8m.records", raising=False)
     monkeypatch.delitem(sys.modules, "reprune.youtube8m.framing", raising=False)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.core.budget.latency import LatencyTable, TimedPart, TimeGrid
-from reprune.core.errors import PlanError
+from reprune.core.errors import PlanError, PlanWarning
 from reprune.core.folding.fold import Fold, Refit
-from reprune.core.layers import CarriedState, Extent, Port, SizeAttribute, Span
+from reprune.core.layers import CarriedState, Extent, Port, SizeAttribute, Slot, Span
 from reprune.core.plan import Diagnostics, Plan
 from tests.helpers.builders import stack
 
@@ -98,6 +99,120 @@ def test_counts_and_removed():
     plan = full_plan()
     assert plan.counts() == {"a": 4, "b": 2, "c": 2}
     assert plan.removed() == {"a": [], "b": [1], "c": [1]}
+    assert repr(plan) == "Plan(iss-gm: 8 of 10 units stay)"
+    whole = Plan(plan.structure, {name: list(range(units)) for name, units in plan.structure.counts().items()})
+    assert repr(whole) == "Plan(custom: 10 of 10 units stay)"
+    assert whole.small_shapes() == plan.structure.shapes
+
+
+def test_what_is_left_of_tensors():
+    plan = full_plan()
+    shapes = {"a.w_ih": (16, 5), "b.w_ih": (8, 4), "b.w_hh": (8, 2), "c.w_ih": (8, 2), "c.bias": (8,)}
+    assert {name: plan.small_shapes()[name] for name in shapes} == shapes
+    rows, columns = plan.stays("b.w_hh", (12, 3))
+    assert (rows.tolist(), columns.tolist()) == ([0, 2, 3, 5, 6, 8, 9, 11], [0, 2])
+    assert [places.tolist() for places in plan.stays("other", (2, 3))] == [[0, 1], [0, 1, 2]]
+    for name, shape in plan.small_shapes().items():
+        assert tuple(map(len, plan.stays(name, plan.structure.shapes[name]))) == shape
+
+
+def test_a_plan_knows_the_weights_it_was_made_from():
+    corrected = replace(full_plan(), fitted_to="crc32c:1")
+    bare = replace(corrected, folds=(), refits=())
+    assert corrected.corrects
+    assert replace(corrected, folds=()).corrects
+    assert replace(corrected, refits=()).corrects
+    assert not bare.corrects
+    assert bare.decisions() is bare
+    assert corrected.decisions() == replace(bare, folded=True)
+    assert corrected.decisions().cut_only() == corrected.cut_only() == replace(bare, fitted_to=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for plan in (corrected, bare):
+            plan.check_weights("crc32c:1")
+            replace(plan, fitted_to=None).check_weights("crc32c:2")
+            plan.cut_only().check_weights("crc32c:2")
+    for found in ("crc32c:2", None):
+        with pytest.raises(PlanError, match="fitted to other weights"):
+            corrected.check_weights(found)
+        with pytest.warns(PlanWarning, match="made from other weights"):
+            bare.check_weights(found)
+    with pytest.raises(PlanError, match="saved with it, not in its text"):
+        corrected.decisions().check_weights("crc32c:1")
+
+
+def timed(units):
+    """The plan's latency table, as if it was measured for a model with so many units in the last layer."""
+    table = full_plan().latency
+    return replace(table, layers={**table.layers, "c": units})
+
+
+def least(units):
+    """A plan of one layer of three units that must keep some, of which the first few stay."""
+    structure = stack((3,)).structure
+    return lambda number: Plan(
+        replace(structure, layers={"a": replace(structure.layers["a"], least=units)}), {"a": list(range(number))}
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(full_plan(), of="flops"), "of='flops' is not one of units, parameters, macs, latency"),
+        (lambda: replace(full_plan(), latency=None, of="latency"), "needs the latency table"),
+        (lambda: replace(full_plan(), refits=full_plan().refits * 2), "refits must name every tensor once"),
+        (lambda: replace(full_plan(), refits=(Refit.of("out.weight", np.ones((2, 3))),)), "does not fit the units"),
+        (lambda: replace(full_plan(), refits=(Refit.of("out.weight", np.full((2, 2), np.nan)),)), "NaN"),
+        (lambda: replace(full_plan(), refits=(Refit("out.weight", (2, 2), bytes(12)),)), "3 values, expected"),
+        (lambda: replace(full_plan(), kept={"a": [0, 1, 2, 3], "b": [np.int64(0)], "c": [np.int64(0)]}), "not a unit"),
+        (lambda: replace(full_plan(), kept={"a": [0, 1, 2, 3], "b": [0], "c": [1]}), "must keep the same units"),
+        (
+            lambda: Plan(stack((3, 3), count_coupled=["ab"]).structure, {"a": [0], "b": [0, 1]}),
+            "equal numbers of units: {'a': 1, 'b': 2}",
+        ),
+        (lambda: replace(full_plan(), diagnostics=Diagnostics({"b": [1.0, np.inf, 2.0]})), "NaN or infinite"),
+        (lambda: replace(full_plan(), latency=timed(9)), "measured for a model"),
+        (
+            lambda: Plan(
+                replace(
+                    stack((3,)).structure,
+                    slots=(Slot("w", 0, 6, "reads", (Span(0, "a", 0, 2, 2), Span(3, "a", 2, 1))),),
+                    shapes={"w": (6,)},
+                    consumers=(),
+                ),
+                {"a": [0]},
+            ),
+            "overlaps",
+        ),
+        (lambda: Plan(stack((3,)).structure, {"a": [0, 1.0, 2]}), "holds 1.0: not a unit"),
+        (lambda: least(2)(1), "keeps 1 of the 2 units that it must"),
+        (lambda: least(4)(2), "keeps 2 of the 4 units that it must"),
+    ],
+)  # fmt: skip
+def test_plans_of_parts_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(PlanError, match=message):
+        make()
+
+
+def test_plans_of_parts_that_just_fit():
+    single = replace(stack((1,)).structure, kept_states=(Port(("h",), 0, 1, ((Span(0, "a", 0, 1),),)),))
+    assert Plan(single, {"a": [0]}).counts() == {"a": 1}
+    assert least(2)(2).counts() == {"a": 2}
+    assert least(4)(3).counts() == {"a": 3}
+    assert Plan(stack((3, 3), count_coupled=["ab"]).structure, {"a": [0], "b": [2]}).counts() == {"a": 1, "b": 1}
+    # A weight that reads the last three of four units, of which one goes.
+    structure = stack((4,)).structure
+    *others, reads = structure.slots
+    part = replace(structure, slots=(*others, replace(reads, size=3, spans=(Span(0, "a", 1, 3),))))
+    part = replace(part, shapes=part.shapes | {"out.weight": (2, 3)})
+    assert Plan(part, {"a": [0, 1, 3]}, folds=(Fold.of("out.weight", 1, None, np.ones((1, 2)), np.ones(1)),)).corrects
+    # A tensor of another part of the model, in single precision.
+    values = np.array([[0.1], [7]], "f4")
+    held = replace(full_plan(), refits=(Refit.of("head.weight", values),)).refits[0]
+    assert held.array().dtype == np.float32
+    np.testing.assert_array_equal(held.array(), values)
+    np.testing.assert_array_equal(Refit.of("w", np.array([0.1, 1e300])).array(), [0.1, 1e300])
+    assert not held.array().flags.writeable
 
 
 def test_other_units_may_be_kept():
@@ -184,7 +299,14 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         ((*STATE, "pieces"), [[], []], "2 pieces along axis None do not fit units"),
         ((*STATE, "along"), 1, "do not fit units"),
         ((*STATE, "axis"), -1, "none of a tensor"),
+        ((*STATE, "along"), -1, "none of a tensor"),
         ((*STATE, "size"), HUGE, "none of a tensor"),
+        ((*STATE, "size"), (1 << 24) + 1, "none of a tensor"),
+        ((*STATE, "size"), 0, "none of a tensor"),
+        ((*STATE, "size"), 3, "leaves the axis"),
+        ((*STATE, "pieces", 0, 0, 2), -1, "outside"),
+        (("structure", "kept_states", 0, "pieces", 1, 0, 1), "z", "names 'z'"),
+        (("structure", "kept_states", 0, "along"), 2, "do not fit units"),
         (("structure", "steps"), 0, "steps=0.0"),
         (("structure", "steps"), float("inf"), "finite"),
         (("structure", "shapes", "b.bias"), [-12], "negative"),
@@ -209,6 +331,8 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         (("structure", "contractions", 0, "extents", 0, "layers", 0, 0), "z", "names 'z'"),
         (("structure", "contractions", 0, "extents", 0, "fixed"), -3, "no length"),
         (("structure", "sizes", 0, "extent", "layers", 0, 0), "z", "names 'z'"),
+        (("structure", "contractions", 0, "extents", 0, "layers", 0, 1), 0, "no length"),
+        (("structure", "sizes", 0, "extent", "fixed"), -1, "no length"),
         (("structure", "sizes", 0, "divisor"), 0, "divisor 0"),
         (("structure", "sizes", 0, "times"), 0, "times 0"),
         (("diagnostics", "scores", "b"), [1.0], "1 values for 3 units"),
@@ -220,6 +344,7 @@ SLOT = ("structure", "slots", 4)  # b.w_ih, rows of b: spans of its four gates
         (("folds", 0, "coefficients"), "é", "coefficients"),
         (("folds", 0, "coefficients"), [1.5], "coefficients: Value error, expected base64"),
         (("folds", 0, "offsets"), "", "0 offsets"),
+        (("folds", 0, "offsets"), "AAAA!AAAAAAA=", "offsets: Value error"),
         (("folds", 0, "offsets"), base64.b64encode(np.array([np.nan]).tobytes()).decode(), "NaN"),
         (("folds",), DOCUMENT["folds"] * 2, "folded twice"),
     ],
@@ -228,7 +353,41 @@ def test_contradictions_are_refused_with_their_place(path, value, message):
     assert message in refused(put(path, value))
 
 
-def test_claimed_sizes_allocate_nothing():
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("ratio",), 0),
+        (("structure", "contractions", 0, "rows"), 0),
+        (("structure", "contractions", 0, "extents", 0, "fixed"), 0),
+        (("structure", "contractions", 0, "extents", 0, "layers"), []),
+        (("structure", "steps"), 0.25),
+        (("structure", "sizes", 0, "divisor"), 1),
+        (("structure", "sizes", 0, "times"), 1),
+        (("structure", "shapes"), DOCUMENT["structure"]["shapes"] | {"empty": [0, 2], "scalar": []}),
+        ((*STATE, "size"), 1 << 24),
+        ((*STATE, "size"), 4),
+        ((*STATE, "axis"), 0),
+        ((*STATE, "along"), 0),
+        ((*STATE,), None),
+        (("structure", "kept_states", 0, "axis"), 1),
+        (("structure", "kept_states", 0, "pieces"), [[]]),
+        (("structure", "outside_states"), []),
+        (("diagnostics", "scores"), {"b": []}),
+        (("folds",), []),
+    ],
+)
+def test_what_just_fits_is_taken(path, value):
+    plan = Plan.from_json(json.dumps(put(path, value)))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_another_version_is_named_whatever_it_holds():
+    for document in ({"format": "reprune-plan", "version": 2, "new": 1}, DOCUMENT | {"version": 2, "new": 1}):
+        assert "format 'reprune-plan' version 2, expected 'reprune-plan' version 1" in refused(document)
+    assert "Unexpected keyword" in refused(DOCUMENT | {"new": 1})
+
+
+def test_claimed_sizes_allocate_nothing(monkeypatch):
     # A fold is checked against sizes that the file only claims: they are compared, never counted through.
     document = deepcopy(DOCUMENT)
     structure = document["structure"]
@@ -242,6 +401,10 @@ def test_claimed_sizes_allocate_nothing():
     document["diagnostics"] = {"scores": {}, "spectra": {}}
     document["folds"][0]["axis"] = 0
     assert "2 coefficients, expected" in refused(document)
+    # Nor are those of a plan that corrects nothing.
+    monkeypatch.setattr(Plan, "removed", lambda _: pytest.fail("counted through"))
+    document["folds"], document["refits"], document["latency"] = [], [], None
+    assert Plan.from_json(json.dumps(document)).structure.layers["b"].units == HUGE
 
 
 @pytest.mark.parametrize(

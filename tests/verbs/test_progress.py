@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
-from reprune.core.progress import heard, tell, told
+from reprune.core.progress import heard, listening, tell, told
 from reprune.verbs import progress
 
 
@@ -61,3 +62,18 @@ def test_pipes_are_silent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         tell("tracing")
         assert not heard()
     assert capfd.readouterr() == ("", "")
+
+
+def test_listeners_are_told_how_far_it_is_and_the_log_of_each_stage_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "reprune")
+    outer: list[tuple[str, int, int | None]] = []
+    inner: list[tuple[str, int, int | None]] = []
+    with listening(lambda *event: outer.append(event)):
+        assert list(told("reading", "ab", 2)) == ["a", "b"]
+        with listening(lambda *event: inner.append(event)):
+            tell("tracing")
+        tell("cutting", 3)
+    tell("nobody", 0, 4)
+    assert outer == [("reading", 0, 2), ("reading", 1, 2), ("reading", 2, 2), ("cutting", 3, None)]
+    assert inner == [("tracing", 0, None)]
+    assert [record.getMessage() for record in caplog.records] == ["reading", "tracing", "nobody"]

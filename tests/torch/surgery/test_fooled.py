@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -202,6 +204,52 @@ def test_written_size_is_pinned() -> None:
     pin = reprune.torch.inspect(model, [x]).structure.layers["lstm:l0"].pin
     assert pin is not None
     assert __file__ in pin.site.location
+
+
+class Hands(Tagger):
+    """Units that are given back in something that is no nest of tensors, beside an answer."""
+
+    def __init__(self, hold: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.hold = hold
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return self.last(self.other(x)[0]), self.hold(self.lstm(x)[0])
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda h: SimpleNamespace(h=h), lambda h: torch.distributions.Normal(h, 1.0), lambda h: [[[[[[[h]]]]]]],
+        lambda h: (1, {"h": {h}}),
+    ],
+)  # fmt: skip
+def test_what_comes_back_in_whatever_holds_it_stays(hold: Callable[[torch.Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    structure = reprune.torch.inspect(Hands(hold), [torch.randn(2, 6, 5)]).structure
+    assert structure.prunable == ("other:l0",)
+    pin = structure.layers["lstm:l0"].pin
+    assert pin is not None
+    assert pin.reason == "its units are part of what the model returns"
+
+
+class AlsoHands(nn.Module):
+    """A state that the caller carries, and once more as an answer."""
+
+    def __init__(self, more: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.cell, self.out, self.more = nn.GRUCell(5, 8), nn.Linear(8, 3), more
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[Any, ...]:
+        h = self.cell(x, h)
+        return self.out(h), h, self.more(h)
+
+
+@pytest.mark.parametrize("more", [lambda h: h, lambda h: {h}, lambda h: h.exp(), lambda h: None])
+def test_a_state_that_is_an_answer_too_stays(more: Callable[[torch.Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    structure = reprune.torch.inspect(AlsoHands(more), [(torch.randn(2, 5), torch.randn(2, 8))]).structure
+    assert structure.prunable == (("cell:l0",) if more(torch.zeros(1)) is None else ())
 
 
 @pytest.mark.parametrize("kind", [ThroughNumpy, ThroughItem])

@@ -108,6 +108,31 @@ def test_what_does_not_run_is_told_with_what_would(batch: Any, expected: str) ->
     assert raised.value.__cause__ is not None
 
 
+def test_a_forward_that_would_run_on_something_else_is_told_so() -> None:
+    with pytest.raises(BatchError, match=r"runs on tensors: convert"):
+        reprune.torch.inspect(
+            Classifier(), [{"x": {"y": X.numpy()}}], forward=lambda model, batch: model(batch["x"]["y"])
+        )
+    with pytest.raises(BatchError, match=r"runs on batches of sequences \(one more axis in front\): convert"):
+        reprune.torch.inspect(Classifier(), [([X[0]],)], forward=lambda model, batch: model(batch[0][0]))
+
+
+class Table(nn.Module):
+    """A model without weights, which wants whole numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(x, 5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [(Y.numpy(), "runs on tensors: convert"), (Y.double(), "whole numbers"), (Y.float().numpy(), "whole numbers")],
+)
+def test_a_model_without_weights_is_told_what_would_run(batch: Any, expected: str) -> None:
+    with pytest.raises(BatchError, match=expected):
+        reprune.torch.inspect(Table(), [batch])
+
+
 def test_a_forward_that_fails_is_named() -> None:
     with pytest.raises(BatchError, match=r"forward\(model, batch\) does not run on the first batch: .*test_batches.py"):
         reprune.torch.inspect(Classifier(), [(X, Y)], forward=lambda model, batch: model(batch[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from torch import nn
 
 import reprune.torch
+from reprune.core.layers import Site
 from reprune.torch.tracing import kernels
-from reprune.torch.tracing.location import ours
+from reprune.torch.tracing.blame import coupled_at
+from reprune.torch.tracing.location import here, of_error, of_failure, of_function, ours
+from reprune.torch.tracing.recording import Recording, RecurrentLayer
 from reprune.torch.tracing.running.calling import invoke
 
 
@@ -163,3 +167,57 @@ def test_a_model_of_pytorch_s_own_modules_is_no_code_of_ours() -> None:
     with pytest.raises(RuntimeError) as raised:
         invoke(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), torch.randn(2, 3))
     assert not ours(raised.value)
+
+
+def line_of(location: str) -> str:
+    file, _, number = location.rpartition(":")
+    return linecache.getline(file, int(number)).strip()
+
+
+def broken(h: torch.Tensor, n: int, other: int, flag: bool = True) -> torch.Tensor:
+    g = h * 1
+    return g @ torch.zeros(3, 3)  # A line
+
+
+def test_what_a_failure_tells_of_a_size() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        broken(torch.zeros(2, 7), 7, 8)
+    line = " in `return g @ torch.zeros(3, 3)  # A line`"
+    assert of_failure(raised.value, 7) == f"{line}, where h is (2, 7), n is 7, g is (2, 7)"
+    assert of_failure(raised.value, 2) == f"{line}, where h is (2, 7), g is (2, 7)"
+    assert of_failure(raised.value, 8) == f"{line}, where other is 8"
+    assert of_failure(raised.value, 1) == line
+    assert of_failure(RuntimeError(), 7) == ""
+    assert of_error(RuntimeError(), "x") == Site("x", "")
+    assert line_of(of_error(raised.value, "x").location) == "return g @ torch.zeros(3, 3)  # A line"
+    with pytest.raises(ZeroDivisionError) as raised:
+        exec("a = b = c = d = e = 5; 1 / 0", {}, {})
+    assert of_failure(raised.value, 5) == ", where a is 5, b is 5, c is 5, d is 5"
+
+
+def test_where_a_function_is_written() -> None:
+    line = broken.__code__.co_firstlineno
+    assert of_function(broken) == f"{__file__}:{line}"
+    assert of_function(torch.no_grad()(broken)) == f"{__file__}:{line}"
+    assert of_function(len) == of_function(partial(broken)) == ""
+    assert here("x") == Site("x", f"{__file__}:{sys._getframe().f_lineno}")
+
+
+def test_the_first_coupling_with_another_layer_or_within_it_is_named() -> None:
+    recording = Recording()
+    a, b, w, v = (recording.couplings.new(3) for _ in range(4))
+    layers = {name: RecurrentLayer(name, "gru", name, labels) for name, labels in (("a", a), ("b", b))}
+
+    def named(*couplers: tuple[Any, Any], layer: str = "a") -> str:
+        recording.couplers = [(one, two, Site("coupling", str(k))) for k, (one, two) in enumerate(couplers)]
+        return coupled_at(recording, layers, layer).location
+
+    assert named() == ""
+    assert named((w, v)) == ""
+    assert named((a, b)) == named((a, b), layer="b") == "0"
+    assert named((w, v), (w, b), (v, a), (w, a)) == "2"
+    assert named((w, v), (w, b), (v, a), layer="b") == "2"
+    assert named((w, b), (a[:1], a[1:2])) == "1"
+    assert named((w, a), (b[:1], b[1:2])) == "0"  # With a weight alone: that is named, too.
+    assert named((w, a), (w, a), (v, b)) == "0"
+    assert coupled_at(recording, {"a": layers["a"]}, "a").location == "0"

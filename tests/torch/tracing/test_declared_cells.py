@@ -11,6 +11,7 @@ from torch import nn
 
 import reprune.torch
 from reprune.core.errors import UnsupportedModelError
+from reprune.core.layers import Span
 from reprune.torch import register_cell
 from reprune.torch.calibration.answers import _returned
 from reprune.torch.tracing.cells import _DECLARED
@@ -76,6 +77,67 @@ def test_declared_is_exact() -> None:
         check_oracle(model, plan, torch.randn(3, 6, 5, dtype=torch.float64))
         small = reprune.torch.apply(model, plan)
         assert small.one.hidden == len(plan.kept["one:l0"])
+
+
+def spans(layer: str, units: int, gates: int) -> tuple[Span, ...]:
+    return tuple(Span(gate * units, layer, 0, units) for gate in range(gates))
+
+
+@pytest.mark.usefixtures("_declared")
+def test_what_is_declared_is_the_structure() -> None:
+    structure = reprune.torch.trace(Tagger(), torch.randn(2, 4, 5))
+    one, two = (lambda gates: spans("one:l0", 8, gates)), (lambda gates: spans("two:l0", 7, gates))
+    assert {(slot.tensor, slot.axis): (slot.role, slot.spans) for slot in structure.slots} == {
+        ("one.w", 0): ("own", one(4)), ("one.u", 0): ("own", one(4)), ("one.b", 0): ("own", one(4)),
+        ("one.u", 1): ("reads", one(1)), ("two.w", 1): ("reads", one(1)),
+        ("two.w", 0): ("own", two(4)), ("two.u", 0): ("own", two(4)), ("two.b", 0): ("own", two(4)),
+        ("two.u", 1): ("reads", two(1)), ("out.weight", 1): ("reads", two(1)),
+    }  # fmt: skip
+    assert {(consumer.tensor, consumer.axis, consumer.bias) for consumer in structure.consumers} == {
+        ("one.u", 1, None), ("two.u", 1, None), ("out.weight", 1, "out.bias"),
+    }  # fmt: skip
+    # Two sequences of four steps.
+    macs = sum(c.rows * np.prod([extent(structure.counts()) for extent in c.extents]) for c in structure.contractions)
+    assert macs == 2 * 4 * (32 * 5 + 32 * 8 + 28 * 8 + 28 * 7) + 2 * 3 * 7
+    assert structure.steps == 8
+    assert {layer.cell for layer in structure.layers.values()} == {"custom"}
+
+
+class Started(nn.Module):
+    """A declared cell that reads another layer's responses, and starts from its last state or from the caller's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.cell, self.out = nn.GRU(5, 8), FusedCell(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, h = self.encoder(x.transpose(0, 1))
+        state = h[0], c
+        for step in steps:
+            state = self.cell(step, state=state)
+        return self.out(state[0]), state[1]
+
+
+@pytest.mark.usefixtures("_declared")
+def test_declared_cells_start_from_states_of_others_and_of_the_caller() -> None:
+    torch.manual_seed(0)
+    model = Started().double().requires_grad_(False)
+
+    def given() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+
+    structure = reprune.torch.inspect(model, [given()]).structure
+    assert structure.prunable == ("encoder:l0", "cell:l0")
+    assert structure.index_coupled == (("encoder:l0", "cell:l0"),)
+    ((state_in, state_out),) = [(state.given, state.returned) for state in structure.states]
+    assert (state_in.path, state_in.axis, state_in.layers) == (("c",), 1, ("encoder:l0",))
+    assert (state_out.path, state_out.axis) == ((1,), 1)
+    for plan in random_plans(structure, 2):
+        small, masked = reprune.torch.apply(model, plan), reprune.torch.mask(model, plan)
+        x, c = given()
+        (y, ours), (expected, theirs) = small(x, c), masked(x, c)
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, theirs[:, plan.kept["cell:l0"]], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("wrong", [{"own": {"w": 1}}, {"own": {"v": 0}}, {"reads": {"w": 0}}], ids=str)

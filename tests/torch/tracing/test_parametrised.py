@@ -11,6 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, parametrize
 
 import reprune.torch
+from reprune.core.errors import UnsupportedModelError
+from reprune.torch.tracing.running.computed import computed
+from reprune.torch.tracing.running.unwrap import checked, unwrap
 from tests.helpers.torch_oracle import check_oracle, random_plans
 
 pytestmark = pytest.mark.filterwarnings(
@@ -104,6 +107,74 @@ def test_is_plain_in_the_pruned_model(part: str, name: str, tool: Callable[[nn.M
     assert isinstance(small.get_submodule(part).get_parameter(name), nn.Parameter)
     assert type(small.get_submodule(part)) in (nn.LSTM, nn.Linear)
     torch.testing.assert_close(net(x), before, rtol=0, atol=0)  # The model itself is as it was.
+
+
+class Step(nn.Module):
+    """A step given as a function; numbers of its own, and ways to take it back, where they are wanted."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor], *own: str) -> None:
+        super().__init__()
+        self.step = step
+        if "buffer" in own:
+            self.register_buffer("scale", torch.ones(1))
+        if "parts" in own:
+            self.right_inverse = lambda weight: (weight, weight)
+
+    def forward(self, *weight: Tensor) -> Tensor:
+        return self.step(*weight)
+
+
+@pytest.mark.parametrize(
+    ("steps", "plain"),
+    [
+        ([Step(lambda w: 2 * w.tanh())], False),
+        ([Step(torch.relu), Step(lambda w: w * 3)], False),
+        ([Step(torch.relu), Step(lambda w: w + 1)], True),  # Zeros do not stay zeros.
+        ([Step(lambda w: w - w.mean())], True),
+        ([Step(lambda w: w - w.mean(1, keepdim=True))], True),
+        ([Step(lambda w: w * torch.ones(9, 12).double())], True),  # Of all the weight or none.
+        ([Step(lambda w: w * 1, "buffer")], True),
+        ([Step(lambda v, w: v + w, "parts")], True),
+    ],
+)
+def test_what_works_element_by_element_is_left_alone(steps: list[Step], plain: bool) -> None:
+    net = Net().double()
+    for step in steps:
+        parametrize.register_parametrization(net.mid, "weight", step)
+    name = ", ".join(["Step"] * len(steps))
+    assert list(map(str, computed(net))) == ([f"mid.weight ({name})"] if plain else [])
+    alone = computed(net.mid)
+    assert [(one.path, str(one)) for one in alone] == ([("", f"weight ({name})")] if plain else [])
+
+
+def test_all_weights_of_a_module_are_made_plain_or_none() -> None:
+    net = Net().double()
+    parametrize.register_parametrization(net.mid, "weight", Drop())
+    assert not computed(net)
+    assert checked(net) is net
+    NEW.weight_norm(net.mid, "bias", dim=None)
+    assert list(map(str, computed(net))) == ["mid.weight (Drop)", "mid.bias (WeightNorm)"]
+
+
+@pytest.mark.parametrize("tool", [NEW.spectral_norm, OLD.spectral_norm])
+def test_plain_weights_are_those_of_evaluation(tool: Callable[[nn.Module], object]) -> None:
+    """The model itself goes on as it was: in its mode, and with weights that learn or not."""
+    net = trained("mid", tool).train()
+    net.out.eval()
+    for parameter in net.mid.parameters():
+        parameter.requires_grad_(False)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    small = checked(net)
+    assert not computed(small)
+    assert [part.training for part in (small.mid, small.out, net.mid)] == [True, False, True]
+    assert (small.mid.weight.requires_grad, small.out.weight.requires_grad) == (False, True)
+    x = frames()
+    torch.testing.assert_close(small(x), net.eval()(x), rtol=0, atol=0)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    wanted = [r"mid \(.*\) (is parametrised|has a weight that spectral_norm computes)"]
+    with pytest.raises(UnsupportedModelError, match=wanted[0]):
+        unwrap(net)
+    assert unwrap(net, computed=True) is net
 
 
 @pytest.mark.parametrize("method", ["magnitude", "iss-gm", "reconstruct"])

@@ -249,6 +249,70 @@ def test_random_numbers_are_the_passs_own(inference: bool) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_who_draws_from_generators_of_its_own_is_left_alone() -> None:
+    def drawn() -> torch.Tensor:
+        return torch.rand(3, generator=torch.Generator().manual_seed(4))
+
+    expected, x = drawn(), torch.ones(4000)
+    with own_randomness(7) as own:
+        assert torch.equal(drawn(), expected)
+        assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0))
+        assert not own.used
+        (half, kept), (none, _), (alone, every) = (
+            torch.native_dropout(x, p, train) for p, train in ((0.25, True), (1.0, True), (0.25, False))
+        )
+        assert own.used
+    assert kept.dtype is every.dtype is torch.bool
+    assert torch.equal(half, kept / 0.75)
+    assert 2900 < int(kept.sum()) < 3100
+    assert not none.any()
+    assert torch.equal(alone, x)
+    assert every.all()
+    with own_randomness(7):
+        first = torch.rand(3)
+        assert not torch.equal(torch.rand(3), first)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), first)
+
+
+class Counted:
+    """What cannot be copied, in a user's object that was not made by `__init__`."""
+
+    def __init__(self) -> None:
+        self.lock, self.items = threading.Lock(), [1]
+
+
+class Numbered(float):
+    """Another kind of object: it is shared, as nothing tells how to make one."""
+
+    def __new__(cls, value: float) -> Numbered:
+        made = super().__new__(cls, value)
+        made.lock = threading.Lock()
+        return made
+
+
+def test_copies_of_what_cannot_be_copied_keep_its_shape() -> None:
+    counted, numbered, shared = Counted(), Numbered(2.5), torch.zeros(3)
+    value = {
+        "both": (counted, counted),
+        "number": numbered,
+        "list": [shared, (shared, threading.Lock())],
+        3: threading.Event(),
+    }
+    copied = fresh(value)
+    assert list(copied) == list(value)
+    one, two = copied["both"]
+    assert type(one) is Counted
+    assert one is two is not counted
+    assert one.lock is counted.lock
+    assert one.items == [1]
+    assert one.items is not counted.items
+    assert copied["number"] is numbered
+    assert copied["list"][0] is copied["list"][1][0] is not shared
+    assert type(copied["list"][1]) is tuple
+    assert copied[3] is value[3]
+
+
 def test_batch_cut_from_a_large_tensor_is_copied_alone():
     data = torch.arange(4000.0).reshape(100, 40)
     batch = {"x": data[3:5], "transposed": [data[7:9].T]}

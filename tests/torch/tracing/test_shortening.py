@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import reprune
-from reprune.torch.tracing.running.shortening import SEQUENCES, STEPS, Cut, _holds_packs, shortened
+from reprune.torch.tracing.running.shortening import SEQUENCES, STEPS, Cut, _holds_packs, _same, shortened
 
 
 class Tagger(nn.Module):
@@ -102,6 +102,73 @@ def test_sequences_are_from_all_over_the_batch() -> None:
     assert Cut(1)((rows, torch.arange(30)), 4)[1].tolist() == [0, 9, 19, 29]
     assert Cut()(rows, 3) is rows
     assert Cut(0)(rows[:2], 3).shape == (2, 30)
+
+
+def test_what_has_the_axis_elsewhere_hands_over_the_same_entries() -> None:
+    data = torch.arange(8.0)[:, None].expand(8, 9).contiguous().requires_grad_()
+    states, row, square = torch.arange(8.0).repeat(2, 1), torch.arange(8), torch.arange(64.0).view(8, 8)[:, :, None]
+    found = Cut(0)({"x": data, "s": (states, row), "other": [torch.zeros(3), "text", square]}, 3)
+    assert found["x"][:, 0].tolist() == [0, 3, 7]
+    assert not found["x"].requires_grad
+    assert found["s"][0].tolist() == [[0, 3, 7]] * 2
+    assert found["s"][1].tolist() == [0, 3, 7]
+    assert found["other"][0].shape == (3,)
+    assert found["other"][2][:, 0, 0].tolist() == [0, 24, 56]
+    assert Cut(1)(square.expand(8, 8, 2), 2)[0, :, 0].tolist() == [0, 7]
+    assert Cut(2)(torch.zeros(4, 9), 3).shape == (4, 9)
+
+
+def test_answers_of_every_second_sequence() -> None:
+    """Of five sequences the first, third and fifth, on an axis of their own or several of each side by side."""
+    five = torch.arange(5.0)[:, None] * 10 + torch.tensor([1.0, 2.0])
+    three = five[::2]
+    assert _same(five, three)
+    assert _same(five.t(), three.t())
+    assert _same(five.long(), three.long())
+    assert _same(five + 1e-5 * torch.rand(5, 2), three)
+    assert not _same(five, five[:3])
+    assert not _same(five.long(), three.long() + 1)
+    assert not _same(five, three + 0.1)
+    # Both of a sequence next to each other, or one of each and then the others.
+    assert _same(five.reshape(10, 1), three.reshape(6, 1))
+    assert _same(five.t().reshape(10, 1), three.t().reshape(6, 1))
+    assert not _same(five.reshape(10, 1), three.t().reshape(6, 1))
+    # Nothing, or something else, is as long as they are.
+    for several, few in (
+        (three, three),
+        (five[:4], three),
+        (five, three[:, :1]),
+        (five[:, 0], three),
+        (five[0, 0], five[0, 0]),
+    ):
+        assert not _same(several, few)
+    assert _same(five[:, :0], three[:, :0])
+    assert _same(torch.full((5, 1), torch.inf), torch.full((3, 1), torch.inf))
+    assert not _same(torch.full((5, 1), torch.nan), torch.full((3, 1), torch.nan))
+
+
+class Dies(Tagger):
+    """Answers that are no numbers when there are not many steps."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x)[0] * (torch.nan if x.size(1) <= self.most else 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "shape"),
+    [
+        (Dies(STEPS), LONG[:4], (4, 3 * STEPS, 4)),
+        (Tagger(), LONG[:4, : 2 * STEPS], (4, 2 * STEPS, 4)),
+        (Tagger(), X[:5], (5, 30, 4)),
+        (Tagger(), X[:6], (SEQUENCES, 30, 4)),
+    ],
+)
+def test_how_many_are_too_many(model: nn.Module, batch: torch.Tensor, shape: tuple[int, ...]) -> None:
+    assert shortened(model.eval(), batch)[0].shape == shape
 
 
 def test_nothing_but_the_calibration_runs_on_whole_batches() -> None:

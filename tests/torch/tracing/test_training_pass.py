@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import reprune.torch
-from reprune.torch.tracing.running.training_pass import trains_otherwise
+from reprune.torch.tracing.running.training_pass import training_mode, trains_otherwise
 from tests.helpers.torch_oracle import check_oracle, random_plans
 
 
@@ -113,6 +113,31 @@ def test_a_model_that_does_not_train_on_the_example() -> None:
     assert reprune.torch.inspect(Normalised().double(), [frames(1)]).structure.prunable == (":l0",)
 
 
+def test_modes_are_put_back_as_each_was() -> None:
+    model = nn.Sequential(nn.Dropout().eval(), nn.Sequential(nn.Dropout()))
+    before = [module.training for module in model.modules()]
+    for training, arguments in ((True, ()), (False, (False,))):
+        with training_mode(model, *arguments):
+            assert {module.training for module in model.modules()} == {training}
+        assert [module.training for module in model.modules()] == before == [True, False, True, True]
+
+
+class AsksInside(nn.Module):
+    """The question stands in a function within a method."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return [step * 2 if self.training else step for step in x.unbind(1) if (lambda: self.training)()][0]  # noqa: RUF015
+
+
+class AsksElsewhere(nn.Module):
+    """A method beside `forward`, in a class that others derive from."""
+
+    def helper(self) -> bool:
+        return self.training
+
+
 def test_only_code_that_asks_is_run_twice() -> None:
+    assert trains_otherwise(AsksInside())
+    assert trains_otherwise(nn.Sequential(type("Derived", (AsksElsewhere,), {})()))
     assert trains_otherwise(Net())
     assert not trains_otherwise(nn.Sequential(nn.LSTM(5, 8), nn.Dropout()))

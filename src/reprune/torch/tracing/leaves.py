@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +31,29 @@ def leaves(value: Any, path: Path = (), inside: frozenset[int] = frozenset()) ->
         yield path, value
     for key, item in items(value) if id(value) not in inside and len(inside) < _DEPTH else ():
         yield from leaves(item, (*path, key), inside | {id(value)})
+
+
+def out_of_sight(value: Any, inside: frozenset[int] = frozenset()) -> Iterator[torch.Tensor]:
+    """The tensors that a value holds where `leaves` does not look: in a set, an iterator, a distribution, too deep.
+
+    Args:
+        value: The value.
+        inside: See `leaves`.
+    """
+    if isinstance(value, torch.Tensor) or id(value) in inside:
+        return
+    held = items(value) if len(inside) < _DEPTH else []
+    for _, item in held:
+        yield from out_of_sight(item, inside | {id(value)})
+    open_values = [] if held else [value]
+    seen: set[int] = set()
+    while open_values:
+        one = open_values.pop()
+        if isinstance(one, torch.Tensor):
+            yield one
+        elif id(one) not in seen and not isinstance(one, (nn.Module, type, ModuleType)):
+            seen.add(id(one))
+            open_values += (one.__closure__ or ()) if isinstance(one, FunctionType) else gc.get_referents(one)
 
 
 def replaced(value: Any, change: Change, path: Path = (), inside: frozenset[int] = frozenset()) -> Any:

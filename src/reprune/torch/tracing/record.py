@@ -16,7 +16,7 @@ from reprune.core.layers import Pin, Scope, Site, SizeAttribute, Structure
 from reprune.torch.ragged.base import RaggedBase
 from reprune.torch.tracing.cells import traced_cells
 from reprune.torch.tracing.labels import Ids
-from reprune.torch.tracing.leaves import leaves
+from reprune.torch.tracing.leaves import leaves, out_of_sight
 from reprune.torch.tracing.location import of_function
 from reprune.torch.tracing.recording import Recording
 from reprune.torch.tracing.rules import pin_summaries, summaries_of
@@ -258,12 +258,12 @@ def _replaceable(module: nn.RNNBase) -> bool:
 def _outputs(tracer: Tracer, output: Any, states: Sequence[int], forward: Callable[..., Any]) -> None:
     """Units that reach the model's output stay, but for states that the caller hands back: at these positions."""
     site = Site("output", of_function(forward))
-    for index, (_, tensor) in enumerate(leaves(output)):
-        if index in states:
-            tracer.touch(tensor)
-        else:
-            tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
-            pin_summaries(tracer, summaries_of(tracer, [tensor]))
+    returned = [tensor for _, tensor in leaves(output)]
+    for index in states:
+        tracer.touch(returned[index])
+    for tensor in [*(tensor for index, tensor in enumerate(returned) if index not in states), *out_of_sight(output)]:
+        tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
+        pin_summaries(tracer, summaries_of(tracer, [tensor]))
 
 
 def eval_mode(model: nn.Module) -> AbstractContextManager[None]:

@@ -61,7 +61,9 @@ def settle(module: nn.Module) -> None:
     module.eval()  # A power iteration goes on in training mode.
     with torch.no_grad():
         for name, tool, kind in list(hooked(module)):
+            parts = [module._parameters.get(f"{name}_{end}") for end in ("g", "v", "orig")]
             getattr(import_module(kind.__module__), f"remove_{tool}")(module, name)
+            module.get_parameter(name).requires_grad_(any(part is not None and part.requires_grad for part in parts))
         steps = _parametrizations(module)
         values = {
             name: nn.Parameter(getattr(module, name).clone(), any(part.requires_grad for part in each.parameters()))

@@ -107,8 +107,8 @@ def _same(several: torch.Tensor, few: torch.Tensor) -> bool:
     several, few = several.movedim(axes[0], 0), few.movedim(axes[0], 0)
     each, rest = len(few) // SEQUENCES, few.shape[1:]
     ways = (
-        several.reshape(-1, each, *rest)[::2].reshape(few.shape),
-        several.reshape(each, -1, *rest)[:, ::2].reshape(few.shape),
+        several.reshape(2 * SEQUENCES - 1, each, *rest)[::2].reshape(few.shape),
+        several.reshape(each, 2 * SEQUENCES - 1, *rest)[:, ::2].reshape(few.shape),
     )
     if not few.is_floating_point():
         return any(torch.equal(way, few) for way in ways)

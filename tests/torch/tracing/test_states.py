@@ -54,6 +54,8 @@ def test_states_are_carried(case: Stream) -> None:
     structure = found(model, inputs(3), *doubled(case.states(3)))
     assert structure.prunable == case.layers, [str(layer.pin) for layer in structure.layers.values()]
     assert structure.states
+    # Layers whose states are stacked in one tensor stay equal, but for those that lie side by side.
+    assert bool(structure.count_coupled) == (case.name in ("StackOfCellsStep", "FlattenedChunk"))
     for plan in random_plans(structure, 2):
         check_stream(model, Plan.from_json(plan.to_json()), doubled(case.states(4)), 4)
 
@@ -432,3 +434,100 @@ def test_a_state_that_several_gates_meet_is_carried(nodes: int) -> None:
         (y, ours), (expected, theirs) = small(x, ours), masked(x, theirs)
         assert_close(y, expected, f"answer of step {step}")
         assert ours.shape[-1] == len(plan.kept[":l0"])
+
+
+class Layers(nn.Module):
+    """Final states of two layers, taken apart in some way."""
+
+    def __init__(self, apart: Any) -> None:
+        super().__init__()
+        self.apart, self.rnn, self.one, self.two = apart, nn.GRU(5, 8, 2), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.apart(self.rnn(x.transpose(0, 1))[1])
+        return self.one(one) + self.two(two)
+
+
+@pytest.mark.parametrize(
+    ("apart", "free"),
+    [
+        (lambda h: (h[0], h[1]), True), (lambda h: h, True), (lambda h: list(h), True),
+        (lambda h: (h[-2], h[-1]), True),
+        (lambda h: h.unbind(), False), (lambda h: (h[0:1][0], h[1]), False), (lambda h: (h * 1), False),
+    ],
+)  # fmt: skip
+def test_single_layers_that_are_taken_out_of_a_stack_are_free(apart: Any, free: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Layers(apart).double(), torch.randn(3, 6, 5, dtype=torch.float64)
+    structure = reprune.torch.trace(model, x)
+    assert structure.count_coupled == (() if free else (("rnn:l0", "rnn:l1"),))
+    plan = random_plans(structure, 1)[0]
+    assert_close(reprune.torch.apply(model, plan)(x), reprune.torch.mask(model, plan)(x), "output")
+
+
+class Gated(nn.Module):
+    """Units are multiplied with the single unit of another layer, in every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.gate, self.out = nn.GRU(5, 8, batch_first=True), nn.GRU(5, 1, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0] * self.gate(x)[0])
+
+
+def test_a_single_unit_is_a_number_like_any_other() -> None:
+    model, x = seeded(Gated), torch.randn(3, 4, 5, dtype=torch.float64)
+    structure = found(model, x)
+    assert structure.index_coupled == (("rnn:l0",), ("gate:l0",))
+    for plan in random_plans(structure, 2):
+        assert len(plan.kept["rnn:l0"]) < 8
+        assert_close(reprune.torch.apply(model, plan)(x), reprune.torch.mask(model, plan)(x), "output")
+
+
+class OddlyNamed(GruBase):
+    """A state under a key that no plan can name."""
+
+    def forward(self, x: Tensor, states: dict[Any, Tensor]) -> tuple[Tensor, dict[Any, Tensor]]:
+        ((key, h),) = states.items()
+        h = self.cell(x, h)
+        return self.out(h), {key: h}
+
+
+@pytest.mark.parametrize(("key", "carried"), [("h", True), (3, True), ((0, 1), False), (0.5, False)])
+def test_states_under_keys_that_are_neither_words_nor_numbers_stay(key: Any, carried: bool) -> None:
+    structure = found(seeded(OddlyNamed), inputs(3), {key: torch.randn(3, 8).double()})
+    assert structure.prunable == (("cell:l0",) if carried else ())
+    assert [state.given.path for state in structure.states] == [("states", key)] * carried
+
+
+class PartlyScaled(GruBase):
+    """Numbers that the caller hands in scale the units; there may be others that have nothing to do with them."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.out(self.cell(x) * scale[:, : self.out.in_features])
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_inputs_that_scale_units_are_cut_with_them_if_they_do_nothing_else(more: int) -> None:
+    structure = found(seeded(PartlyScaled), inputs(3), torch.randn(3, 8 + more).double())
+    assert bool(structure.prunable) == (not more)
+
+
+class Iterates(ProjectedStep):
+    """An input that a weight reads, corrected by what the state says, comes back in its own shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.out = nn.Linear(3 + 4, 4 * 8), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        change, h, c = super().forward(x, h, c)
+        return x + change, h, c
+
+
+def test_an_answer_that_comes_back_corrected_is_no_state() -> None:
+    states = doubled((torch.zeros(3, 4), torch.zeros(3, 8)))
+    structure = found(seeded(Iterates), torch.randn(3, 3).double(), *states)
+    assert {state.given.path[0] for state in structure.states} == {"h", "c"}
+    assert sorted(layer.units for layer in structure.layers.values()) == [4, 8]

@@ -8,12 +8,25 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from reprune.core.layers import (
+    Consumer,
+    Contraction,
+    Extent,
+    Layer,
+    Pin,
+    Site,
+    SizeAttribute,
+    Span,
+)
 from reprune.torch.tracing.labels import TAG, Couplings, Ids
-from reprune.torch.tracing.recording import Recording, RecurrentLayer
+from reprune.torch.tracing.record import Trace
+from reprune.torch.tracing.recording import Loss, Product, Recording, RecurrentLayer
 from reprune.torch.tracing.sizes.sizes import Attribute, AxisSize, Expression, SizeUse
 from reprune.torch.tracing.structure.interleaved import couple_interleaved
 from reprune.torch.tracing.structure.sized import couple_sized
+from reprune.torch.tracing.structure.structure import Builder
 from reprune.torch.tracing.structure.unused import couple_unused
 from reprune.torch.tracing.structure.widths import ALL, Widths
 from reprune.torch.tracing.structure.written import written_cells
@@ -42,6 +55,8 @@ def together(couplings: Couplings, *lines: Ids) -> bool:
         ((3, 3), lambda a, b: np.concatenate([a, b]), False),
         ((3, 3), lambda a, b: np.concatenate([a, b, a, b]), False),  # All of each, twice.
         ((3, 3), lambda a, b: np.concatenate([a[:2], b[:2], a[2:], b[2:]]), True),
+        ((3, 3), lambda a, b: np.concatenate([a[:2], b[:2]]), False),
+        ((3, 3), lambda a, b: np.zeros(4, dtype=np.int64), False),
         ((3, 3), lambda a, b: np.concatenate([a[:1], NONE, a[1:], b]), False),
         ((3, 3), lambda a, b: np.concatenate([b[:1], NONE, b[1:2], a[:1], NONE, a[1:2]]), True),
         ((3, 4), lambda a, b: np.concatenate([a[:2], b[:2], a[2:], b[2:]]), False),
@@ -170,12 +185,15 @@ def test_widths_that_are_layers_of_their_own() -> None:
 def test_a_width_spread_over_axes_shrinks_along_the_longest() -> None:
     couplings, widths = Couplings(), Widths(ALL)
     labels = couplings.new(24).reshape(2, 4, 3)
-    other = couplings.new(8).reshape(2, 4)
-    widths.splits = [(torch.from_numpy(labels), [0, 1, 2]), (torch.from_numpy(other), [1])]
+    other, same = couplings.new(8).reshape(2, 4), np.tile(couplings.new(3), (5, 1))
+    widths.splits = [
+        (torch.from_numpy(labels), [0, 1, 2]), (torch.from_numpy(other), [1]), (torch.from_numpy(same), [0, 1]),
+    ]  # fmt: skip
     widths.settle(couplings)
     roots = couplings.roots(labels.ravel()).reshape(labels.shape)
     assert np.array_equal(roots, np.broadcast_to(labels[:1, :, :1], labels.shape))
     assert np.array_equal(couplings.roots(other.ravel()), other.ravel())  # One axis is open: nothing is left to do.
+    assert np.array_equal(couplings.roots(same[0]), same[0])
     assert not widths.splits
 
 
@@ -227,3 +245,171 @@ def test_cells_go_by_the_module_of_their_weight() -> None:
                  **{"net.cell.w1": U, "net.cell.w0": U, "net.cell.v1": V, "net.cell.v0": V})  # fmt: skip
     assert deep == {"net.cell:l0": [1, 2, 3], "net.cell:l1": [4, 5, 6, 7]}
     assert list(cells([("cell.w", "cell.w")], {"cell.w"}, **{"cell.w1": U, "cell.w0": U})) == ["cell:l0"]
+
+
+SITE, OTHER_SITE = Site("here", "file.py:3"), Site("there", "file.py:8")
+
+
+def built(recording: Recording, layers: dict[str, RecurrentLayer], **tensors: torch.Tensor) -> Builder:
+    recording.layers.update(layers)
+    for axis in recording.axes:
+        recording.roles.setdefault(axis, {"follows"})
+    return Builder(recording, Widths(), tensors, 200)
+
+
+def test_a_structure_from_a_recording() -> None:
+    recording, (a, b, c), layers = recorded(3, 3, 4)
+    x, (unnamed,) = recording.couplings.new(5), recording.couplings.new(1)
+    recording.couplings.union(a, b)
+    recording.axes |= {
+        ("wa", 0): np.tile(a, 4), ("wa", 1): x, ("wb", 0): np.tile(b, 3), ("wb", 1): a, ("mean", 0): b,
+        ("wc", 1): np.array([*b, unnamed, *c]), ("wc", 0): np.zeros(1, dtype=np.int64), ("computed:0", 1): a,
+    }  # fmt: skip
+    recording.roles |= {
+        ("wa", 0): {"own", "follows"},
+        ("wb", 0): {"own"},
+        ("wb", 1): {"reads", "own"},
+        ("wc", 1): {"reads"},
+    }
+    recording.biases |= {("wb", 1): None, ("wc", 1): "bias", ("wa", 1): "other", ("computed:0", 1): None}
+    recording.products = [Product(4, (np.tile(a, 4), x)), Product(1, (c, c)), Product(6, (np.tile(a, 4), x.copy()))]
+    recording.steps = {"a": 7, "b": 3}
+    recording.outside_states = {"b"}
+    recording.lone, recording.direct = [b[1:2]], [c[:2]]
+    recording.approximate = [(c, SITE), (c, OTHER_SITE)]
+    recording.count_coupled = [["b", "a"], ["a"], ["a", "b"]]
+    recording.written = ("mean",)
+    tensors = {
+        "wa": nn.Parameter(torch.zeros(12, 5)), "wb": nn.Parameter(torch.zeros(9, 3)), "mean": torch.zeros(3),
+        "wc": nn.Parameter(torch.zeros(1, 8)), "unknown": nn.Parameter(torch.zeros(2)),
+    }  # fmt: skip
+    builder = built(recording, layers, **tensors)
+    structure = builder.structure()
+    assert structure.layers == {
+        "a": Layer("a", "gru", 3, least=2), "b": Layer("b", "gru", 3, least=2),
+        "c": Layer("c", "gru", 4, approximate=OTHER_SITE, direct=True),
+    }  # fmt: skip
+    assert {(slot.tensor, slot.axis): (slot.size, slot.role, slot.spans) for slot in structure.slots} == {
+        ("wa", 0): (12, "own", tuple(Span(3 * k, "a", 0, 3) for k in range(4))),
+        ("wb", 0): (9, "own", tuple(Span(3 * k, "b", 0, 3) for k in range(3))),
+        ("wb", 1): (3, "reads", (Span(0, "a", 0, 3),)), ("mean", 0): (3, "follows", (Span(0, "b", 0, 3),)),
+        ("wc", 1): (8, "reads", (Span(0, "b", 0, 3), Span(4, "c", 0, 4))),
+    }  # fmt: skip
+    assert structure.shapes == {"wa": (12, 5), "wb": (9, 3), "mean": (3,), "wc": (1, 8)}
+    assert structure.index_coupled == (("a", "b"), ("c",))
+    assert structure.count_coupled == (("a", "b"),)
+    assert set(structure.consumers) == {Consumer("wb", 1, None), Consumer("wc", 1, "bias")}
+    assert set(structure.contractions) == {
+        Contraction(10.0, (Extent(0, (("a", 4),)), Extent(5))),
+        Contraction(1.0, (Extent(0, (("c", 1),)), Extent(0, (("c", 1),)))),
+    }
+    assert (structure.steps, structure.other_parameters) == (7.0, 200 - 60 - 27 - 8)
+    assert (structure.buffers, structure.outside_states, structure.written) == (("mean",), ("b",), ("mean",))
+    assert not structure.states
+    assert builder.has_layers
+    assert builder.layers_of(np.array([0, b[2], x[0]])) == ["a", "b"]
+    assert builder.recurrent_layers_of(c[:1]) == ["c"]
+    assert [builder.part_of("a", labels) for labels in (a[:2], a, np.concatenate([b, c]), c)] == [2, 0, 0, 0]
+    assert builder.extent(np.array([*a, *a[:1], 0])) == Extent(2, (("a", 1),))
+    assert not built(Recording(), {}).has_layers
+    assert built(Recording(), {}).structure().steps == 1.0
+
+
+def pins(recording: Recording, layers: dict[str, RecurrentLayer], more: dict[str, Pin] | None = None) -> dict[str, str]:
+    found = built(recording, layers).structure(more).layers
+    return {name: f"{layer.pin.reason} ({layer.pin.site})" for name, layer in found.items() if layer.pin is not None}
+
+
+def test_pins_and_what_goes_with_them() -> None:
+    recording, (a, b, c, _), layers = recorded(3, 3, 3, 4)
+    recording.couplings.union(a, b)
+    recording.count_coupled = [["b", "c"]]
+    recording.pins = [(c[1:2], SITE, "first"), (c, OTHER_SITE, "second")]
+    found = pins(recording, layers)
+    assert found == {
+        "c": f"first ({SITE})", "b": f"coupled with a layer that stays: first ({SITE})",
+        "a": f"coupled with a layer that stays: coupled with a layer that stays: first ({SITE})",
+    }  # fmt: skip
+    assert pins(recording, layers, {"d": Pin(OTHER_SITE, "found later")})["d"] == f"found later ({OTHER_SITE})"
+
+
+def test_units_that_are_coupled_out_of_order_stay() -> None:
+    recording, (a, b, c, _), layers = recorded(3, 3, 3, 3)
+    recording.couplings.union(a, b[[1, 0, 2]])
+    recording.couplers = [(a, b[[1, 0, 2]], SITE)]
+    assert pins(recording, layers) == dict.fromkeys(
+        "ab", f"its units are coupled with those of a in a different order ({SITE})"
+    )
+    recording, (a, b, c, _), layers = recorded(3, 3, 3, 3)
+    recording.couplings.union(a[:1], a[1:2])
+    recording.couplers = [(a[:1], a[1:2], SITE)]
+    assert pins(recording, layers) == {"a": f"its own units are coupled with each other ({SITE})"}
+    recording, (a, b, c, _), layers = recorded(4, 4, 4, 4)
+    in_turn = np.array([a[0], b[1], a[2], b[3]])
+    recording.couplings.union(in_turn, c)
+    recording.couplers = [(in_turn, c, SITE)]
+    reason = f"its units are coupled with those of several layers (a, b) ({SITE})"
+    found = pins(recording, layers)
+    assert found["c"] == reason
+    assert found["a"] == found["b"] == reason
+    assert "d" not in found
+
+
+def test_layers_of_other_sizes_cannot_stay_in_step() -> None:
+    recording, (a, b, c, _), layers = recorded(3, 4, 3, 3)
+    recording.keep_equal(["a", "b"], SITE)
+    recording.keep_equal(["c", "d"], OTHER_SITE)
+    assert pins(recording, layers) == dict.fromkeys(
+        "ab", f"must stay in step with layers of other sizes (a, b) ({SITE})"
+    )
+    assert built(recording, layers).structure().count_coupled == (("c", "d"),)
+    # Lines side by side, of layers that were not known when they were cut.
+    recording, (a, b, c, _), layers = recorded(3, 3, 3, 3)
+    recording.aligned = [np.stack([a, b]), np.stack([c, c]), np.stack([c, recording.couplings.new(3)])]
+    assert built(recording, layers).structure().count_coupled == (("a", "b"),)
+
+
+def test_where_to_look_when_a_rehearsal_fails() -> None:
+    recording, (a, b, c), layers = recorded(4, 3, 3)
+    recording.views = [(np.array([[*a[:2], 0], [*a[2:], 0]]), SITE), (np.array([[b[0], *[0] * 2]]), OTHER_SITE)]
+    recording.losses = [(a, SITE, Loss(OTHER_SITE, "made of a")), (b, OTHER_SITE, Loss(SITE, "made of b"))]
+    recording.suspects = [(a, SITE), (np.concatenate([a, b]), OTHER_SITE)]
+    one, n = AxisSize(b), Attribute("part", ("n",), 3)
+    recording.values = [
+        (Expression({one: Fraction(1)}), SITE), (Expression({n: Fraction(1)}), OTHER_SITE),
+    ]  # fmt: skip
+    found = Trace(built(recording, layers), None, frozenset(), ["a", "m"], None)  # type: ignore[arg-type]
+    assert found.split(["a"]) == Pin(SITE, "its units are split into parts of 2")
+    assert found.split(["b"]) is None
+    assert found.split(["c"]) is None
+    assert found.lost(["a"], str(SITE.location)) == Pin(
+        OTHER_SITE, f"made of a, and what comes of it meets these units at {SITE.location}"
+    )
+    assert found.lost(["b"], SITE.location) is None
+    assert found.lost(["b"], OTHER_SITE.location) == Pin(
+        SITE, f"made of b, and what comes of it meets these units at {OTHER_SITE.location}"
+    )
+    assert found.lost(["a"], OTHER_SITE.location) is None
+    assert [found.suspect([name]) for name in "abc"] == [OTHER_SITE, OTHER_SITE, None]
+    attribute = SizeAttribute("part", ("n",), Extent(0, (("c", 1),)))
+    assert [found.counted([name], [attribute]) for name in "abc"] == [None, SITE, OTHER_SITE]
+    assert found.counted(["c"], []) is None
+    # What belongs to one unit is spread over an axis of its own.
+    line = recording.couplings.new(4)
+    recording.couplings.union(line[1:2], c[:1])
+    recording.views.append((line[None], OTHER_SITE))
+    found = Trace(built(recording, layers), None, frozenset(), ["a", "m"], None)  # type: ignore[arg-type]
+    pin = found.split(["c"])
+    assert pin is not None
+    assert (pin.site, "of length 4" in pin.reason) == (OTHER_SITE, True)
+    # Layers of one module are kept equal once; its projections apart from them.
+    recording.layers |= {
+        name: RecurrentLayer(name, cell, "m", recording.couplings.new(3))
+        for name, cell in (("m:l0", "lstm"), ("m:l1", "lstm"), ("m:p0", "projection"), ("m:p1", "projection"))
+    }
+    assert found.tighten()
+    assert recording.count_coupled == [["m:l0", "m:l1"], ["m:p0", "m:p1"]]
+    assert not found.tighten()
+    found.assume([attribute, attribute])
+    found.withdraw([attribute])
+    assert found._builder.assumed == [attribute]

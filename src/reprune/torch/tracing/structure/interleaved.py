@@ -22,7 +22,7 @@ def couple_interleaved(recording: Recording, layers: Mapping[str, RecurrentLayer
     for labels in recording.axes.values():
         line = owner[recording.couplings.roots(labels)]
         together = _interleaved(line, sizes)
-        if len(together) > 1 and len(set(sizes[together].tolist())) == 1:
+        if len(set(sizes[together].tolist())) == 1:
             for other in together[1:]:
                 recording.couplings.union(held[together[0]].labels, held[other].labels)
 

@@ -84,4 +84,5 @@ def test_rows_and_what_is_shown() -> None:
     )
     assert shown(torch.zeros(2, 3)) == "a tensor (2, 3) of float32"
     assert shown([0] * 9) == "a list of " + ", ".join(["an int"] * 8)
+    assert shown(type("shaped", (), {"shape": (1,)})()) == "a shaped"
     assert shown({"x": {"y": {"z": 1}}}) == "{'x': {'y': a dict}}"

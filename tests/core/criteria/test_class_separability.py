@@ -81,7 +81,11 @@ def test_moments_merge_and_travel() -> None:
     second.update(rows[20:], members[20:])
     copy = ClassMoments("lstm:l0", 3)
     copy.restore(second.state())
+    saved = {name: part.copy() for name, part in first.state().items()}
+    kept = first.state()
     first.merge(copy)
+    for name, part in saved.items():  # What was kept of it before is as it was.
+        np.testing.assert_array_equal(kept[name], part)
     assert first.count == whole.count == int(members.sum())
     np.testing.assert_allclose(first.separability(), whole.separability(), rtol=1e-12)
 

@@ -149,7 +149,7 @@ class Square(Divergence):
         variance: That of the dense model's answers.
     """
 
-    variance: float = 1.0
+    variance: float
 
     def values(self, found: Array, wanted: Array) -> Array:
         """See `Divergence`."""

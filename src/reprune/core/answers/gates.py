@@ -58,7 +58,7 @@ def _steps_of(rows: int, width: int) -> int:
 
 
 def regressed(
-    read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Targets, *, before: bool = False
+    read: Array, state: Array, held: tuple[Matrix, Matrix], wanted: Targets, *, before: bool
 ) -> tuple[Matrix, Matrix]:
     """The steps of a layer's rows.
 

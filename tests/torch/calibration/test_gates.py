@@ -221,3 +221,15 @@ def test_the_best_length_is_taken_or_none():
     learner.held["low"] = np.array([5.0])  # 4 more, or 2, are too many; 2 less are just right.
     assert refit_gates(learner, Divergence()) == {"high": [-2.0]}
     assert learner.held == {"low": [5.0], "high": [-2.0]}
+
+
+def test_where_no_step_is_known_nothing_is_judged():
+    learner, judged = Learner(), []
+    learner.step, learner.run = lambda layer: {}, judged.append
+    learner.layers = ()
+    assert refit_gates(learner, None) == {}
+    learner.layers = ("low",)
+    answers = Divergence()
+    answers.divergence = lambda run, places, rows: run(places[0]) or 1.0
+    assert refit_gates(learner, answers) == {}
+    assert judged == [0]

@@ -188,12 +188,18 @@ def test_fixed_layers_stay_and_the_others_meet_the_budget():
 
 def test_a_unit_budget_may_miss_by_what_layers_must_keep_and_by_rounding():
     cost, before = CostModel(stack((93, 4, 3)).structure), {"a": 93, "b": 4, "c": 3}
-    blocks = [Block(("b",), np.arange(4) / 4), Block(("c",), np.arange(3) / 3)]
-    # Seven of a hundred units are free, and each of the two layers keeps one.
+    blocks = [Block(("b",), np.arange(4) / 4, least=2), Block(("c",), np.arange(3) / 3)]
+    # Seven of a hundred units are free, of which one layer keeps two and the other one.
     for ratio in (0.07, 0.07 + 5e-10):
-        assert allocate(Budget(ratio), blocks, cost, before, {"a": 93}) == {"a": 93, "b": 1, "c": 1}
-    with pytest.raises(BudgetError, match=r"at most 0\.05 can be removed"):
+        assert allocate(Budget(ratio), blocks, cost, before, {"a": 93}) == {"a": 93, "b": 2, "c": 1}
+    with pytest.raises(BudgetError, match=r"at most 0\.04 can be removed"):
         allocate(Budget(0.07 + 5e-9), blocks, cost, before, {"a": 93})
+
+
+def test_without_a_ratio_units_go_whose_threshold_the_level_reaches():
+    blocks, cost, before = one_layer(8)
+    kept = [allocate(Budget(None), blocks, cost, before, level=level)["a"] for level in (-0.1, 0.0, 0.3, 0.5, 2.0)]
+    assert kept == [8, 7, 5, 3, 1]
 
 
 def test_a_block_of_which_one_step_does_not_fit_gives_no_more():

@@ -13,6 +13,7 @@ from reprune.core.decide import CONTENDERS, _saved, decide, excluded, free_block
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
 from reprune.core.plan import Plan
+from reprune.core.progress import listening
 from tests.helpers.builders import responses, stack
 
 SPECTRA = {"a": [8.0, 1.0, 0.5, 0.25, 0.2, 0.05], "b": [3.0, 2.5, 2.0, 1.5]}
@@ -145,6 +146,12 @@ def test_pinned_layers_stay_with_all_that_is_bound_to_them():
     assert decide(model.evidence(), Budget(0.5), "magnitude").counts() == {"a": 4, "b": 4, "c": 4, "d": 2}
 
 
+def test_layers_that_keep_equally_many_are_one_set_however_often_they_are_tied():
+    bonds = [["a", "b"], ["c", "d"], ["b", "a"]]
+    structure = stack((3,) * 6, index_coupled=[["a", "f"], *"bcde"], count_coupled=bonds).structure
+    assert free_blocks(structure) == [[("e",)], [("a", "f"), ("b",)], [("c",), ("d",)]]
+
+
 def test_globs():
     structure = stack((4, 4)).structure
     assert excluded(structure, ["[b-z]", "b"]) == {"b"}
@@ -185,6 +192,8 @@ def test_sizes_of_single_layers():
     model = stack((8, 8, 8, 8), count_coupled=[["c", "d"]])
     plan = decide(model.evidence(), Budget(0.25), "magnitude", counts={"a": 7, "[cd]": 0.25})
     assert plan.counts() == {"a": 7, "b": 5, "c": 6, "d": 6}
+    sizes = decide(model.evidence(), Budget(0.75), "magnitude", counts={"a": 1, "b": 0.99, "c": np.int64(8)}).counts()
+    assert sizes == {"a": 1, "b": 1, "c": 8, "d": 8}
     for wrong, message in (
         ({"z*": 3}, "matches no layer that can be pruned. Those are: a, b, c, d"),
         ({"a": 9}, "whole number from 1 to 8"),
@@ -237,8 +246,11 @@ def test_a_plan_says_what_was_asked_for():
 
 def test_of_the_splits_that_are_tried_the_best_is_taken():
     model, rows = model_and_responses()
-    judge = Judging(best=4)
-    plan = decide(model.evidence(rows), Budget(0.5), Method("measured", "geometric-median"), judge=judge)
+    judge, heard = Judging(best=4), []
+    with listening(lambda *told: heard.append(told)):
+        plan = decide(model.evidence(rows), Budget(0.5), Method("measured", "geometric-median"), judge=judge)
+    # Equal shares, two ends and the middles between, and three in the valley, where no split comes twice.
+    assert heard == [("scoring units", 0, None), *(("trying splits", done, 8) for done in range(len(judge.tried)))]
     assert all(sum(tried.counts().values()) == 5 for tried in judge.tried)
     sizes = [tried.counts()["a"] for tried in judge.tried]
     assert len(set(sizes)) == len(sizes) > 2

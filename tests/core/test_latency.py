@@ -240,6 +240,7 @@ DOCUMENT = json.loads(ONE.to_json())
         ("parts", [{**DOCUMENT["parts"][0], "calls": 10**300}]),
         ("grids", []),
         ("grids", [{**DOCUMENT["grids"][0], "units": [4, 1, 8]}]),
+        ("grids", [{**DOCUMENT["grids"][0], "units": [1, 1, 8]}]),
         ("grids", [{**DOCUMENT["grids"][0], "units": []}]),
         ("grids", [{**DOCUMENT["grids"][0], "units": [1, 4, 10**300]}]),
         ("grids", [{**DOCUMENT["grids"][0], "ms": [[1.0, 2.0]]}]),

@@ -23,6 +23,17 @@ def test_what_needs_responses():
     assert not METHODS["random"].needs_statistics
 
 
+def test_what_else_a_method_needs_is_what_its_criterion_and_its_compensation_do():
+    assert {name for name, method in METHODS.items() if method.needs_labels} == {"class-separability", "fsdp"}
+    assert {name for name, method in METHODS.items() if method.needs_loss} == {"taylor"}
+    assert {name for name, method in METHODS.items() if method.needs_readings} == {"reconstruct"}
+    assert {name for name, method in METHODS.items() if method.refits} == {"reconstruct"}
+    assert get_method("random+mean").needs_readings
+    assert get_method("random+mean").needs_statistics
+    assert not get_method("random+mean").refits
+    assert Method("uniform", "reconstruction").needs_readings
+
+
 def test_parts_may_be_objects():
     method = Method(Uniform(), IssNorm())
     assert get_method(method) is method

@@ -48,10 +48,10 @@ def test_the_valley_is_halved(place, places):
     tried = []
 
     def measure(split):
-        tried.append(float(split[0][0]))
+        tried.append((float(split[0][0]) - 2) / 8)
         return (tried[-1] - place) ** 2
 
-    search([np.zeros(1)], [[np.ones(1)]], measure)
+    search([np.array([2.0])], [[np.array([10.0])]], measure)
     assert tried == [0.0, 1.0, 0.5, *places]
 
 

@@ -174,6 +174,20 @@ def test_smaller_steps_fill_up_where_a_coupled_block_is_too_much():
         assert counts["a"] == counts["b"] == counts["c"] == counts["d"]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_layer_alone_makes_up_for_a_pair_that_can_only_lose_two(seed):
+    places = np.random.default_rng(seed).permutation(24)
+    model = stack((8, 8, 8, 8))
+    cost, before = CostModel(model.structure), model.structure.counts()
+    pairs, alone = np.sort(places[:8]), (np.sort(places[8:16]), np.sort(places[16:]))
+    blocks = [Block(("a", "b"), pairs), *(Block((name,), held) for name, held in zip("cd", alone, strict=True))]
+    for units in range(29):
+        counts = allocate(Budget(units / 32), blocks, cost, before)
+        assert counts["a"] == counts["b"]
+        gone = 32 - sum(counts.values())
+        assert gone == units or (gone == units - 1 and counts["c"] == counts["d"] == 1)
+
+
 def test_fixed_layers_stay_and_the_others_meet_the_budget():
     model = stack((8, 8, 8))
     cost, before = CostModel(model.structure), model.structure.counts()

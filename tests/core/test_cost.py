@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.core.budget.cost import CostModel, tensor_extents
+from reprune.core.errors import BudgetError
 from reprune.core.layers import Contraction, Extent, Layer, Slot, Span, Structure
 from tests.helpers.builders import stack
 
@@ -60,6 +62,11 @@ def test_layers_without_a_recurrence_by_hand():
     assert cost.layer_macs("e", counts) == 0
     assert [cost.layer_parameters(name, counts) for name in names] == [4 * 5 * 3 + 4, 3 * 2 * 7 + 3, 9 * 2 + 2]
     assert cost("macs", counts) == 3 * (2 + 1) * 4 * 5 + 100 * 2 * 5 / 10
+
+
+def test_latency_has_to_be_measured():
+    with pytest.raises(BudgetError, match="needs measured times"):
+        CostModel(stack((4,)).structure)("latency", {"a": 4})
 
 
 def test_pinned_layers_are_no_units_to_prune():

@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from reprune.core.allocation import Allocation
 from reprune.core.budget.budget import Budget
 from reprune.core.budget.cost import CostModel
+from reprune.core.criteria import IssNorm
 from reprune.core.decide import CONTENDERS, _saved, decide, excluded, free_blocks, left_out, matches
 from reprune.core.errors import BudgetError, PlanError, StatisticsError, UnsupportedModelError
 from reprune.core.methods import Method
@@ -55,6 +56,12 @@ def test_every_method_meets_every_measure(method, of):
         for change in (-1, 1)
     ]
     assert abs(removed - 0.4) * cost(of, model.structure.counts()) <= max(steps)
+
+
+def test_spectra_are_recorded_where_the_allocation_looks_at_them():
+    model, rows = model_and_responses()
+    assert set(decide(model.evidence(rows), Budget(0.4), "iss-gm").diagnostics.spectra) == {"a", "b"}
+    assert decide(model.evidence(rows), Budget(0.4), "variance").diagnostics.spectra == {}
 
 
 @pytest.mark.parametrize("method", ["iss-gm", "magnitude", "random"])
@@ -159,6 +166,10 @@ def test_globs():
     assert left_out(structure, "a", "b") == ["b", "b"]
     with pytest.raises(PlanError, match=r"exclude='decoder\*' matches no layer. The layers are: a, b"):
         excluded(structure, ["b", "decoder*"])
+    deep = replace(structure, layers={"lstm:l0": structure.layers["a"]})
+    for near, meant in (("lsm", "lstm"), ("lstm:10", "lstm:l0")):
+        with pytest.raises(PlanError, match=f"Did you mean '{meant}'"):
+            excluded(deep, near)
 
 
 def test_nothing_left_says_why():
@@ -194,6 +205,12 @@ def test_sizes_of_single_layers():
     assert plan.counts() == {"a": 7, "b": 5, "c": 6, "d": 6}
     sizes = decide(model.evidence(), Budget(0.75), "magnitude", counts={"a": 1, "b": 0.99, "c": np.int64(8)}).counts()
     assert sizes == {"a": 1, "b": 1, "c": 8, "d": 8}
+    assert decide(model.evidence(), Budget(0.25), "magnitude", counts={"[ab]": 0.0, "c": 8}).counts() == {
+        "a": 8,
+        "b": 8,
+        "c": 8,
+        "d": 8,
+    }
     for wrong, message in (
         ({"z*": 3}, "matches no layer that can be pruned. Those are: a, b, c, d"),
         ({"a": 9}, "whole number from 1 to 8"),
@@ -278,6 +295,16 @@ def test_what_is_not_near_the_best_is_not_taken_however_good_refitted(apart):
     assert decide(model.evidence(rows), Budget(0.5), method, judge=judge).counts()["a"] == 4
 
 
+def test_splits_that_change_nothing_are_all_refitted():
+    model, rows = model_and_responses()
+    judge = Judging(best=4, refitted=6)
+    judge.divergence = lambda plan: judge.tried.append(plan) or 0.0
+    method = Method("measured", "geometric-median", "reconstruction")
+    plan = decide(model.evidence(rows), Budget(0.5), method, judge=judge)
+    first, second = (tried.counts()["a"] for tried in judge.tried[:CONTENDERS])
+    assert first < second == plan.counts()["a"]
+
+
 def test_nothing_is_tried_where_there_is_no_choice():
     model, rows = model_and_responses()
     judge = Judging(best=4)
@@ -291,4 +318,29 @@ def test_what_the_first_unit_saves_is_the_difference_that_it_makes():
     found = _saved(CostModel(model.structure), "parameters", before, ["a"])
     assert found == model.parameters(before) - model.parameters(before | {"a": 5})
     # Of a time that is the square of the units, a third of what three of six save.
-    assert _saved(lambda _, counts: float(counts["a"] ** 2), "latency", before, ["a"]) == (6**2 - 3**2) / 3
+    for units, gone in ((6, 3), (3, 1), (1, 1)):
+        saved = _saved(lambda _, counts: float(counts["a"] ** 2), "latency", {"a": units}, ["a"])
+        assert saved == (units**2 - (units - gone) ** 2) / gone
+    # What a measure does not see saves nothing that could be divided by.
+    assert _saved(lambda _, counts: 7.0, "macs", before, ["a"]) == 1.0
+
+
+class Savings(IssNorm):
+    """Sees what a unit of each set is said to save."""
+
+    seen = []  # noqa: RUF012
+
+    def rank_all(self, sets, savings, rng):
+        self.seen[:] = savings
+        return super().rank_all(sets, savings, rng)
+
+
+def test_a_criterion_is_told_what_units_save_where_the_allocation_goes_by_it():
+    model, criterion = stack((6, 5), inputs=9), Savings()
+    before = model.structure.counts()
+    for allocation, expected in (
+        ("cost", [model.parameters(before) - model.parameters(before | less) for less in ({"a": 5}, {"b": 4})]),
+        ("uniform", [1.0, 1.0]),
+    ):
+        decide(model.evidence(), Budget(0.5, "parameters"), Method(allocation, criterion))
+        assert criterion.seen == expected

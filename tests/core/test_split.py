@@ -13,9 +13,9 @@ def flat(parts):
 
 
 def test_times_are_shares_of_all_units_gone():
-    found = times([np.array([1.0, 4.0]), np.array([2.0, 3.0])], [1, 3])
-    np.testing.assert_allclose(found[0], [0.5 / 8, 7.5 / 8])
-    np.testing.assert_allclose(found[1], [2.5 / 8, 5.5 / 8])
+    found = times([np.array([1.0, 4.0]), np.array([2.0, 3.0]), np.array([5.0])], [1, 3, 2])
+    for of, expected in zip(found, ([0.5, 7.5], [2.5, 5.5], [9.0]), strict=True):
+        np.testing.assert_allclose(of, np.array(expected) / 10)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.7, 1.0])

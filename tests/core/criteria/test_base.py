@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from reprune.core.criteria import CRITERIA
 from reprune.core.criteria.base import rank_by
@@ -12,9 +13,10 @@ def test_small_scores_go_first_and_ties_by_index():
     assert ranking.scores.tolist() == [2.0, 1.0, 2.0, 1.0, 0.5]
 
 
-def test_rounding_is_no_difference():
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_rounding_is_no_difference(scale):
     scores = np.array([0.3, 0.1 + 0.2, 0.3, 7.0, 0.3 - 5e-17])
-    assert rank_by([scores]).order.tolist() == [0, 1, 2, 4, 3]
+    assert rank_by([scale * scores]).order.tolist() == [0, 1, 2, 4, 3]
 
 
 def test_layers_of_a_group_count_alike_whatever_their_scale():

@@ -42,6 +42,19 @@ def test_costs_are_those_of_refitting_from_scratch(block, monkeypatch):
         gone.append(cheapest)
 
 
+@pytest.mark.parametrize("ridge", [1e-2, None])
+def test_the_ridge_is_a_share_of_the_mean_square(ridge):
+    rng = np.random.default_rng(1)
+    rows, weight = 30 * rng.normal(size=(50, 7)) @ rng.normal(size=(7, 7)), rng.normal(size=(3, 7))
+    criterion = Reconstruction() if ridge is None else Reconstruction(ridge)
+    ranking = criterion.rank([two_towers((7,), 1, rows, weight).layers["a"]], rng)
+    moments = rows.T @ rows / 50
+    inverse = np.linalg.inv(moments + (ridge or 1e-4) * np.trace(moments) / 7 * np.eye(7))
+    costs = (weight**2).sum(axis=0) / inverse.diagonal()
+    assert ranking.order[0] == np.argmin(costs)
+    assert ranking.scores[ranking.order[0]] == pytest.approx(costs.min(), rel=1e-6)
+
+
 @pytest.mark.timeout(20)
 def test_units_that_nothing_reads_are_ranked_too():
     unread = SimpleNamespace(units=3, readings=())
@@ -170,4 +183,5 @@ def test_a_layer_that_keeps_all_units_stands_in_for_the_others():
     evidence = two_towers((4, 6), 1, rows, rng.normal(size=(3, 10)))
     whole = decide(evidence, Budget(0.5), "reconstruct", counts={"b": 6, "a": 2})
     assert whole.kept == {"a": [2, 3], "b": list(range(6))}
+    assert [fold.tensor for fold in whole.folds] == ["out"]
     assert whole.kept == decide(evidence, Budget(0.5), "reconstruct", exclude=["b"], counts={"a": 2}).kept

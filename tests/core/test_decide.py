@@ -274,6 +274,19 @@ def test_of_the_splits_that_are_tried_the_best_is_taken():
     assert plan.counts()["a"] == min(sizes, key=lambda size: abs(size - 4))
 
 
+@pytest.mark.parametrize("of", ["units", "parameters"])
+def test_equal_shares_the_least_costs_and_the_eigenanalysis_are_among_what_is_tried(of):
+    model, rows = model_and_responses(inputs=30)
+    plans = {}
+    for allocation in ("uniform", "cost", "energy", "measured"):
+        judge = Judging(best=4)
+        budget, method = Budget(0.4, of), Method(allocation, "geometric-median")
+        plans[allocation] = decide(model.evidence(rows), budget, method, judge=judge).counts()
+    tried = [plan.counts() for plan in judge.tried]
+    assert tried[0] == plans["uniform"]
+    assert all(plans[allocation] in tried for allocation in ("cost", "energy"))
+
+
 def test_of_what_is_near_the_best_that_is_taken_which_is_best_refitted():
     model, rows = model_and_responses()
     judge = Judging(best=4, refitted=1)

@@ -94,6 +94,8 @@ def test_a_constant_is_never_negative():
     steep = replace(ONE, dense_ms=12.0, small_ms=0.5)
     assert steep({"a": 8}) == 12.0
     assert steep({"a": 1}) == pytest.approx(1.0)
+    # Where no layer was measured all is constant.
+    assert replace(ONE, parts=(), grids=())({"a": 4}) == 14.0
     # A small model that is slower than the dense one says that the layers do not matter.
     assert replace(ONE, small_ms=15.0)({"a": 1}) == 14.0
 
@@ -185,6 +187,12 @@ def test_times_are_needed_for_latency_and_for_the_multiple_that_kernels_like():
     requests = Request(), Request(round_to=2), Request(of="latency"), Request(round_to="auto")
     assert [request.needs_table for request in requests] == [False, False, True, True]
     assert [request.budget(None).round_to for request in requests if request.of == "units"] == [1, 2, 1]
+
+
+def test_what_is_no_table_is_refused():
+    assert Request(of="latency", target_ms=0.5).budget(ONE) == Budget(None, "latency", target_ms=0.5, latency=ONE)
+    with pytest.raises(BudgetError, match=r"is no table: give measure_latency"):
+        Request().budget("table.json")
 
 
 def test_latency_without_times():

@@ -228,6 +228,8 @@ def test_include_leaves_all_others_out():
     assert left_out(structure, [], []) == []
     with pytest.raises(PlanError, match="include='x' matches no layer"):
         left_out(structure, ["x"], [])
+    with pytest.raises(PlanError, match="exclude='x' matches no layer"):
+        left_out(structure, [], ["x"])
 
 
 @pytest.mark.parametrize(
@@ -259,6 +261,8 @@ def test_a_plan_says_what_was_asked_for():
     model = stack((6, 4))
     assert (0.42 * 10) / 10 != 0.42
     assert decide(model.evidence(), Budget(0.42), "magnitude").ratio == 0.42
+    method = Method("uniform", "iss-norm")
+    assert decide(model.evidence(), Budget(0.42), method).method == repr(method)
 
 
 def test_of_the_splits_that_are_tried_the_best_is_taken():
@@ -280,7 +284,7 @@ def test_equal_shares_the_least_costs_and_the_eigenanalysis_are_among_what_is_tr
     plans = {}
     for allocation in ("uniform", "cost", "energy", "measured"):
         judge = Judging(best=4)
-        budget, method = Budget(0.4, of), Method(allocation, "geometric-median")
+        budget, method = Budget(0.5, of), Method(allocation, "geometric-median")
         plans[allocation] = decide(model.evidence(rows), budget, method, judge=judge).counts()
     tried = [plan.counts() for plan in judge.tried]
     assert tried[0] == plans["uniform"]

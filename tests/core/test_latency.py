@@ -263,6 +263,14 @@ def test_damaged_tables_are_refused(field, value):
         LatencyTable.from_json(json.dumps({**DOCUMENT, field: value}))
 
 
+@pytest.mark.parametrize(
+    ("text", "where"), [("[]", "top level"), (json.dumps({**DOCUMENT, "dense_ms": None}), "dense_ms")]
+)
+def test_it_is_said_where_a_table_is_damaged(text, where):
+    with pytest.raises(PlanError, match=f"Not a latency table: {where}: "):
+        LatencyTable.from_json(text)
+
+
 @given(st.integers(0, len(ONE.to_json()) - 1), st.binary(max_size=3), st.integers(0, 3))
 def test_damaged_bytes_are_tables_or_plan_errors(start, inserted, dropped):
     text = ONE.to_json().encode()

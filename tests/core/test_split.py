@@ -55,9 +55,10 @@ def test_the_valley_is_halved(place, places):
     assert tried == [0.0, 1.0, 0.5, *places]
 
 
-def test_a_flat_valley_is_not_searched():
+@pytest.mark.parametrize("height", [0.0, 2.0])
+def test_a_flat_valley_is_not_searched(height):
     tried = []
-    search([np.zeros(1)], [[np.ones(1)], [-np.ones(1)]], lambda split: tried.append(float(split[0][0])) or 2.0)
+    search([np.zeros(1)], [[np.ones(1)], [-np.ones(1)]], lambda split: tried.append(float(split[0][0])) or height)
     assert tried == [0.0, 1.0, 0.5, -1.0, -0.5]
 
 

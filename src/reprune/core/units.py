@@ -63,9 +63,9 @@ class UnitIndex:
 def shared_places(axes: Sequence[tuple[int, Places]], nobody: int) -> tuple[Places, Places]:
     """Positions at which both axes of a tensor name the same unit: the diagonal of a recurrent matrix."""
     rows, columns = (numbers for _, numbers in axes)
-    pairs = []
+    pairs = [np.zeros((2, 0), dtype=np.int64)]
     for unit in np.setdiff1d(np.intersect1d(rows, columns), [nobody]):
         grid = np.meshgrid(np.flatnonzero(rows == unit), np.flatnonzero(columns == unit), indexing="ij")
         pairs.append(np.stack(grid).reshape(2, -1))
-    found = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
+    found = np.concatenate(pairs, axis=1)
     return found[0], found[1]

@@ -13,6 +13,7 @@ from reprune.core.decide import decide
 from reprune.core.evidence.evidence import Evidence
 from reprune.core.evidence.readings import SplitMoments, readings
 from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
+from reprune.core.methods import Method
 from tests.helpers.builders import stack
 
 
@@ -173,6 +174,15 @@ def test_groups_of_one_set_lose_units_in_step():
     alone = criterion.rank_all([[[layers["a"]]], [[layers["b"]]]], [1.0, 1.0], rng)
     assert alone[0][0].scores.max() < alone[1][0].scores.min()
     assert not np.allclose(alone[1][0].scores, coupled[1].scores)
+
+
+@pytest.mark.parametrize("method", [Method("cost", "reconstruction"), "reconstruct"])
+def test_a_layer_that_never_responds_costs_nothing_and_goes_first(method):
+    model, rng = stack((6, 6)), np.random.default_rng(0)
+    evidence = evidence_of(model, {"a": np.zeros((300, 6)), "b": 0.01 * rng.normal(size=(300, 6))})
+    plan = decide(evidence, Budget(0.4), method)
+    assert plan.counts() == {"a": 1, "b": 6}
+    assert max(plan.diagnostics.scores["a"]) < 1e-300
 
 
 def test_a_layer_that_keeps_all_units_stands_in_for_the_others():

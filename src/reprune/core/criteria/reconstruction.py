@@ -137,7 +137,8 @@ class Elimination:
     @classmethod
     def start(cls, moments: Matrix, gram: Matrix, ridge: float) -> Elimination:
         """From second moments (n × n) and G Gᵀ (n × n)."""
-        level = ridge * float(np.mean(moments.diagonal())) or 1.0
+        # Where nothing arrives, nothing is lost either: the least number that has an inverse.
+        level = ridge * float(np.mean(moments.diagonal())) or np.finfo(np.float64).tiny
         inverse = np.asarray(np.linalg.inv(moments + level * np.eye(len(moments))), dtype=np.float64)
         return cls(inverse, gram)
 
@@ -154,10 +155,8 @@ class Elimination:
         column = self._inverse[row] - columns[:, row] @ columns
         gram = self._gram[row] + twins[:, row] @ gains + gains[:, row] @ twins
         pivot = column[row]
-        # What the others take over from this feature: A = −C⁻¹_·u / C⁻¹_uu.
+        # What the others take over from this feature: A = −C⁻¹_·u / C⁻¹_uu. Where features are gone it is never read.
         gain = -column / pivot
-        gain[self._gone] = 0.0
-        gain[row] = 0.0
         twin = gram + 0.5 * gram[row] * gain
         self._norms += 2.0 * gain * twin
         scaled = column / np.sqrt(pivot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reprune.core.errors import RecordError
+from reprune.youtube8m.framing import Frame, FrameFile
 from reprune.youtube8m.records import Record, read_records
 from tests.youtube8m import tfrecord_reference as reference
 from tests.youtube8m.tfrecord_reference import FEATURES, assert_same, random_records, same
@@ -149,25 +151,80 @@ def test_any_other_file_gives_an_error(path, data):
         (lambda start, end: _flip(start + 11), "checksum of the length"),
         (lambda start, end: _flip(start + 12), "checksum of the data"),
         (lambda start, end: _flip(end - 1), "checksum of the data"),
-        (
-            lambda start, end: DATA[:start] + (huge := b"\0\0\0\0\1\0\0\0") + reference.masked(huge),
-            "4294967296 bytes is more than protobuf allows",
-        ),
+        (lambda start, end: DATA[:start] + _claim(1 << 32), "record of 4294967296 bytes is more than protobuf allows"),
+        (lambda start, end: DATA[:start] + _claim(1 << 31), "record of 2147483648 bytes is more than protobuf allows"),
+        (lambda start, end: DATA[:start] + _claim(1000), r"truncated in the data \(0 of 1000 bytes\)"),
     ],
 )
-def test_the_message_says_what_where_and_what_to_do(path, where, complaint):
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_message_says_what_where_and_what_to_do(path, where, complaint, zipped):
     start, end = SPANS[1]
-    path.write_bytes(where(start, end))
+    data = where(start, end)
+    path.write_bytes(gzip.compress(data) if zipped else data)
     with pytest.raises(RecordError, match=complaint) as caught:
         list(read_records(path, FEATURES))
     assert str(caught.value).startswith(f"{path}: record 1 at byte {start}: ")
-    assert "pass on_error='skip'" in str(caught.value)
+    assert "; fetch the file again, or pass on_error='skip'" in str(caught.value)
+
+
+def test_the_longest_record_that_protobuf_allows(path, monkeypatch):
+    path.write_bytes(_claim((1 << 31) - 1))
+    read, sizes = FrameFile._read, []
+    monkeypatch.setattr(FrameFile, "_read", lambda file, place, size: sizes.append(size) or read(file, place, size))
+    with pytest.raises(RecordError, match=r"0 at byte 0: .*data \(0 of 2147483647 bytes\); is it a TFRecord file"):
+        list(read_records(path, FEATURES))
+    assert max(sizes) <= 1 << 20  # A file may claim anything: memory is for what it has.
+
+
+def test_a_byte_before_a_plain_file_does_not_make_it_gzip(path):
+    """Even where the length after it goes on as GZIP's magic number does."""
+    payload = bytes(0x088B)
+    path.write_bytes(b"\x1f" + reference.framed(payload))
+    with FrameFile(path) as file:
+        fault, frame = file.frames()
+    assert (fault.index, fault.offset, fault.what) == (0, 0, "the checksum of the length does not match")
+    assert frame == Frame(1, 1, payload)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_frames_have_their_places(path, zipped):
+    """Of those that are wanted; each record counts, and the file is closed."""
+    path.write_bytes(ZIPPED if zipped else DATA)
+    free = os.open(path, os.O_RDONLY)
+    os.close(free)
+    payloads = [framed[12:-4] for framed in FRAMED]
+    whole = [Frame(index, start, payload) for index, (start, payload) in enumerate(zip(STARTS, payloads, strict=True))]
+    for wanted in ([0, 1, 2, 3, 4, 5], [1, 4], []):
+        with FrameFile(path) as file:
+            assert list(file.frames(wanted.__contains__)) == [whole[index] for index in wanted]
+            assert file.count == 6
+    with FrameFile(path) as file:
+        assert list(file.frames()) == whole
+    again = os.open(path, os.O_RDONLY)
+    os.close(again)
+    assert again == free
 
 
 def test_truncated_gzip_says_so(path):
     path.write_bytes(ZIPPED[:-100])
     with pytest.raises(RecordError, match=r"the GZIP stream is damaged or truncated"):
         list(read_records(path, FEATURES))
+    # Also where zeros follow, which stand on top of every length: they are no whole header of a plain file.
+    path.write_bytes(ZIPPED[:3] + bytes(40))
+    with pytest.raises(RecordError, match=r"record 0 at byte 0: the GZIP stream is damaged or truncated"):
+        list(read_records(path, FEATURES))
+
+
+def test_gzip_that_ends_anywhere_in_a_record_says_so(path):
+    stored = gzip.compress(DATA, compresslevel=0)
+    start, end = SPANS[1]
+    first = stored.index(DATA[:20])
+    for place in range(start, end):
+        path.write_bytes(stored[: first + place])
+        reader = read_records(path, FEATURES)
+        assert same(next(reader), RECORDS[0])
+        with pytest.raises(RecordError, match=f"record 1 at byte {start}: the GZIP stream is damaged or truncated"):
+            next(reader)
 
 
 def test_the_search_crosses_its_own_chunks(path, monkeypatch):
@@ -177,6 +234,12 @@ def test_the_search_crosses_its_own_chunks(path, monkeypatch):
         records, skipped = skim(path, data)
         assert_same(records, RECORDS[:1] + RECORDS[2:])
         assert skipped == (place > 0)
+
+
+def _claim(length: int) -> bytes:
+    """The header of a record of so many bytes."""
+    packed = length.to_bytes(8, "little")
+    return packed + reference.masked(packed)
 
 
 def _flip(place: int, data: bytes = DATA) -> bytes:

@@ -21,8 +21,12 @@ from tests.youtube8m.tfrecord_reference import FEATURES, random_records
 
 CLASSES = 16
 
-# Python 3.12 warns of any fork beside threads, such as PyTorch's own idle ones.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    # Python 3.12 warns of any fork beside threads, such as PyTorch's own idle ones.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    # PyTorch warns of more workers than there are processors.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning"),
+]
 
 
 def write_shards(folder: Path, sizes: list[int], **options) -> list[Record]:
@@ -93,7 +97,9 @@ def _as_worker(monkeypatch, data: RecordDataset, worker: int, workers: int) -> l
     info = type("Info", (), {"id": worker, "num_workers": workers})
     with monkeypatch.context() as patch:
         patch.setattr("reprune.youtube8m.torch_loader.get_worker_info", lambda: info)
-        return [item if isinstance(item, int) else data.open(item) for item in data]
+        items = list(data)
+        assert not any(isinstance(item, Batch) for item in items)  # Workers send what lies in shared memory.
+        return [item if isinstance(item, int) else data.open(item) for item in items]
 
 
 def test_real_workers_read_once_and_live_on(tmp_path):
@@ -113,6 +119,24 @@ def test_real_workers_read_once_and_live_on(tmp_path):
     rest = flat(loader)
     loader.set_epoch(0)
     assert rest == flat(list(loader)[3:])
+
+
+def test_a_process_reads_its_share_and_one_that_reads_the_whole_does_not_ask(tmp_path, monkeypatch):
+    write_shards(tmp_path, [9, 10, 4])
+    shared = dataset(tmp_path)
+    shared.rank, shared.world_size = 1, 3
+    expected = ids(shared)
+    loader, whole = RecordLoader(dataset(tmp_path)), RecordLoader(dataset(tmp_path, whole=True))
+    everything = ids(whole)
+    assert (loader.dataset.rank, loader.dataset.world_size) == (0, 1)
+    for name, value in {"is_available": True, "is_initialized": True, "get_rank": 1, "get_world_size": 3}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert ids(loader) == expected
+    assert loader.state_dict() == {"epoch": 1, "batches": 0, "workers": 0, "world_size": 3}
+    whole.set_epoch(0)
+    assert ids(whole) == everything
+    made = dataset(tmp_path)
+    assert (made.rank, made.world_size) == (1, 3)
 
 
 def test_seed_and_epoch_fix_the_order(tmp_path):
@@ -154,6 +178,7 @@ def test_the_position_is_saved_and_restored(tmp_path, workers):
     write_shards(tmp_path, [9, 3])  # one worker runs out well before the other
     long = {"max_frames": 2, "batch_size": 2}
     loader = RecordLoader(dataset(tmp_path, **long), workers=workers)
+    assert loader.state_dict() == {"epoch": 0, "batches": 0, "workers": workers, "world_size": 1}
     loader.set_epoch(5)
     whole = list(loader)
     for done in (0, 1, len(whole) - 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import itertools
 import os
 import resource
@@ -98,7 +99,7 @@ def test_gzip_of_several_members_is_one_file(tmp_path):
 
 
 def test_the_other_legal_encodings(tmp_path):
-    [record] = random_records(1)
+    record = next(record for record in random_records(9) if len(record.frames) > 2)
     rgb, audio = record.frames[:, :5], record.frames[:, 5:]
     wide = b"\x0a\x83\x00"  # a length of 3 in two bytes
     odd_audio = b"".join(reference.field(1, reference.field(1, wide + row.tobytes())) for row in audio)
@@ -137,12 +138,18 @@ def test_parts_share_a_file_out(tmp_path, monkeypatch):
             assert [data for data in summed if len(data) > 8] == payloads[part::parts]
 
 
-def test_paths_and_globs(tmp_path):
+def test_paths_and_globs(tmp_path, monkeypatch):
     for name in ("b1", "a2", "a1", "c[1]"):
         write_records(tmp_path / name, random_records(1), FEATURES)
     assert [path.name for path in find_files(str(tmp_path / "a*"))] == ["a1", "a2"]
     assert [path.name for path in find_files([tmp_path / "b1", str(tmp_path / "[ab]*")])] == ["b1", "a1", "a2"]
     assert [path.name for path in find_files(tmp_path / "c[1]")] == ["c[1]"]
+    (tmp_path / "one" / "other").mkdir(parents=True)
+    write_records(tmp_path / "one" / "other" / "a3", random_records(1), FEATURES)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [path.name for path in find_files(["~/a1", "~/**/a*", tmp_path / "*"])] == ["a1", "a2", "a3", "b1", "c[1]"]
+    with pytest.raises(RecordError, match="no file matches"):  # But a folder.
+        find_files(tmp_path / "on*")
     with pytest.raises(RecordError, match=r"no file matches .*train\*\.tfrecord.*correct the path"):
         read_records([tmp_path / "a1", tmp_path / "train*.tfrecord"])
     with pytest.raises(RecordError, match="is a folder; name its files with a glob"):
@@ -157,6 +164,8 @@ def test_paths_and_globs(tmp_path):
         {"on_error": "ignore"},
         {"part": (2, 2)},
         {"part": (0, 0)},
+        {"part": (-1, 2)},
+        {"features": {"a": 1.0}},
         {"features": {}},
         {"features": {"a": 0}},
         {"classes": 0},
@@ -166,6 +175,14 @@ def test_arguments_that_make_no_sense(tmp_path, arguments):
     path = write_payload(tmp_path)
     with pytest.raises(ValueError, match=next(iter(arguments))):
         read_records(path, **arguments)
+
+
+def test_one_class_and_one_byte_a_frame(tmp_path, caplog):
+    record = Record("v", np.array([0]), np.array([[7]], np.uint8))
+    assert write_records(tmp_path / "file", [record], {"a": 1}) == 1
+    reader = read_records(tmp_path / "file", {"a": 1}, classes=1)
+    assert_same(list(reader), [record])
+    assert (reader.read, reader.skipped, reader.errors, caplog.text) == (1, 0, [], "")
 
 
 FRAME = {"rgb": reference.bytes_feature(bytes(5)), "audio": reference.bytes_feature(bytes(3))}
@@ -253,8 +270,10 @@ def test_the_writer_refuses_what_could_not_be_read_back(tmp_path):
         (Record("v", good.labels, good.frames[:0]), "T ≥ 1"),
         (Record("v", np.array([-1]), good.frames), "labels must be"),
         (Record("v", np.array([0.5]), good.frames), "labels must be"),
+        (Record("v", np.array([[1]]), good.frames), "labels must be"),
+        (Record("v", good.labels, good.frames[None]), "frames must be uint8"),
     ]:
-        with pytest.raises(RecordError, match=complaint):
+        with pytest.raises(RecordError, match=rf"file: record 1 \(v\): .*{complaint}"):
             write_records(path, [good, bad], FEATURES)
         assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="compression"):
@@ -273,7 +292,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         write_records(path, interrupted(), FEATURES)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
-    write_records(path, random_records(1), FEATURES)
+    for compression in (None, "GZIP"):
+        with RecordWriter(path, FEATURES, compression) as writer:
+            for record in random_records(3):
+                writer.write(record)
+        assert writer.written == 3
+        assert_same(list(read_records(path, FEATURES)), random_records(3))  # Though the writer is still there.
     (tmp_path / "other").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
 
@@ -344,6 +368,15 @@ def test_reads_and_writes_what_tensorflow_does(tmp_path):
     subprocess.run([sys.executable, "-c", TENSORFLOW, str(tmp_path)], check=True, capture_output=True)
     assert_same(list(read_records(tmp_path / "plain", FEATURES)), records)
     assert_same(list(read_records(tmp_path / "gzip", FEATURES)), records)
+
+
+def test_modules_are_imported_when_they_are_asked_for():
+    package = importlib.import_module("reprune.youtube8m")
+    for name in ("framing", "epochs"):
+        assert package.__getattr__(name) is sys.modules[f"reprune.youtube8m.{name}"]
+    for name in ("nothing", "__init__", "_hidden"):
+        with pytest.raises(AttributeError, match=f"module 'reprune.youtube8m' has no attribute '{name}'"):
+            package.__getattr__(name)
 
 
 def test_importing_records_imports_no_framework():

@@ -78,10 +78,28 @@ def test_hit_at_1_and_perr_stay_apart_even_if_they_start_equal():
     assert values(metrics) == pytest.approx(expected(first, second), abs=1e-6)
 
 
+def test_double_precision_tells_scores_apart():
+    scores, labels = torch.tensor([[0.5, 0.5 + 1e-12]], dtype=torch.float64), torch.tensor([[0, 1]])
+    metrics = video_metrics(2)
+    metrics.update(scores, labels)
+    assert values(metrics) == dict.fromkeys(SINGLE, 1.0)
+    metrics.reset()
+    metrics.update(scores.float(), labels)
+    assert values(metrics) == {"gap": 0.75, "map": 1.0, "hit_at_1": 0.0, "perr": 0.0}
+
+
+def test_a_single_class():
+    metrics = video_metrics(1)
+    metrics.update(torch.zeros(0, 1), torch.zeros(0, 1))
+    metrics.update(torch.tensor([[0.5], [0.25]]), torch.tensor([[1], [0]]))
+    assert values(metrics) == {"gap": 1.0, "map": 1.0, "hit_at_1": 0.5, "perr": 0.5}
+
+
 @pytest.mark.parametrize("name", SINGLE)
 def test_refusals(name):
     metric = SINGLE[name](3)
     assert metric.higher_is_better
+    assert not metric.is_differentiable
     assert SINGLE[name](1).classes == 1
     with pytest.raises(ValueError, match=r"N × 3, not \(2, 4\)"):
         metric.update(torch.ones(2, 4), torch.ones(2, 4))

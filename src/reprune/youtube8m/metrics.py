@@ -260,9 +260,7 @@ def _checked(scores: ArrayLike, labels: ArrayLike, classes: int | None = None) -
     values = np.asarray(scores)
     if values.dtype.kind != "f":
         values = values.astype(np.float64)
-    positive = np.asarray(labels)
-    if positive.dtype != np.bool_:
-        positive = positive > 0
+    positive = np.asarray(labels) > 0
     if values.ndim != 2 or positive.shape != values.shape or (classes is not None and values.shape[1] != classes):
         raise ValueError(
             f"scores and labels must both be N × {'classes' if classes is None else classes}, "

@@ -20,6 +20,7 @@ keras_batches = pytest.importorskip("reprune.youtube8m.keras_batches")
 video_classifier = pytest.importorskip("reprune.youtube8m.keras_model").video_classifier
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 3, 4), np.uint8)
+FRAMES[1, 0] = 128  # Close to nothing, and scaled to length 1 all the same.
 LENGTHS = np.array([2, 3], "int32")
 
 
@@ -60,12 +61,12 @@ def test_bytes_become_features(normalize: bool) -> None:
     expected = values / np.linalg.norm(values, axis=-1, keepdims=True) ** normalize
     expected[0, 2:] = 0
     layer = keras_batches.Dequantize(normalize)
-    np.testing.assert_allclose(np.asarray(layer(FRAMES, LENGTHS)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(layer(FRAMES, LENGTHS)), expected, rtol=1e-4, atol=1e-6)
     again = keras_batches.Dequantize.from_config(layer.get_config())
     assert again.normalize == normalize
     half = np.asarray(keras_batches.Dequantize(normalize, dtype="float16")(FRAMES, LENGTHS))
     assert half.dtype == np.float16
-    np.testing.assert_allclose(half, expected, rtol=1e-3)
+    np.testing.assert_allclose(half, expected, rtol=2e-3)
     assert layer.compute_output_shape((None, None, 4), (None,)) == (None, None, 4)
     assert keras_batches.Dequantize().normalize
 

@@ -90,14 +90,11 @@ class _Kernels(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         run = KERNELS.get(name) if isinstance(func, BuiltinFunctionType) else None
-        folded = args[: _FOLDING.get(name, 0)]
-        if folded and all(isinstance(tensor, torch.Tensor) for tensor in folded):
-            with self._products.folded([tensor.shape[:-1] for tensor in folded]):
-                return func(*args, **(kwargs or {}))
         if run is None or kwargs:
-            return func(*args, **(kwargs or {}))
+            with self._products.folded([tensor.shape[:-1] for tensor in args[: _FOLDING.get(name, 0)]]):
+                return func(*args, **(kwargs or {}))
         with self._products.unwatched():
-            return run(func.__name__, func, args, self._products.show)
+            return run(name, func, args, self._products.show)
 
 
 class _Products(DispatchMode):
@@ -110,11 +107,11 @@ class _Products(DispatchMode):
     @contextmanager
     def folded(self, rows: Sequence[Sequence[int]]) -> Iterator[None]:
         """Within this context, the rows of products are those of tensors of these shapes, one after the other."""
-        self._rows, before = [tuple(shape) for shape in rows], self._rows
+        self._rows = [tuple(shape) for shape in rows]
         try:
             yield
         finally:
-            self._rows = before
+            self._rows = []
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -157,10 +154,9 @@ class _Products(DispatchMode):
 
     def _look_at(self, name: str, args: tuple[Any, ...]) -> None:
         if name in PRODUCTS:
-            left, right = args[PRODUCTS[name] : PRODUCTS[name] + 2]
-            self._product(left, right)
+            self._product(*args[-2:])
         elif name in ("mv", "addmv", "dot", "vdot"):
-            left, right = args[-2:] if name != "addmv" else args[1:3]
+            left, right = args[-2:]
             self._product(left if left.ndim > 1 else left[None], right[:, None])
         elif name == "convolution":
             data, weight, transposed = args[0], args[1], args[6]
@@ -183,8 +179,7 @@ class _Products(DispatchMode):
         for axis, first, start, count in self._weights.along(weight, dim):
             if axis not in self._axes:
                 continue
-            found = features if count == features.shape[-1] else features[..., start : start + count]
-            self._listener.read(Seen(axis, first, found.detach(), **more))
+            self._listener.read(Seen(axis, first, features[..., start : start + count].detach(), **more))
         for within in self._weights.within(weight, dim):
             if within.part.axis in self._axes:
                 self._listener.read(Seen(within.part.axis, within.part.first, within.apart(features).detach()))

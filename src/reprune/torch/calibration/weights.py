@@ -19,8 +19,8 @@ from reprune.core.evidence.readings import Axis
 from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.rules.table import class_of
 
-PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-"""Matrix products, and where their operands stand among the arguments."""
+PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
+"""Matrix products, whose operands are the last two arguments."""
 _MANY = 1024
 
 
@@ -46,24 +46,30 @@ class _Line:
     def along(self, operand: torch.Tensor, dim: int) -> Part | None:
         """What of it lies along `dim` of a view of the tensor's memory."""
         rest, begin, count = int(operand.storage_offset()) - self.offset, 0, operand.size(dim)
-        if rest < 0 or (count > 1 and operand.stride(dim) != self.stride[self.dim]):
+        if count > 1 and operand.stride(dim) != self.stride[self.dim]:
             return None
-        for d in sorted(range(len(self.size)), key=lambda d: (-self.stride[d], self.size[d] == 1)):
-            place, rest = divmod(rest, self.stride[d]) if self.stride[d] else (0, rest)
-            if place >= self.size[d]:
+        for d in reversed(self._steps()):
+            place, rest = divmod(rest, self.stride[d])
+            if not 0 <= place < self.size[d]:
                 return None
             begin = place if d == self.dim else begin
         axis, first, start, held = self.part
         low, high = max(begin, start), min(begin + count, start + held)
-        if begin + count > self.size[self.dim] or low >= high:
+        # It may lie between the tensor's numbers, or go on past its end.
+        if rest or begin + count > self.size[self.dim] or low >= high:
             return None
         return Part(axis, first + low - start, low - begin, high - low)
+
+    def _steps(self) -> list[int]:
+        """The dimensions along which the memory goes on, the fastest first."""
+        steps = [d for d, size in enumerate(self.size) if size > 1 and self.stride[d]]
+        return sorted(steps, key=lambda d: self.stride[d])
 
     def within(self, operand: torch.Tensor, dim: int) -> Within | None:
         """Where it lies along `dim` of a view of the tensor's memory together with other axes."""
         step, count = operand.stride(dim), 1
         inner: list[int] = []  # Axes of the tensor that `dim` is made of, the fastest first.
-        for d in sorted((d for d, size in enumerate(self.size) if size > 1), key=lambda d: self.stride[d]):
+        for d in self._steps():
             if self.stride[d] == step * count and count < operand.size(dim):
                 inner.append(d)
                 count *= self.size[d]
@@ -124,18 +130,19 @@ class Weights:
             return
         made = out[0] if isinstance(out, (tuple, list)) else out
         if name in ("cat", "stack"):
-            self._joined(name, args[0], args[1] if len(args) > 1 else 0, made)
+            dim = (args[1] if len(args) > 1 else 0) % made.ndim
+            (self._stacked if name == "stack" else self._concatenated)(args[0], dim, made)
         elif name == "constant_pad_nd":
+            before = [*args[1][::2], *[0] * made.ndim]  # From the last dimension on.
             for d in range(made.ndim):
-                before = args[1][2 * (made.ndim - 1 - d) :][:1] or [0]
-                self._carry(args[0], d, made, d, before[0])
+                self._carry(args[0], d, made, d, before[made.ndim - 1 - d])
         elif name in PRODUCTS:
-            left, right = args[PRODUCTS[name] : PRODUCTS[name] + 2]
+            *added, left, right = args
             if all(storage_id(one) in self._lines or storage_id(one) in self._own for one in (left, right)):
                 for operand, dim in ((left, -2), (right, -1)):
                     self._carry(operand, dim, made, dim)
                     self._carry_within(operand, dim, made)
-                self._elementwise(args[: PRODUCTS[name]], made)
+                self._elementwise(added, made)
         elif name in ("copy", "_weight_norm_interface") or class_of(name) == "pointwise":
             self._elementwise(args, made)
 
@@ -149,40 +156,41 @@ class Weights:
                     if operand.size(d) == made.size(d):
                         self._carry(operand, d, made, d)
 
-    def _joined(self, name: str, operands: Sequence[torch.Tensor], dim: int, made: torch.Tensor) -> None:
-        dim, begin = dim % made.ndim, 0
+    def _stacked(self, operands: Sequence[torch.Tensor], dim: int, made: torch.Tensor) -> None:
         for operand in operands:
             for d in range(operand.ndim):
-                if name == "stack":
-                    self._carry(operand, d, made, d + (d >= dim))
-                elif operand.ndim == made.ndim:
+                self._carry(operand, d, made, d + (d >= dim))
+
+    def _concatenated(self, operands: Sequence[torch.Tensor], dim: int, made: torch.Tensor) -> None:
+        begin = 0
+        for operand in operands:
+            if operand.numel():  # A vector of nothing may stand among tensors of any shape.
+                for d in range(operand.ndim):
                     self._carry(operand, d, made, d, begin if d == dim else 0)
-            begin += operand.size(dim) if name == "cat" and operand.ndim == made.ndim else 0
+                begin += operand.shape[dim]
 
     def _carry(self, operand: torch.Tensor, dim: int, made: torch.Tensor, target: int, shift: int = 0) -> None:
         """What lies along a dimension of the operand lies along one of what was made, `shift` further on."""
         if storage_id(operand) == storage_id(made):
             return
         for axis, first, start, length in self.along(operand, dim):
-            if storage_id(made) not in self._lines:
-                self._keep(made)
+            self._keep(made)
             self._add(made, target % made.ndim, Part(axis, first, start + shift, length))
 
     def _carry_within(self, operand: torch.Tensor, dim: int, made: torch.Tensor) -> None:
         """The same for axes that lie along the dimension together with others: what was made has them all, too."""
         at = dim % made.ndim
         for part, slower, faster in self.within(operand, dim):
-            if storage_id(made) not in self._lines:
-                self._keep(made)
+            self._keep(made)
             length, step = made.shape[at] // (slower * faster), made.stride(at)
             size = (*made.shape[:at], slower, length, faster, *made.shape[at + 1 :])
             stride = (*made.stride()[:at], step * length * faster, step * faster, step, *made.stride()[at + 1 :])
-            line = _Line(part, at + 1, size, stride, int(made.storage_offset()))
-            if line not in self._lines.setdefault(storage_id(made), []):
-                self._lines[storage_id(made)].append(line)
+            self._note(made, _Line(part, at + 1, size, stride, int(made.storage_offset())))
 
     def _keep(self, made: torch.Tensor) -> None:
         """Keep the address of a tensor's memory from being given to another one, without keeping the memory."""
+        if storage_id(made) in self._lines:
+            return
         if len(self._computed) >= _MANY:
             gone = [key for key, storage in self._computed.items() if storage.expired()]  # type: ignore[no-untyped-call]
             for key in gone:
@@ -190,7 +198,10 @@ class Weights:
         self._computed[storage_id(made)] = StorageWeakRef(made.untyped_storage())  # type: ignore[no-untyped-call]
 
     def _add(self, tensor: torch.Tensor, dim: int, part: Part) -> None:
-        line = _Line(part, dim, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+        layout = tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+        self._note(tensor, _Line(part, dim, *layout))
+
+    def _note(self, tensor: torch.Tensor, line: _Line) -> None:
         lines = self._lines.setdefault(storage_id(tensor), [])
         if line not in lines:
             lines.append(line)

@@ -64,7 +64,7 @@ def run_sequence(name: str, kernel: Callable[..., Any], args: Sequence[Any], sho
         out, *final = kernel(*form, starts if name == "lstm" else starts[0], weights, *options)
         for direction, emitted in enumerate(out.chunk(directions, -1)):
             own = weights[direction * count : (direction + 1) * count]
-            own_starts = [state[direction : direction + 1] for state in starts]
+            own_starts = [state[direction][None] for state in starts]
             with torch.no_grad():
                 inner = _inner(data, batch_sizes, own_starts, emitted, own, direction == 1) if count % 2 else None
             first, last = starts[0][direction], final[0][direction]

@@ -66,8 +66,9 @@ class _Packs(DispatchMode):
         if name in ("aten::index_select", "aten::index"):
             indices = [args[2]] if name == "aten::index_select" else [index for index in args[1] if index is not None]
             if len(indices) == 1 and indices[0].ndim == 1:
+                chosen = indices[0].nonzero()[:, 0] if indices[0].dtype == torch.bool else indices[0]
                 kept = StorageWeakRef(out.untyped_storage())  # type: ignore[no-untyped-call]
-                self._picked[storage_id(out)] = kept, indices[0]
+                self._picked[storage_id(out)] = kept, chosen
         elif name == "aten::_pack_padded_sequence":
             _, order = self._picked.get(storage_id(args[0]), (None, None))
             self._orders.note(out[1], order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -227,7 +228,7 @@ def _replayed(model: nn.Module, recording: dict[int, list[Any]]) -> Iterator[Non
 
 @contextmanager
 def _replayed_module(module: nn.Module, held: list[Any]) -> Iterator[None]:
-    run, calls = module.forward, iter(range(1 << 62))
+    run, calls = module.forward, count()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         number = next(calls)

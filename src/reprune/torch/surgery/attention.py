@@ -94,8 +94,8 @@ class NarrowAttention(nn.Module):
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True))
         if self.bias_k is not None:
-            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], 1)
-            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], 1)
+            k = torch.cat([k, self.bias_k.expand(len(k), 1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(len(v), 1, -1)], 1)
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         return tuple(x.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v))

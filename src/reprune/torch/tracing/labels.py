@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -78,6 +80,15 @@ class Couplings:
         return label
 
 
+class _Whole(NamedTuple):
+    """Labels of a tensor that is all of its storage, and how it lies there."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    contiguous: bool
+    labels: torch.Tensor
+
+
 class ShadowMemory:
     """Labels beside the elements of every storage, so that views and in-place writes need no rules of their own.
 
@@ -86,22 +97,20 @@ class ShadowMemory:
     """
 
     def __init__(self) -> None:
-        self._whole: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]] = {}
+        self._whole: dict[tuple[int, int], _Whole] = {}
         self._flat: dict[tuple[int, int], torch.Tensor] = {}
         self._alive: dict[tuple[int, int], torch.UntypedStorage] = {}
 
     def get(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Labels of the tensor's elements (same shape), or None when it has none."""
-        if not has_storage(tensor):
-            return None
         key = _key(tensor)
         if key in self._whole:
-            size, stride, labels = self._whole[key]
+            size, stride, contiguous, labels = self._whole[key]
             if size == tensor.shape and stride == tensor.stride():
                 return labels
             line = compact(labels)
             features = line.numel() == line.size(-1) == tensor.size(-1) if tensor.ndim and line.ndim else False
-            if features and tensor.numel() == labels.numel() and tensor.is_contiguous() and _contiguous(size, stride):
+            if features and tensor.numel() == labels.numel() and tensor.is_contiguous() and contiguous:
                 return line.view(-1).expand(tensor.shape)  # Rows in another arrangement: `view(T * B, H)`.
         flat = self._written_out(key)
         return None if flat is None else flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -121,7 +130,7 @@ class ShadowMemory:
             if labels is not None:
                 # A copy: labels may be a view of another storage's, which can be written to later.
                 kept = compact(labels).to(tensor.device).clone().expand(tensor.shape)
-                self._whole[key] = tuple(tensor.shape), tuple(tensor.stride()), kept
+                self._whole[key] = _Whole(tensor.shape, tensor.stride(), tensor.is_contiguous(), kept)
             return
         if self._written_out(key) is None:
             size = storage.nbytes() // tensor.element_size()
@@ -143,7 +152,7 @@ class ShadowMemory:
 
     def _written_out(self, key: tuple[int, int]) -> torch.Tensor | None:
         if key in self._whole:
-            size, stride, labels = self._whole.pop(key)
+            size, stride, _, labels = self._whole.pop(key)
             flat = torch.zeros(labels.numel(), dtype=torch.int64, device=labels.device)
             flat.as_strided(size, stride).copy_(labels)
             self._flat[key] = flat
@@ -158,15 +167,6 @@ def has_storage(tensor: torch.Tensor) -> bool:
 def storage_id(tensor: torch.Tensor) -> int:
     """Identity of the memory behind a tensor; 0 for one without (`has_storage`)."""
     return int(tensor.untyped_storage()._cdata) if has_storage(tensor) else 0
-
-
-def _contiguous(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    expected = 1
-    for length, step in zip(reversed(size), reversed(stride), strict=True):
-        if length > 1 and step != expected:
-            return False
-        expected *= length
-    return True
 
 
 def _key(tensor: torch.Tensor) -> tuple[int, int]:

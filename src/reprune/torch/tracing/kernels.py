@@ -151,7 +151,7 @@ def _label(tracer: Tracer, weight: torch.Tensor, dim: int, labels: Ids, role: Ro
 def _consumer(tracer: Tracer, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     bias_name = tracer.owner(bias) if bias is not None else None
     for axis, _ in tracer.weight_lines(weight, 1, "reads"):
-        tracer.recording.biases.setdefault(axis, bias_name)
+        tracer.recording.takes_bias(axis, bias_name)
 
 
 def _feature_lines(tracer: Tracer, data: torch.Tensor) -> list[Ids]:

@@ -100,7 +100,7 @@ class Recording:
     rows: dict[str, int] = field(default_factory=dict)
     biases: dict[Axis, str | None] = field(default_factory=dict)
     unbiased: dict[int, tuple[torch.Tensor, list[Axis]]] = field(default_factory=dict)
-    added: dict[Axis, int] = field(default_factory=dict)
+    added: dict[tuple[Axis, str], int] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     pins: list[tuple[Ids, Site, str]] = field(default_factory=list)
     approximate: list[tuple[Ids, Site]] = field(default_factory=list)
@@ -131,13 +131,21 @@ class Recording:
     @contextmanager
     def not_counted(self) -> Iterator[None]:
         """In this context, another pass is traced that does not count in what a call costs, nor for what it returns."""
-        counts = [dict(held) for held in (self.uses, self.rows, self.steps)]
+        counts, added = [dict(held) for held in (self.uses, self.rows, self.steps)], dict(self.added)
         products = list(self.products)
         try:
             yield
         finally:
             self.uses, self.rows, self.steps = counts
+            self.added = added
             self.products = products
+
+    def takes_bias(self, axis: Axis, name: str | None) -> None:
+        """A weight reads along this axis, and this bias is added: it takes up what is folded if it always is."""
+        if name is not None:
+            self.added[axis, name] = self.added.get((axis, name), 0) + 1
+        if self.biases.setdefault(axis, name) != name:
+            self.biases[axis] = None
 
     def keep_equal(self, names: Iterable[str], site: Site) -> None:
         """Layers must keep equal numbers of units, because of what is done at this site."""
@@ -149,6 +157,7 @@ class Recording:
         self.before_feedback = self.couplings.roots(self.couplings.all())
         for counts in (self.uses, self.rows, self.steps):
             counts.clear()
+        self.added.clear()
         self.products.clear()
 
 

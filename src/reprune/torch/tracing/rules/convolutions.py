@@ -38,7 +38,7 @@ def convolution(op: Op) -> Labels:
         if not depthwise:
             # With a stride, the outputs of a transposed convolution have different taps: no bias fits all of them.
             takes = bias is not None and not (transposed and any(step > 1 for step in op.args[3]))
-            tracer.recording.biases.setdefault(axis, tracer.owner(bias) if takes else None)
+            tracer.recording.takes_bias(axis, tracer.owner(bias) if takes else None)
     produced = reading if depthwise else tracer.weight_lines(weight, channels_out, "own")
     if not produced:
         return None
@@ -76,7 +76,7 @@ def _whole_windows(op: Op, units: Labels) -> tuple[Labels, Ids]:
         return units, none
     line = none
     for axis, line in tracer.weight_lines(weight, dim, "reads"):
-        tracer.recording.biases.setdefault(axis, tracer.owner(bias) if bias is not None else None)
+        tracer.recording.takes_bias(axis, tracer.owner(bias) if bias is not None else None)
         for found in lines(units, dim):
             tracer.couple_lines(line, found)
     return None, line

@@ -189,8 +189,10 @@ def unknown(op: Op) -> None:
 
 
 def real_and_complex(op: Op) -> Labels:
-    """Pairs of real numbers seen as complex ones, and back."""
+    """Pairs of real numbers seen as complex ones, which couples them, and back."""
     units = op.tracer.units(op.args[0])
     if units is None:
         return None
-    return units.unsqueeze(-1).expand(op.out.shape) if op.name == "view_as_real" else units.amax(-1)
+    if op.out.is_complex():
+        return op.tracer.couple(*units.unbind(-1))
+    return units.unsqueeze(-1).expand(op.out.shape)

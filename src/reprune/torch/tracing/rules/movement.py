@@ -127,8 +127,8 @@ def _join_pieces(op: Op, whole: torch.Tensor, outputs: Sequence[torch.Tensor]) -
     pieces = [op.tracer.units(tensor) for tensor in outputs]
     held = [piece for piece in pieces if piece is not None and piece.shape == outputs[0].shape]
     if op.tracer.widths.everywhere and len(held) == len(outputs) > 1:
-        joined = op.tracer.join(torch.stack(held), [0])
-        return op.tracer.representatives(whole) if joined else whole
+        op.tracer.join(torch.stack(held), [0])
+        return op.tracer.representatives(whole)
     return whole
 
 
@@ -136,7 +136,7 @@ def note_seams(op: Op, whole: torch.Tensor) -> None:
     """Where a layer is cut at a place that follows from sizes, it is taken in parts: what is left of each is known."""
     at = 2 if op.name in ("split", "split_with_sizes") else 1
     dim = op.arg(at, "dim", -1 if op.name == "glu" else 0)
-    ends = _ends(op, whole.size(dim))
+    ends = _ends(op, whole.size(dim)) if varies(whole, dim) else []
     held = lines(whole, dim) if ends else np.zeros((0, 0), dtype=np.int64)
     if any((line == NONE).any() or len(op.tracer.units_by_layer(torch.from_numpy(line))) > 1 for line in held):
         return

@@ -32,13 +32,13 @@ class _Side:
 
 
 def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, other: torch.Tensor) -> _Side:
-    units, read = tracer.units(tensor), tracer.is_weight(other)
-    if units is not None and read:
+    units = tracer.units(tensor)
+    if units is not None:
         units = without_rows(tracer, units, contracted, free, other)
     if units is not None:
         # A tensor that was made in a size from an attribute has its units along the axis that a weight reads.
         tagged = bool((compact(units) >= TAG).any())
-        tagged_there = tagged and read and _fits_tags(tracer, units, contracted)
+        tagged_there = tagged and tracer.is_weight(other) and _fits_tags(tracer, units, contracted)
         if tagged and not tagged_there:
             units = units.where(units < TAG, NONE)
         if varies(units, contracted) and not several_of_one(tracer, units, contracted):
@@ -258,11 +258,9 @@ def _record_consumer(op: Op, side: _Side, free: int, bias: torch.Tensor | None) 
         fits = name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel()
         rows = op.out.numel() // max(op.out.shape[free], 1)
         for real in tracer.real_axes(axis):
-            tracer.recording.biases.setdefault(real, name if fits and real == axis else None)
+            tracer.recording.takes_bias(real, name if fits and real == axis else None)
             tracer.recording.uses[real[0]] = tracer.recording.uses.get(real[0], 0) + 1
             tracer.recording.rows[real[0]] = tracer.recording.rows.get(real[0], 0) + rows
-        if bias is None and axis in tracer.recording.added:
-            tracer.recording.biases[axis] = None
     if bias is None and free == -1:
         plain = [axis for axis in side.axes if tracer.real_axes(axis) == [axis]]
         tracer.recording.unbiased[storage_id(op.out_tensor)] = (op.out_tensor, plain)
@@ -295,8 +293,8 @@ def _record_bias(tracer: Tracer, axes: Iterable[Axis], name: str | None) -> None
     for axis in axes:
         recording, weight = tracer.recording, tracer.tensors[axis[0]]
         if name is not None and tracer.tensors[name].numel() * weight.shape[axis[1]] == weight.numel():
-            recording.added[axis] = recording.added.get(axis, 0) + 1
-            if recording.added[axis] == recording.uses[axis[0]]:
+            recording.added[axis, name] = recording.added.get((axis, name), 0) + 1
+            if recording.added[axis, name] == recording.uses[axis[0]]:
                 recording.biases[axis] = name
 
 

@@ -33,7 +33,7 @@ def over_dims(dims_at: int = 1, *, sums: bool = False, reduces: bool = True) -> 
         small = compact(found)
         if not dims:
             return found
-        return small.amax(dims, keepdim=not reduces or op.out_tensor.ndim == found.ndim)
+        return small.amax(dims, keepdim=op.out_tensor.ndim == found.ndim)
 
     return rule
 
@@ -78,7 +78,8 @@ def along_last(op: Op) -> Labels:
     units = op.tracer.units(op.args[0])
     if units is not None and varies(units, -1):
         op.pin(f"'{op.name}' runs over its units")
-    return None
+        return None
+    return None if units is None else compact(units).amax(-1, keepdim=True).expand(op.out_tensor.shape)
 
 
 def where_not_zero(op: Op) -> None:

@@ -38,7 +38,8 @@ MOVES: dict[str, Rule] = {
         "split_with_sizes_copy", "squeeze_copy", "t_copy", "transpose_copy", "unbind_copy", "unsqueeze_copy",
     ), move(0)),
     **dict.fromkeys(("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter"), move(0, 1)),
-    **dict.fromkeys(("index_copy", "masked_scatter"), move(0, 3)),
+    "index_copy": move(0, 3),
+    "masked_scatter": move(0, 2),
     "pixel_shuffle": pixel_shuffle,
     "copy": copy,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from reprune.core.layers import Consumer, Span, Structure
 from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.recording import State
 from tests.helpers.torch_oracle import check_oracle, random_plans
-from tests.helpers.torch_tracing import Bench
+from tests.helpers.torch_tracing import Bench, size
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 Axes = dict[tuple[str, int], tuple[str, tuple[Span, ...]]]
@@ -215,6 +215,15 @@ def test_states_that_are_given(made: str, coupled: Any, outside: Any) -> None:
     assert structure.outside_states == outside
 
 
+def test_a_kernel_reads_units() -> None:
+    for module, weight in ((nn.GRU(4, 3).double(), "weight_ih_l0"), (nn.RNNCell(4, 3).double(), "weight_ih")):
+        bench = Bench(module)
+        a = bench.layer("a", 4)
+        bench.run(module, bench.holding(a, 2, 4))
+        assert bench.along(weight, 1) == a.tolist()
+        assert bench.apart(a)
+
+
 def test_whoever_reads_an_input_is_remembered() -> None:
     """A tensor from outside the call may be a state: labels of a weight's axis tell which of its columns it reads."""
     for module, weight, axis in (
@@ -254,3 +263,27 @@ def test_stacked_states_that_are_used_keep_their_layers_equal() -> None:
     for used in (moved, state):
         bench.run(lambda s: s.sum(0), used)
     assert bench.recording.count_coupled == [["a", "b"]] * 2
+
+
+def test_first_states_of_units_and_of_sizes() -> None:
+    reason = "its initial state is joined of units and of something whose size does not follow"
+    for cell in (False, True):
+        for state, coupled, sized, pinned, outside in (
+            (lambda a: a, 4, False, False, False),
+            (lambda a: torch.cat([a[..., :3], torch.randn(*a.shape[:-1], 1).double()], -1), 3, False, True, True),
+            (lambda a: torch.zeros(*a.shape[:-1], size("n", 4)).double(), 0, True, False, True),
+            (lambda a: torch.randn(*a.shape[:-1], 4).double(), 0, False, False, True),
+        ):
+            module = (nn.GRUCell if cell else nn.GRU)(5, 4).double()
+            bench = Bench(module)
+            a = bench.layer("a", 4)
+            given = bench.holding(a, *(() if cell else (1,)), 3, 4)
+            x = torch.randn(*(() if cell else (2,)), 3, 5).double()
+            bench.run(lambda g, x, module=module, state=state: module(x, state(g)), given, x)
+            layer = bench.recording.layers[":l0"]
+            assert bench.roots(layer.labels).tolist()[:coupled] == a.tolist()[:coupled]
+            assert bench.apart(torch.from_numpy(layer.labels))
+            assert bench.sizes == ({("self.n", 1, tuple(layer.labels.tolist()))} if sized else set())
+            assert not any(use.firm for use in bench.recording.sizes)
+            assert (reason in bench.pins) == pinned
+            assert bench.recording.outside_states == ({":l0"} if outside else set())

@@ -42,7 +42,7 @@ def trace_sequence(cell: str) -> Callable[[Tracer, Sequence[Any], Any], None]:
         states = list(hx) if cell == "lstm" else [hx]
         directions = 2 if bidirectional else 1
         per_piece = len(weights) // (num_layers * directions)
-        steps = data.shape[0] if packed else data.numel() // data.shape[-1]
+        steps = data.numel() // data.shape[-1]
         pieces = []
         below = _feature_lines(tracer, data)
         for level in range(num_layers):

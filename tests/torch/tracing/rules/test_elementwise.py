@@ -195,6 +195,7 @@ SCALED: dict[str, tuple[Callable[[Any], Tensor], set[tuple[str, int]], bool]] = 
     "root": (lambda m: m.w.sqrt(), set(), True),
     "exponential": (lambda m: m.w.exp(), set(), False),
     "one more": (lambda m: m.w + 1, set(), False),
+    "a learned number more": (lambda m: m.w + m.one, set(), False),
     "whole numbers": (lambda m: m.w // 2, set(), True),
 }
 

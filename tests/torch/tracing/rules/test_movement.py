@@ -212,6 +212,16 @@ def test_cuts(use: Callable[[Tensor], Any], pinned: str, equal: bool, suspicious
     assert bench.apart(a, b)
 
 
+def test_rows_of_layers_one_above_the_other_are_no_cut() -> None:
+    bench = Bench()
+    a, b = bench.layer("a", 4), bench.layer("b", 4)
+    rows = bench.holding(torch.stack([a, b]), 3, 2, 4)
+    bench.run(lambda h: (h[:, 0], h.unbind(1), h.chunk(2, 1)), rows)
+    assert not bench.recording.count_coupled
+    assert not bench.recording.suspects
+    assert not bench.pins
+
+
 SEAMS: dict[str, tuple[Callable[[Tensor], Any], list[int], int]] = {
     # Of six units: what is done, before which units it cuts, and into how many pieces that stay equal.
     "halves": (lambda h: h.chunk(2, -1), [3], 2),
@@ -369,6 +379,7 @@ HEADS: dict[str, tuple[Callable[[Tensor], Any], list[int]]] = {
     "numbers": (lambda h: h.view(2, 6, 3, 4), list(range(1, 13))),
     "one head": (lambda h: h.view(2, 6, -1, 12), list(range(1, 13))),
     "steps apart": (lambda h: h.view(2, 2, -1, 12), list(range(1, 13))),
+    "a part of them, over steps": (lambda h: h[..., :6].contiguous().view(12, -1), list(range(1, 13))),
     "equal pieces": (lambda h: h.chunk(3, -1), [1, 2, 3, 4] * 3),
     "pieces of a number": (lambda h: h.split(6, -1), [1, 2, 3, 4, 5, 6] * 2),
     "unequal pieces": (lambda h: h.split(5, -1), list(range(1, 13))),

@@ -171,6 +171,20 @@ def test_products_of_units() -> None:
     assert not bench.pins
 
 
+def test_a_dot_product_multiplies_once_for_each_unit() -> None:
+    bench, _, a, h = bench_of()
+    bench.run(lambda h: torch.dot(h[0, 0], h[0, 1]), h)
+    assert multiplied(bench) == [(4, [a.tolist()])]
+
+
+def test_a_weight_whose_elements_are_in_no_order_pins_what_it_reads() -> None:
+    bench, model, a, h = bench_of()
+    order = torch.tensor([5, 2, 9, 0, 7, 11, 1, 3, 10, 4, 8, 6])
+    bench.run(lambda h: F.linear(h, model.w.flatten()[order].view(3, 4)), h)
+    assert bench.pins == {"multiplied by a weight that was computed in an unknown way": set(a.tolist())}
+    assert not [axis for axis, line in bench.recording.axes.items() if set(bench.roots(line)) & set(a.tolist())]
+
+
 def test_dots_and_distances_couple_what_they_compare() -> None:
     for use, direct in (
         (lambda x, y: torch.dot(x[0, 0], y[0, 0]), 2),
@@ -238,7 +252,8 @@ def test_a_sum_over_one_of_two_axes_of_units_is_lost() -> None:
         assert reason == "units lie along both axes of a matrix, and a product sums over one of them"
         assert site.operation == "mm"
     bench.tracer.lost.clear()
-    bench.run(lambda x: x @ torch.ones(4, 3).double(), bench.holding(a, 2, 4))
+    for use in (lambda x: x @ torch.ones(4, 3).double(), lambda x: torch.ones(3, 4).double() @ x.t()):
+        bench.run(use, bench.holding(a, 2, 4))
     assert not bench.tracer.lost
 
 
@@ -288,6 +303,7 @@ def test_states_made_in_a_size_have_their_units_where_a_weight_reads() -> None:
         rows, read = bench.along("w", 0), bench.along("w", 1)
         assert bench.found(made) == [rows] * len(made)
         assert {labels for _, _, labels in bench.sizes} == ({tuple(read)} if sized else set())
+        assert multiplied(bench) == [(len(made) * 3 * 4, [rows, read])]
     # Among all widths, too, a size of another axis makes no units.
     bench = Bench(Weights(), ALL)
     model = bench.model
@@ -310,6 +326,15 @@ def test_learned_states_beside_units_are_read_with_them() -> None:
     assert bench.along("wide", 1) == [*a.tolist(), *start]
     assert bench.recording.roles["start", 1] == {"follows"}
     assert bench.apart(a)
+
+
+def test_units_that_all_go_together_are_read_as_units() -> None:
+    """Coupled as they are, they do not pass through: a weight reads a column for each."""
+    bench, model, a, h = bench_of()
+    bench.recording.couplings.union(a[:3].numpy(), a[1:].numpy())
+    out = bench.run(lambda h: F.linear(h, model.w), h)
+    assert bench.along("w", 1) == [int(a[0])] * 4
+    assert bench.found(out) == torch.tensor(bench.along("w", 0)).expand(2, 6, 3).tolist()
 
 
 def test_a_single_unit_is_summed_over() -> None:

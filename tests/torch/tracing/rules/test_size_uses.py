@@ -25,6 +25,12 @@ class Start(nn.Module):
         self.start, self.narrow = nn.Parameter(torch.randn(1, 6)), nn.Parameter(torch.randn(1, 1))
 
 
+def steps_written(h: Tensor) -> Tensor:
+    held = h.new_zeros(2, 4, N)
+    held[:, 1:] = h[:, 1:]
+    return held
+
+
 # What is done with six units (2, 4, 6), and which sizes (name, factor) are the number of which.
 USES: dict[str, tuple[Callable[[Tensor], Any], set[tuple[str, int, tuple[int, ...]]]]] = {
     "view": (lambda h: h.view(8, N), {("self.n", 1, ALL)}),
@@ -54,6 +60,7 @@ USES: dict[str, tuple[Callable[[Tensor], Any], set[tuple[str, int, tuple[int, ..
     "narrow by name": (lambda h: h.narrow(dim=2, start=M, length=2 * M), {
         ("self.m", 1, FIRST), ("self.m", 2, (3, 4, 5, 6)),
     }),
+    "windows": (lambda h: h.unfold(2, M, M), set()),
     "split": (lambda h: h.split(M, -1), {("self.m", 1, FIRST), ("self.m", 1, (3, 4)), ("self.m", 1, LAST)}),
     "split by name": (lambda h: h.split(split_size=M, dim=2), {
         ("self.m", 1, FIRST), ("self.m", 1, (3, 4)), ("self.m", 1, LAST),
@@ -85,6 +92,8 @@ USES: dict[str, tuple[Callable[[Tensor], Any], set[tuple[str, int, tuple[int, ..
     "an index that is expanded": (
         lambda h: h.gather(1, torch.zeros(2, 1, 1).long().expand(-1, -1, N)), {("self.n", 1, ALL)},
     ),
+    "zeros that units are written into": (lambda h: h.new_zeros(2, 4, N).copy_(h), {("self.n", 1, ALL)}),
+    "zeros that some steps are written into": (steps_written, {("self.n", 1, ALL)}),
     "nothing": (lambda h: h.view(8, 6)[:, :6] + torch.zeros(8, 6), set()),
     "a size of something without units": (lambda h: torch.ones(2, 6).view(N, 2), set()),
 }  # fmt: skip

@@ -166,7 +166,7 @@ def _ends(op: Op, size: int) -> list[int]:
 def _check_cut(op: Op, whole: torch.Tensor, before: dict[str, Ids], after: dict[str, Ids]) -> None:
     layers, widths = op.tracer.layers, op.tracer.widths
     for name, units in after.items():
-        if len(units) < len(before[name]) and len(before[name]) > 1:
+        if len(units) < len(before[name]):
             if name in widths.layers and widths.cut(name, _members(op.tracer, layers[name].labels, units)):
                 continue
             if is_part(op.tracer.recording.seams, layers[name].labels, units):

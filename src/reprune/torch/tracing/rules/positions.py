@@ -9,7 +9,6 @@ from torch import nn
 
 from reprune.torch.tracing.labels import NONE, TAG, Ids, compact, lines, varies
 from reprune.torch.tracing.recording import Axis
-from reprune.torch.tracing.rules.op import Labels
 from reprune.torch.tracing.tracer import Tracer
 
 
@@ -33,7 +32,7 @@ def rows_of_buffers(tracer: Tracer, labels: Ids) -> NDArray[np.bool_]:
     return np.isin(couplings.space(units), list(trained[False] - trained[True])) & (units > NONE)
 
 
-def without_rows(tracer: Tracer, units: torch.Tensor, contracted: int, free: int, weight: torch.Tensor) -> Labels:
+def without_rows(tracer: Tracer, units: torch.Tensor, contracted: int, free: int, weight: torch.Tensor) -> torch.Tensor:
     """Units without rows of constant matrices that stand beside them, along an axis that a weight does not contract."""
     if not reads_buffers(tracer) or not isinstance(_owned(tracer, weight), nn.Parameter):
         return units
@@ -44,8 +43,7 @@ def without_rows(tracer: Tracer, units: torch.Tensor, contracted: int, free: int
     if not varies(positions, free) or varies(positions, contracted):
         return units
     tracer.recording.positions.append(np.unique(values[rows.cpu().numpy()]))
-    left = small.where(~rows, NONE)
-    return left.expand(units.shape) if bool((left > NONE).any()) else None
+    return small.where(~rows, NONE).expand(units.shape)
 
 
 def mixed(tracer: Tracer, units: torch.Tensor, dim: int, matrix: torch.Tensor) -> torch.Tensor:

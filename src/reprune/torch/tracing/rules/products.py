@@ -35,7 +35,6 @@ def _side(tracer: Tracer, tensor: torch.Tensor, contracted: int, free: int, othe
     units = tracer.units(tensor)
     if units is not None:
         units = without_rows(tracer, units, contracted, free, other)
-    if units is not None:
         # A tensor that was made in a size from an attribute has its units along the axis that a weight reads.
         tagged = bool((compact(units) >= TAG).any())
         tagged_there = tagged and tracer.is_weight(other) and _fits_tags(tracer, units, contracted)

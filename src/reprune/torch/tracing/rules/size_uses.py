@@ -14,7 +14,7 @@ from reprune.torch.tracing.tracer import Tracer
 
 _FACTORIES = {"zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0,
               "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1, "new": 1}  # fmt: skip
-_SIZED_VIEWS = {"view", "reshape", "expand", "unflatten", "broadcast_to"}
+_SIZED_VIEWS = {"view", "reshape", "expand", "broadcast_to"}
 _CUTS = {"split", "narrow", "__getitem__"}
 _ARITHMETIC = {"div", "truediv", "rdiv", "rtruediv", "true_divide", "divide", "mul", "rmul", "multiply", "pow", "rpow"}
 _NORMS = {"layer_norm", "rms_norm"}
@@ -91,7 +91,7 @@ def given_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Se
 
 def _shape(tracer: Tracer, tensor: torch.Tensor, sizes: Sequence[Any]) -> None:
     """The last of these sizes are those of the tensor's axes."""
-    for axis, size in enumerate(sizes[-tensor.ndim :] if len(sizes) >= tensor.ndim > 0 else ()):
+    for axis, size in enumerate(sizes[-tensor.ndim :]):
         _along(tracer, tensor, axis, size)
 
 

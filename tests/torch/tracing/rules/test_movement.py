@@ -306,6 +306,8 @@ def test_views_keep_rows_of_weights_aligned() -> None:
     """What no layer holds may be units of a cell written by hand: rows above each other are remembered."""
     bench = Bench()
     own = torch.from_numpy(bench.recording.couplings.new(6))
+    bench.run(lambda h: h.view(2, 1, 6), bench.holding(own, 2, 6))
+    assert not bench.recording.aligned
     bench.run(lambda h: h.view(2, 2, 3), bench.holding(own, 2, 6))
     assert [rows.tolist() for rows in bench.recording.aligned] == [
         [[1, 4], [2, 5], [3, 6]],

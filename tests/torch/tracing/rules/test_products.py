@@ -183,6 +183,9 @@ def test_a_weight_whose_elements_are_in_no_order_pins_what_it_reads() -> None:
     bench.run(lambda h: F.linear(h, model.w.flatten()[order].view(3, 4)), h)
     assert bench.pins == {"multiplied by a weight that was computed in an unknown way": set(a.tolist())}
     assert not [axis for axis, line in bench.recording.axes.items() if set(bench.roots(line)) & set(a.tolist())]
+    bench.recording.pins.clear()
+    bench.run(lambda: F.linear(torch.ones(2, 4).double(), model.w.flatten()[order].view(3, 4)))
+    assert not bench.pins
 
 
 def test_dots_and_distances_couple_what_they_compare() -> None:

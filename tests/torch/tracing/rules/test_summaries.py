@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from reprune.torch.tracing.labels import storage_id
 from reprune.torch.tracing.rules.table import class_of, is_view, rule_of
 from tests.helpers.torch_tracing import Bench
 
@@ -125,6 +126,16 @@ def test_units_that_meet_what_others_were_lost_in() -> None:
     assert bench.apart(a, b)
 
 
+def test_what_is_known_of_a_tensor_is_not_taken_for_that_of_another() -> None:
+    """Its memory is held on to, or a tensor made later could get it."""
+    for use, known in ((lambda h: h.softmax(-1).sum(), "lost"), (lambda h: h.mean(), "summaries")):
+        bench, _, _, h = bench_of()
+        bench.run(use, h)
+        others = [torch.zeros(shape).double() for shape in ((), (2, 6, 4)) for _ in range(50)]
+        assert getattr(bench.tracer, known)
+        assert not getattr(bench.tracer, known).keys() & {storage_id(other) for other in others}
+
+
 def test_constant_matrices_make_positions() -> None:
     """Rows of an adjacency are nodes, not units: they go where a weight reads features."""
     bench, model, a, h = bench_of()
@@ -134,6 +145,10 @@ def test_constant_matrices_make_positions() -> None:
     spread = bench.run(lambda x: model.near @ x, torch.randn(2, 6, 4).double())
     rows = bench.along("near", 0)
     assert bench.found(spread) == torch.tensor(rows)[:, None].expand(2, 6, 4).tolist()
+    # No weight: they pass through.
+    again = bench.run(lambda s: s @ torch.ones(4, 3).double(), spread)
+    assert bench.found(again) == torch.tensor(rows)[:, None].expand(2, 6, 3).tolist()
+    assert not bench.recording.positions
     made = bench.run(lambda s: F.linear(s, model.w), spread)
     assert bench.found(made) == torch.tensor(bench.along("w", 0)).expand(2, 6, 3).tolist()
     assert {tuple(labels.tolist()) for labels in bench.recording.positions} == {tuple(rows)}

@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.core.errors import RepruneError
-from reprune.core.layers import Extent, Layer, Pin, Port, Site, Slot, Span, checked_scope, least_of, spans_of
+from reprune.core.layers import (
+    Extent,
+    Layer,
+    Pin,
+    Port,
+    Site,
+    SizeAttribute,
+    Slot,
+    Span,
+    Structure,
+    checked_scope,
+    least_of,
+    spans_of,
+)
 from tests.helpers.builders import stack
 
 SPAN = st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 4), st.integers(1, 3))
@@ -77,6 +90,12 @@ def test_the_whole_of_a_part_and_what_must_stay():
     structure = replace(stack((4,)).structure, layers=layers)
     assert [layer.whole for layer in layers.values()] == ["a", "b", "c"]
     assert [least_of(structure, names) for names in (["a:0-1"], ["a:0-1", "b"], ["b", "c"])] == [1, 2, 2]
+
+
+def test_what_is_not_said():
+    assert Layer("a", "lstm", 2) == Layer("a", "lstm", 2, None, None, False, None, 1)
+    assert SizeAttribute("", (), Extent(1)) == SizeAttribute("", (), Extent(1), 1, 1)
+    assert Structure({}, (), {}, ()) == Structure({}, (), {}, (), (), (), (), 1.0, 0)
 
 
 def test_scopes():

@@ -262,6 +262,14 @@ def test_a_header_that_nothing_confirms_is_no_record(path):
     assert skipped == 1
 
 
+def test_a_header_of_more_than_protobuf_allows_is_stepped_over(path):
+    """It is no record where one is looked for."""
+    damaged = _flip(0, _flip(13, FRAMED[0])) + _claim(1 << 31)
+    records, skipped = skim(path, damaged + FRAMED[1] + FRAMED[2])
+    assert_same(records, RECORDS[1:3])
+    assert skipped == 1
+
+
 def test_damaged_data_after_a_damaged_header_is_a_record_of_its_own(path):
     damaged = _flip(0, _flip(13, FRAMED[1])) + _flip(13, FRAMED[2])
     records, skipped = skim(path, FRAMED[0] + damaged + FRAMED[3])

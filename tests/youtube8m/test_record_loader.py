@@ -102,6 +102,16 @@ def _as_worker(monkeypatch, data: RecordDataset, worker: int, workers: int) -> l
         return [item if isinstance(item, int) else data.open(item) for item in items]
 
 
+def test_what_a_given_up_pass_sent_is_filled_again(tmp_path, monkeypatch):
+    write_shards(tmp_path, [9])
+    data, info = dataset(tmp_path), type("Info", (), {"id": 0, "num_workers": 1})
+    monkeypatch.setattr("reprune.youtube8m.torch_loader.get_worker_info", lambda: info)
+    for _ in range(2):
+        assert [sent.frames.slot for sent in data] == [0, 1, 2]
+    assert RecordLoader(data, workers=1)._loader.persistent_workers
+    assert not RecordLoader(data)._loader.persistent_workers
+
+
 def test_real_workers_read_once_and_live_on(tmp_path):
     records = write_shards(tmp_path, [9, 10, 4])
     loader = RecordLoader(dataset(tmp_path), workers=2)

@@ -136,6 +136,9 @@ def test_parts_share_a_file_out(tmp_path, monkeypatch):
             assert_same(list(read_records(path, FEATURES, part=(part, parts))), records[part::parts])
             # Of the others, only the headers are read.
             assert [data for data in summed if len(data) > 8] == payloads[part::parts]
+    summed.clear()
+    assert count_records(path) == 11
+    assert {len(data) for data in summed} == {8}
 
 
 def test_paths_and_globs(tmp_path, monkeypatch):

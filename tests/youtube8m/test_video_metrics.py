@@ -171,6 +171,7 @@ def test_no_positives_and_no_videos():
     metrics.update(np.ones((0, 3)), np.ones((0, 3)))
     with pytest.raises(ValueError, match="no video was seen"):
         metrics.compute()
+    assert gap(np.ones((0, 3)), np.ones((0, 3))) == 0.0
     metrics.update(np.eye(3), np.eye(3))
     assert metrics.compute() == dict.fromkeys(NAMES, 1.0)
 

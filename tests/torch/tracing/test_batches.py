@@ -113,6 +113,8 @@ def test_a_forward_that_would_run_on_something_else_is_told_so() -> None:
         reprune.torch.inspect(
             Classifier(), [{"x": {"y": X.numpy()}}], forward=lambda model, batch: model(batch["x"]["y"])
         )
+    with pytest.raises(BatchError, match=r"runs on tensors, with forward=lambda model, batch: model\(\*batch\[:2\]\)"):
+        reprune.torch.inspect(WithLengths(), [(X.numpy(), LENGTHS.numpy(), Y.numpy())])
     with pytest.raises(BatchError, match=r"runs on batches of sequences \(one more axis in front\): convert"):
         reprune.torch.inspect(Classifier(), [([X[0]],)], forward=lambda model, batch: model(batch[0][0]))
 

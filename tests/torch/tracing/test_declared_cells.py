@@ -96,6 +96,9 @@ def test_what_is_declared_is_the_structure() -> None:
     assert {(consumer.tensor, consumer.axis, consumer.bias) for consumer in structure.consumers} == {
         ("one.u", 1, None), ("two.u", 1, None), ("out.weight", 1, "out.bias"),
     }  # fmt: skip
+    assert {(size.owner, size.path): size.extent.layers for size in structure.sizes} == {
+        (name, ("hidden",)): ((f"{name}:l0", 1),) for name in ("one", "two")
+    }
     # Two sequences of four steps.
     macs = sum(c.rows * np.prod([extent(structure.counts()) for extent in c.extents]) for c in structure.contractions)
     assert macs == 2 * 4 * (32 * 5 + 32 * 8 + 28 * 8 + 28 * 7) + 2 * 3 * 7

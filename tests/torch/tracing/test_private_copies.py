@@ -311,6 +311,11 @@ def test_copies_of_what_cannot_be_copied_keep_its_shape() -> None:
     assert copied["list"][0] is copied["list"][1][0] is not shared
     assert type(copied["list"][1]) is tuple
     assert copied[3] is value[3]
+    for circle in ([shared], {0: shared}):
+        circle.append(circle) if isinstance(circle, list) else circle.update({1: circle})
+        copied = fresh(circle)
+        assert copied[1] is copied
+        assert copied[0] is not shared
 
 
 def test_batch_cut_from_a_large_tensor_is_copied_alone():

@@ -38,6 +38,13 @@ class Flat(Tagger):
         return super().forward(x)[0].flatten(0, 1)
 
 
+class Beside(Tagger):
+    """Something else is handed in, as long as it likes."""
+
+    def forward(self, x: Any, more: Any) -> Any:
+        return super().forward(x)[0] + more.mean()
+
+
 class Mixing(Tagger):
     """Sequences of a batch see each other."""
 
@@ -70,6 +77,9 @@ CASES = {
     "many steps, time first": (Tagger(False), LONG.transpose(0, 1), 1, (STEPS, SEQUENCES, 4)),
     "lengths of many steps": (Tagger(), (LONG, torch.full((70,), 3 * STEPS)), 0, (SEQUENCES, 3 * STEPS, 4)),
     "as many steps as places": (Placed(), LONG, 0, (SEQUENCES, 3 * STEPS, 4)),
+    "steps that something else may count": (Beside(), (LONG, torch.ones(3 * STEPS)), 0, (SEQUENCES, 3 * STEPS, 4)),
+    "no steps in something else": (Beside(), (LONG, torch.ones(70, 2)), 0, (SEQUENCES, 3 * STEPS, 4)),
+    "steps in something else": (Beside(), (LONG, torch.ones(70, 3 * STEPS)), 0, (SEQUENCES, STEPS, 4)),
     "sequences that see each other": (Mixing(), X, None, (20, 30, 4)),
     "few sequences": (Tagger(), X[:4], None, (4, 30, 4)),
 }
@@ -84,6 +94,25 @@ def test_what_is_left_of_a_batch(name: str) -> None:
         next(iter(few.values()) if isinstance(few, dict) else iter([few[0] if isinstance(few, tuple) else few])).shape
         == shape
     )
+
+
+SEEN: list[tuple[int, ...]] = []
+
+
+def test_the_model_sees_what_is_left_last() -> None:
+    """What it keeps outside of itself is of the shape to be traced."""
+
+    class Seen(Tagger):
+        def forward(self, x: Any) -> Any:
+            SEEN.append(tuple(x.shape))
+            return super().forward(x)[0]
+
+    SEEN.clear()
+    few, _ = shortened(Seen().eval(), X)
+    assert SEEN[-1] == tuple(few.shape)
+    SEEN.clear()
+    shortened(Seen().eval(), X[:4, :5])
+    assert not SEEN
 
 
 def test_packs_are_left_whole() -> None:

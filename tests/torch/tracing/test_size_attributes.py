@@ -91,7 +91,7 @@ def test_a_product_is_read_as_what_is_known_of_its_factors() -> None:
     assert (size.extent, size.times, size.divisor) == (Extent(0, (("a", 2),)), 1, 8)
 
 
-PLACES = [*A, *B, *A, *B]
+PLACES = [*A, *B, *A, *B, None, None]
 ON_A, ON_B, BOTH = np.arange(8), np.arange(8, 13), np.arange(13)
 
 
@@ -147,6 +147,8 @@ def test_attributes_that_are_taken_as_sizes_or_follow_others() -> None:
         (n, expression({half: 2})),
     ):  # fmt: skip
         assert followed(one, other) == alone
+    # A length without units is nothing to follow.
+    assert followed(expression({half: 2}), Expression({AxisSize(np.arange(26, 28)): Fraction(1)})) == alone
     # Of a length of units, as of an attribute: 12 of `half * 3` for 8 units.
     (size,) = bonds_of(steady=[(expression({half: 3}), Expression({AxisSize(ON_A): Fraction(2)}))])[2]
     assert (size.extent.layers, Fraction(size.times, size.divisor)) == ((("a", 1),), Fraction(2, 3))

@@ -37,7 +37,7 @@ class Model(nn.Module):
         self.n, self.m, self.one, self.name, self.flag = 12, 4, 1, "12", True
         self.pair, self.shape = (5, "x", 6), Shape(8, 1)
         self.held: Any = {"list": [9, [10]], "deep": [[[[11]]]], "deeper": [[[[[11]]]]]}
-        self.config = SimpleNamespace(size=np.int64(13), again=self.held)
+        self.config = SimpleNamespace(size=np.int64(13), again=self.held, rows=[[[15], [[16]]]])
         self.part = nn.Linear(3, 2)
         self.part.extra = 14
         self.call = lambda: 3
@@ -46,6 +46,7 @@ class Model(nn.Module):
 SIZES = {
     ("n",): 12, ("m",): 4, ("pair",): (5, "x", 6), ("shape",): Shape(8, 1), ("held", "list", 0): 9,
     ("held", "list", 1, 0): 10, ("config", "size"): 13,
+    ("config", "rows", 0, 0, 0): 15,
 }  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def test_every_integer_of_a_module_is_tagged_and_put_back() -> None:
         assert terms(model.pair[2]) == ({"pair.2": 1}, 0)
         assert [type(value) for value in (model.one, model.flag, model.OF_CLASS)] == [int, bool, int]
         # As deep as five below the module, and no deeper.
+        assert type(model.config.rows[0][1][0][0]) is int
         assert type(model.held["deep"][0][0][0][0]) is int
         ((term, _),) = model.part.in_features.expression.terms.items()
         assert (term.owner, term.path, term.value) == ("part", ("in_features",), 3)

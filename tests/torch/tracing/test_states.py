@@ -14,6 +14,7 @@ import reprune.torch
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.torch.tracing.leaves import leaves, replaced
+from reprune.torch.tracing.record import record
 from tests.helpers.torch_oracle import assert_close, prepared, random_plans
 from tests.helpers.torch_zoo.carried import STREAMS, GruBase, Stream
 
@@ -177,6 +178,120 @@ def test_kept_states_go_on_from_where_they_were(kind: type[nn.Module], used: boo
             assert_close(small(x), masked(x), f"call {call}")
 
 
+KEPT_AT: dict[type[nn.Module], list[tuple[Any, ...]]] = {
+    Keeps: [("state",)], KeepsInList: [("_states", 0), ("_states", 1)], KeepsInDict: [("cache", "h")],
+    KeepsInBuffer: [("_buffers", "state")], WritesIntoBuffer: [], KeepsPlainTensor: [("h",)],
+    KeepsWrittenState: [("state",)], KeepsInObject: [("holder", "h"), ("last", 0), ("last", 1)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_where_states_are_kept(kind: type[nn.Module]) -> None:
+    structure = reprune.torch.trace(seeded(kind), inputs(4))
+    # A buffer that is written into is cut like a weight.
+    assert [port.path for port in structure.kept_states] == [("", *path) for path in KEPT_AT[kind]]
+    first = {name: [0] for name in structure.layers}
+    assert all(one.stay(first)[0].tolist() == [*range(1, 8)] for one in structure.kept_states)
+    assert structure.written == (("state",) if "Buffer" in kind.__name__ else ())
+    assert not structure.states
+
+
+def states_of(name: str) -> tuple[nn.Module, tuple[Any, ...], Structure]:
+    model, batch = seeded(STREAMS[name].build), (inputs(3), *doubled(STREAMS[name].states(3)))
+    return model, batch, reprune.torch.trace(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("CellStep", [(("h",), (1,)), (("c",), (2,))]),
+        ("DictStep", [(("state", "h"), (1, "h")), (("state", "c"), (1, "c"))]),
+        ("PackedInSplitOut", [(("state",), (1, 0)), (None, (1, 1))]),
+        ("StackOfCellsStep", [(("state",), (1,))]),
+    ],
+)
+def test_which_state_comes_back_where(name: str, pairs: Any) -> None:
+    _, _, structure = states_of(name)
+    assert [
+        (state.given and state.given.path, state.returned and state.returned.path) for state in structure.states
+    ] == pairs
+    assert not structure.outside_states
+
+
+class ReadsBoth(GruBase):
+    """A weight reads the units, and likewise what the caller hands in."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.out(self.cell(x)) + self.out(z)
+
+
+def test_what_one_weight_reads_like_the_units_is_cut_with_them() -> None:
+    model, given = seeded(ReadsBoth), (inputs(3), torch.randn(3, 8).double())
+    structure = found(model, *given)
+    assert structure.prunable == ("cell:l0",)
+    assert [state.given and state.given.path for state in structure.states] == [("z",)]
+    plan = random_plans(structure, 1)[0]
+    assert_close(reprune.torch.apply(model, plan)(*given), reprune.torch.mask(model, plan)(*given), "output")
+
+
+class ReadsToo(GruBase):
+    """What starts the cell is read by another weight, which has nothing to do with the cell's units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.out(self.cell(x, z)) + self.other(z)
+
+
+def test_a_start_that_something_else_reads_is_cut_at_the_cell() -> None:
+    model, given = seeded(ReadsToo), (inputs(3), torch.randn(3, 8).double())
+    structure = found(model, *given)
+    assert structure.prunable == structure.outside_states == ("cell:l0",)
+    assert not structure.states
+    plan = random_plans(structure, 1)[0]
+    assert_close(reprune.torch.apply(model, plan)(*given), reprune.torch.mask(model, plan)(*given), "output")
+
+
+def test_the_call_after_the_example() -> None:
+    model, (x, h, c), _ = states_of("CellStep")
+    after = record(model, (x, h, c)).next_call
+    assert (after.pairs, after.keeps, after.everywhere, after.instead) == (
+        {("h",): (1,), ("c",): (2,)},
+        False,
+        False,
+        {},
+    )
+    out = model(x, h, c)
+    again = after(model, out, lambda: model(x, h, c))
+    assert_close(torch.cat(again, 1), torch.cat(model(x, *out[1:]), 1), "the second call")
+    # Where the caller puts states together, nobody else can; where modules keep them, it is called once more.
+    model, batch, _ = states_of("PackedInSplitOut")
+    assert record(model, batch).next_call(model, model(*batch), lambda: 1 / 0) is None
+    keeper = seeded(Keeps)
+    after = record(keeper, x).next_call
+    assert (after.pairs, after.keeps) == ({}, True)
+    assert after(keeper, None, lambda: "called") == "called"
+    left = seeded(lambda: LeftOut("pair"))
+    after = record(left, x).next_call
+    assert after.pairs == {("extra", 0): (1, 0), ("extra", 1): (1, 1)}
+    out = left(x)
+    again = after(left, out, lambda: left(x))
+    assert_close(again[0], left(x, out[1])[0], "the second call")
+    assert record(left, (x,), lambda net, batch: net(*batch)).next_call.everywhere
+
+
+def test_one_tensor_given_twice_is_two_states() -> None:
+    model, (x, h, _), _ = states_of("CellStep")
+    structure = reprune.torch.trace(model, (x, h, h))
+    assert [state.given.path for state in structure.states if state.given] == [("h",), ("c",)]
+    # What the caller hands in for every unit and does not get back.
+    (scale,) = reprune.torch.trace(seeded(PartlyScaled), (x, torch.randn(3, 8).double())).states
+    assert scale.given is not None
+    assert (scale.given.path, scale.given.axis, scale.returned) == (("scale",), 1, None)
+
+
 def test_models_whose_states_stay_as_they_were_are_called_as_they_were() -> None:
     case = next(iter(STREAMS.values()))
     model = seeded(case.build)
@@ -209,6 +324,30 @@ class Block(nn.Module):
         return self.out(self.rnn(x)[0]), x
 
 
+class DeepBlock(Block):
+    """The same, with a layer in between: what it reads is made of the input alone, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.two(torch.relu(self.one(x))) * mask
+        return self.out(self.rnn(x)[0]), x
+
+
+class DeepStep(nn.Module):
+    """One step of a cell whose change is made of input and state by two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5 + 8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = h + self.two(torch.tanh(self.one(torch.cat([x, h], 1))))
+        return self.out(h), h
+
+
 class Encoder(nn.Module):
     """Returns all of its responses beside the state that it takes: those are features."""
 
@@ -227,12 +366,21 @@ def test_an_input_that_is_added_to_units_pins_them() -> None:
     assert __file__ in pin.site.location
 
 
-def test_a_block_is_no_recurrent_layer() -> None:
+@pytest.mark.parametrize("kind", [Block, DeepBlock])
+def test_a_block_is_no_recurrent_layer(kind: type[nn.Module]) -> None:
     x = torch.randn(3, 4, 8, dtype=torch.float64)
-    structure = found(seeded(Block), x, torch.ones(3, 4, 1, dtype=torch.float64))
+    structure = found(seeded(kind), x, torch.ones(3, 4, 1, dtype=torch.float64))
     assert list(structure.layers) == ["rnn:l0"]
     assert structure.prunable == ("rnn:l0",)
     assert not structure.states
+
+
+def test_a_state_that_two_layers_change_is_carried() -> None:
+    model, states = seeded(DeepStep), doubled((torch.zeros(3, 8),))
+    structure = found(model, inputs(3), *states)
+    assert sorted(structure.layers[name].units for name in structure.prunable) == [8, 12]
+    for plan in random_plans(structure, 2):
+        check_stream(model, plan, doubled((torch.zeros(4, 8),)), 4)
 
 
 def test_responses_that_are_returned_stay_although_the_state_is_carried() -> None:

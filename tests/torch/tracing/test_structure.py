@@ -20,7 +20,7 @@ from reprune.core.layers import (
     SizeAttribute,
     Span,
 )
-from reprune.torch.tracing.labels import TAG, Couplings, Ids
+from reprune.torch.tracing.labels import Couplings, Ids
 from reprune.torch.tracing.record import Trace
 from reprune.torch.tracing.recording import Loss, Product, Recording, RecurrentLayer
 from reprune.torch.tracing.sizes.sizes import Attribute, AxisSize, Expression, SizeUse
@@ -113,7 +113,7 @@ def test_features_as_many_as_the_units_by_the_models_code_go_with_them() -> None
     n, m = Attribute("", ("n",), 4), Attribute("", ("m",), 4)
     own = AxisSize(a)
     use(n, a)
-    use(n, np.concatenate([NONE, made["same"], [TAG]]))
+    use(n, np.concatenate([NONE, made["same"]]))
     use(n, made["half"], factor=2)
     use(n, made["plus"], constant=1)
     use(n, made["joint"])

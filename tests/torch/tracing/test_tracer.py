@@ -145,7 +145,10 @@ def test_what_a_tensor_is_made_of() -> None:
     assert tracer.units(net) is None
     assert not tracer.is_weight(torch.zeros(3))
     assert tracer.units(torch.zeros(0)) is None
-    assert tracer.origin(net) is None
+    source = tracer.origins.add(("x",), torch.zeros(3, 4), held=False)
+    assert torch.equal(tracer.origin(held(tracer, source)), source)
+    tracer.memory.set(net, source)
+    assert tracer.origin(net) is None  # What is written into a buffer does not come from outside of the model.
 
 
 def test_axes_of_weights() -> None:

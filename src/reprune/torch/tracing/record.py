@@ -258,10 +258,8 @@ def _replaceable(module: nn.RNNBase) -> bool:
 def _outputs(tracer: Tracer, output: Any, states: Sequence[int], forward: Callable[..., Any]) -> None:
     """Units that reach the model's output stay, but for states that the caller hands back: at these positions."""
     site = Site("output", of_function(forward))
-    returned = [tensor for _, tensor in leaves(output)]
-    for index in states:
-        tracer.touch(returned[index])
-    for tensor in [*(tensor for index, tensor in enumerate(returned) if index not in states), *out_of_sight(output)]:
+    answers = [tensor for index, (_, tensor) in enumerate(leaves(output)) if index not in states]
+    for tensor in [*answers, *out_of_sight(output)]:
         tracer.pin(tracer.units(tensor), "output", "its units are part of what the model returns", site)
         pin_summaries(tracer, summaries_of(tracer, [tensor]))
 

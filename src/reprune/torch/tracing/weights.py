@@ -111,7 +111,7 @@ class Weights:
         """The weights and axes of which a dimension of a weight is made, the slowest first; often only itself."""
         name, places = self.merged(weight, dim, memory) or ("", {})
         axes = sorted(places, key=lambda axis: int(np.argmax(places[axis] != places[axis][0])), reverse=True)
-        grid = [at.reshape(-1) for at in np.indices([self.tensors[name].shape[axis] for axis in axes])] if axes else []
+        grid = [at.reshape(-1) for at in np.indices([self.tensors[name].shape[axis] for axis in axes])]
         whole = len(axes) > 1 and all(np.array_equal(places[axis], at) for axis, at in zip(axes, grid, strict=True))
         return [(self.tensors[name], axis) for axis in axes] if whole else [(weight, dim)]
 

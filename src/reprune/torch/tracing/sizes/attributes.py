@@ -9,7 +9,7 @@ from itertools import groupby, permutations
 from typing import NamedTuple
 
 from reprune.core.layers import Extent, SizeAttribute
-from reprune.torch.tracing.labels import TAG, Ids
+from reprune.torch.tracing.labels import Ids
 from reprune.torch.tracing.sizes.sizes import Attribute, Expression, SizeUse, Term
 
 Place = tuple[str, int] | None
@@ -61,7 +61,7 @@ class Sizes:
         uses = list(uses)
         for size in assumed:
             self._claims.setdefault(Attribute(size.owner, size.path, 0), []).append(_Claim(size.extent, Fraction(1)))
-        firm = [(use.expression, self._places(use.labels[use.labels < TAG])) for use in uses if use.firm]
+        firm = [(use.expression, self._places(use.labels)) for use in uses if use.firm]
         for expression, places in sorted(firm, key=lambda one: len(one[0].otherwise)):
             for term, claim in self._claims_of(self._reading(expression, places), places):
                 self._claim(term, claim)

@@ -367,10 +367,8 @@ def set_size(module: nn.Module, path: Path, value: int) -> None:
         set_size(module, path[:-1], rebuilt(holder, items))  # type: ignore[arg-type]
     elif _is_container(holder):
         holder[key] = new
-    elif isinstance(holder, nn.Module):
-        setattr(holder, str(key), new)
     else:
-        # Frozen dataclasses take no assignment; their copies are as much the model's own.
+        # Frozen dataclasses take no assignment; their copies are as much the model's own. Of a module it is the same.
         object.__setattr__(holder, str(key), new)
 
 

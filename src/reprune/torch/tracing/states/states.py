@@ -220,10 +220,26 @@ class _Judge:
         written = set(roots[by_hand].tolist())
         cell = written | self._classes(source.labels("read")[by_hand])
         makers = {name for name, own in self._own.items() if own & written}
-        tables = {name for name in makers if name not in self._reads and self._tracer.tensors[name].ndim > 1}
-        fed = tables or any(self._reads.get(name, set()) - cell for name in makers)
+        alone = self._made_of(cell)
+        fed = any(self._brings(name, alone) for name in makers)
         read = any(reads & written and name not in makers for name, reads in self._reads.items())
-        return len(written) > 1 and bool(fed) and read
+        return len(written) > 1 and fed and read
+
+    def _made_of(self, classes: set[int]) -> set[int]:
+        """These classes and all that weights make of them alone, through however many layers."""
+        found = set(classes)
+        made = {root for name, own in self._own.items() if name in self._reads for root in own}
+        while True:
+            strange = {root for name, own in self._own.items() if self._brings(name, found) for root in own}
+            if not (more := made - strange - found):
+                return found
+            found |= more
+
+    def _brings(self, name: str, known: set[int]) -> bool:
+        """Whether a weight reads something else than these classes, or is a table whose rows are looked up."""
+        if name in self._reads:
+            return not self._reads[name] <= known
+        return self._tracer.tensors[name].ndim > 1
 
     def _only_own_readers(self, source: Source, classes: set[int]) -> bool:
         return all(self._reads[name] & classes for name in source.read_by)

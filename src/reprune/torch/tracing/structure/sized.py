@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from reprune.torch.tracing.labels import NONE, TAG, Ids
+from reprune.torch.tracing.labels import NONE, Ids
 from reprune.torch.tracing.recording import Recording, RecurrentLayer
 from reprune.torch.tracing.sizes.sizes import AxisSize, Term
 
@@ -32,7 +32,7 @@ def couple_sized(recording: Recording, layers: Mapping[str, RecurrentLayer]) -> 
 def _uses(recording: Recording) -> Iterator[tuple[Term, Ids]]:
     """Sizes, each the number of labels all by itself."""
     for use in recording.sizes:
-        labels = use.labels[(use.labels > NONE) & (use.labels < TAG)]
+        labels = use.labels[use.labels > NONE]
         if len(use.expression.terms) == 1 and not use.expression.constant and len(use.expression.readings) == 1:
             ((term, factor),) = use.expression.terms.items()
             if factor == 1 and len(labels) == term.value:

@@ -106,12 +106,19 @@ def test_what_is_declared_is_the_structure() -> None:
     assert {layer.cell for layer in structure.layers.values()} == {"custom"}
 
 
+class Counting(FusedCell):
+    """Also returns numbers that are as many as no units, and a lone one."""
+
+    def forward(self, x: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return *super().forward(x, state[:2]), x.new_ones(len(x), 3), x.new_ones(())
+
+
 class Started(nn.Module):
     """A declared cell that reads another layer's responses, and starts from its last state or from the caller's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.cell, self.out = nn.GRU(5, 8), FusedCell(8, 8), nn.Linear(8, 3)
+        self.encoder, self.cell, self.out = nn.GRU(5, 8), Counting(8, 8), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         steps, h = self.encoder(x.transpose(0, 1))

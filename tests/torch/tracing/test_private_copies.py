@@ -200,8 +200,14 @@ def test_what_cannot_be_copied_is_shared_and_nothing_else() -> None:
 
 
 def test_shared_parameters_use_the_same_memory() -> None:
+    class Marked(nn.Parameter):
+        """A parameter of a kind of its own."""
+
     model = Locked()
     model.head.weight.requires_grad_(False)
+    marked = nn.Linear(2, 2)
+    marked.weight = Marked(torch.ones(2, 2))
+    assert type(duplicate(marked, share=True).weight) is Marked
     twin = duplicate(model, share=True)
     for one, two in zip(model.parameters(), twin.parameters(), strict=True):
         assert one is not two

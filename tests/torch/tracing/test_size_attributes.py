@@ -118,6 +118,9 @@ def test_what_must_stay_equal() -> None:
     assert bonds_of([use(M, ON_B, firm=False), use(M, ON_A)])[0] == [("a", "b")]
     assert bonds_of([use(M, ON_A, firm=False), use(M, ON_A)])[0] == []
     assert bonds_of([use(on_b, ON_A, firm=False), use(M, ON_A)])[0] == []
+    # What is known of a size already, or is the length of an axis, follows nothing.
+    for one in (expression({N: 1}), Expression({on_a: Fraction(1)})):
+        assert bonds_of([use(N, ON_A), use(M, ON_B)], steady=[(one, expression({M: 1}))])[0] == []
     # Tensors that are stacked.
     one, two = Expression({on_a: Fraction(1)}), Expression({on_b: Fraction(1)})
     assert bonds_of(level=[(one, two)])[0] == [("a", "b")]

@@ -107,7 +107,7 @@ def test_features_as_many_as_the_units_by_the_models_code_go_with_them() -> None
         recording.sizes.append(SizeUse(Expression({term: Fraction(factor)}, Fraction(constant)), labels, firm))
 
     recording, (a, b), layers = recorded(4, 6)
-    lengths = {"same": 4, "off axis": 4, "half": 2, "plus": 5, "joint": 4, "apart": 4}
+    lengths = {"twice": 4, "same": 4, "off axis": 4, "half": 2, "plus": 5, "joint": 4, "apart": 4}
     made = {name: recording.couplings.new(length) for name, length in lengths.items()}
     recording.couplings.union(made["joint"][:1], made["joint"][1:2])
     n, m = Attribute("", ("n",), 4), Attribute("", ("m",), 4)
@@ -115,6 +115,7 @@ def test_features_as_many_as_the_units_by_the_models_code_go_with_them() -> None
     use(n, a)
     use(n, np.concatenate([NONE, made["same"]]))
     use(n, made["half"], factor=2)
+    use(n, made["twice"], factor=2)
     use(n, made["plus"], constant=1)
     use(n, made["joint"])
     use(n, np.concatenate([made["apart"][:2], a[2:]]))  # Units and others on one line.
@@ -126,7 +127,7 @@ def test_features_as_many_as_the_units_by_the_models_code_go_with_them() -> None
     couple_sized(recording, layers)
     roots = recording.couplings.roots
     assert together(recording.couplings, a, made["same"], made["off axis"])
-    for name in ("half", "plus", "joint", "apart"):
+    for name in ("half", "twice", "plus", "joint", "apart"):
         assert not np.isin(roots(made[name]), a).any(), name
     assert len(np.unique(roots(np.concatenate([a, b])))) == 10
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reprune.core.layers import Site
 from reprune.torch.tracing.labels import TAG, Ids
 from reprune.torch.tracing.recording import State
 from reprune.torch.tracing.sizes.sizes import Attribute, AxisSize, Comparison, Expression
@@ -149,6 +150,22 @@ def test_what_a_tensor_is_made_of() -> None:
     assert torch.equal(tracer.origin(held(tracer, source)), source)
     tracer.memory.set(net, source)
     assert tracer.origin(net) is None  # What is written into a buffer does not come from outside of the model.
+
+
+def test_units_that_must_stay() -> None:
+    tracer, a, _ = started()
+    tracer.pin(None, "op", "nothing")
+    tracer.pin(torch.tensor([0, -3, TAG]), "op", "no units")
+    tracer.pin(torch.tensor([a[1], 0, a[1], a[0]]), "op", "reason")
+    ((labels, site, reason),) = tracer.recording.pins
+    assert (labels.tolist(), reason, site.operation) == ([a[0], a[1]], "reason", "op")
+    assert __file__ in site.location
+    elsewhere = Site("other", "there.py:1")
+    tracer.pin(torch.from_numpy(a), "op", "reason", elsewhere)
+    assert tracer.recording.pins[1][1] is elsewhere
+    tracer.suspect(torch.tensor([a[2], 0]), "view")
+    ((labels, site),) = tracer.recording.suspects
+    assert (labels.tolist(), site.operation) == ([a[2]], "view")
 
 
 def test_axes_of_weights() -> None:

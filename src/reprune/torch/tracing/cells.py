@@ -127,10 +127,10 @@ def _label(
         axes = tuple(tracer.axis(prefix + name, axis, "follows") for axis in range(tracer.tensors[prefix + name].ndim))
         tracer.recording.products.append(Product(steps, axes))
     for state in states:
-        if state.shape[-1] == len(layer.labels):
+        if state.shape[-1:] == layer.labels.shape:
             _couple_state(tracer, layer, state)
     for tensor in out:
-        if tensor.ndim and tensor.shape[-1] == len(layer.labels):
+        if tensor.shape[-1:] == layer.labels.shape:
             tracer.memory.set(tensor, torch.from_numpy(layer.emitted).expand(tensor.shape))
     tracer.recording.steps[layer.name] = tracer.recording.steps.get(layer.name, 0) + steps
 

@@ -12,7 +12,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from reprune.core.errors import StatisticsError
 from reprune.core.evidence.class_moments import ClassMoments
-from reprune.torch.calibration.labelled import _members, _scalar, _sequences, observe_classes, watch_classes
+from reprune.core.layers import Slot, Structure
+from reprune.torch.calibration.labelled import (
+    _members,
+    _scalar,
+    _sequences,
+    loss_gradients,
+    observe_classes,
+    watch_classes,
+)
 from reprune.torch.calibration.packs import pack_orders
 from reprune.torch.tracing.record import trace
 
@@ -120,6 +128,20 @@ def test_packs_are_known_by_the_order_of_their_sequences() -> None:
             assert orders.of(pack.batch_sizes).tolist() == expected.tolist(), way
     rnn(PackedSequence(before.data, later := before.batch_sizes.clone(), order, order))
     assert orders.of(later).tolist() == [0, 1, 2, 3]  # Not seen any more.
+
+
+def test_gradients_are_means_over_batches_and_zeros_where_there_are_none() -> None:
+    model, generator = nn.Linear(3, 2, bias=False).double(), torch.Generator().manual_seed(0)
+    model.spare, model.held = nn.Parameter(torch.ones(4)), nn.Buffer(torch.ones(2))
+    batches = [torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
+    slots = tuple(Slot(name, 0, size, "own", ()) for name, size in (("weight", 2), ("spare", 4), ("held", 2)))
+    structure = Structure({}, slots, {"weight": (2, 3), "spare": (4,), "held": (2,)}, ())
+    for count in (3, 1, 0):
+        found = loss_gradients(model, structure, batches[:count], lambda net, x: net(x).square().mean())
+        wanted = sum((2 * (x @ model.weight.detach().T).T @ x / 10 for x in batches[:count]), torch.zeros(2, 3))
+        torch.testing.assert_close(found["weight"], wanted.double() / max(count, 1))
+        assert [found[name].tolist() for name in ("spare", "held")] == [[0.0] * 4, [0.0] * 2]
+    assert model.weight.grad is None
 
 
 def test_a_loss_is_one_number_with_a_gradient() -> None:

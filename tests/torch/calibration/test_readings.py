@@ -11,7 +11,7 @@ from torch import nn
 
 from reprune.core.evidence.readings import FeedBack, SplitMoments
 from reprune.core.layers import Consumer, Layer, Slot, Span, Structure
-from reprune.torch.calibration.answers import Answers, own_readers
+from reprune.torch.calibration.answers import Answers, own_readers, watch_declared
 from reprune.torch.calibration.readings import ReadingWatcher
 from reprune.torch.calibration.watch import Seen
 
@@ -157,3 +157,29 @@ def test_every_place_of_a_unit_shows_it() -> None:
     x = torch.arange(20.0).view(2, 10)
     answers.read(Seen(("u", 1), 0, x))
     assert [features.tolist() for features in shown] == [x[:, 1:9:2].tolist(), x[:, 2:9:2].tolist()]
+
+
+class Cell(nn.Module):
+    """Returns what it is given."""
+
+    def forward(self, *outputs: torch.Tensor) -> Any:
+        return outputs
+
+
+def test_declared_cells_show_the_first_states_that_they_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "reprune.torch.calibration.answers.declared", lambda module: module if type(module) is Cell else None
+    )
+    slots = [owns("u", "cell:l0"), reads("u", "cell:l0"), owns("v", "other"), reads("v", "other")]
+    found = structure({"cell:l0": "custom", "other": "custom"}, slots)
+    model, shown = nn.ModuleDict({"cell": Cell(), "other": nn.Identity()}), []
+    states = torch.ones(2, 4, requires_grad=True)
+    with watch_declared(model, found, lambda *told: shown.append(told)):
+        model.cell(torch.ones(2, 3), torch.ones(4), states, torch.zeros(2, 4))
+        model.cell(torch.ones(2, 3))
+        model.other(states)
+    model.cell(states)
+    ((name, features, sizes),) = shown
+    assert (name, sizes, features.requires_grad) == ("cell:l0", None, False)
+    assert features.data_ptr() == states.data_ptr()
+    assert Answers(model, found, pytest.fail).axes == [("v", 1)]  # It is seen there and nowhere else.

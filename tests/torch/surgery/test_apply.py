@@ -226,6 +226,14 @@ def test_plans_of_other_models_are_refused(use: Any, change: Any, message: str) 
         use(model, planned())
 
 
+class Mixed(nn.GRU):
+    """A recurrent layer with a part whose weight is called like its own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.weight_ih_mixer = nn.Linear(7, 7)
+
+
 # A module, shapes of what is left of some of its tensors (None: it is computed elsewhere), and its sizes then.
 FITTED: dict[str, tuple[nn.Module, dict[str, tuple[int, ...] | None], dict[str, Any]]] = {
     "linear": (nn.Linear(6, 5), {"weight": (3, 4)}, {"in_features": 4, "out_features": 3}),
@@ -268,6 +276,9 @@ FITTED: dict[str, tuple[nn.Module, dict[str, tuple[int, ...] | None], dict[str, 
     ),
     "all weights from elsewhere": (
         nn.RNN(6, 5, bias=False), {"weight_ih_l0": None, "weight_hh_l0": None}, {"input_size": 6, "hidden_size": 5}
+    ),
+    "a layer with a part of its own": (
+        Mixed(6, 5, bias=False), {"weight_ih_l0": (9, 4), "weight_hh_l0": (9, 3)}, {"input_size": 4, "hidden_size": 3}
     ),
     "something else": (nn.Identity(), {}, {}),
 }  # fmt: skip

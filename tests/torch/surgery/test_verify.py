@@ -21,6 +21,12 @@ ONES = torch.ones(2, 3)
         ([ONES], [ONES + 1e-2], True),
         ([ONES.double()], [ONES.double() + 1e-6], True),
         ([ONES.half()], [ONES.half() + 0.01], False),
+        ([0.01 * ONES], [0.01 * ONES + 5e-5], True),
+        ([0 * ONES], [0 * ONES + 5e-7], False),  # What is next to nothing is compared with 0.001.
+        ([0 * ONES], [0 * ONES + 2e-6], True),
+        ([ONES.bfloat16()], [ONES.bfloat16() + 0.1], False),
+        ([ONES.bfloat16()], [ONES.bfloat16() + 0.5], True),
+        ([ONES.half()], [ONES.half() + 0.1], True),
         ([1000 * ONES], [1000 * ONES + 0.1], False),  # As much as rounding, of what is that large.
         ([torch.tensor([1.0, float("nan")])], [torch.tensor([1.0, float("nan")])], False),
         ([ONES], [ONES[:1]], True),
@@ -114,6 +120,21 @@ def test_a_training_mode_that_the_example_reaches_is_rehearsed() -> None:
     pin = reprune.inspect(TrainsOnPairs(), [torch.randn(4, 6, 5)]).structure.layers["rnn:l0"].pin
     assert pin is not None
     assert "parts of 4" in str(pin)
+
+
+class TrainsOnEight(NeedsTargets):
+    """In training mode it insists on its units, behind PyTorch's back."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.rnn(x)[0]
+        if self.training and h.detach().numpy().shape[-1] != 8:
+            raise RuntimeError("eight or none")
+        return self.out(h)
+
+
+def test_what_fails_in_training_mode_alone_is_pinned() -> None:
+    pin = reprune.inspect(TrainsOnEight(), [torch.randn(4, 6, 5)]).structure.layers["rnn:l0"].pin
+    assert "with fewer units: eight or none" in str(pin)
 
 
 class Wide(nn.Module):

@@ -150,6 +150,25 @@ def test_declared_cells_start_from_states_of_others_and_of_the_caller() -> None:
         torch.testing.assert_close(ours, theirs[:, plan.kept["cell:l0"]], rtol=1e-10, atol=1e-10)
 
 
+class ReadsStart(Started):
+    """What starts a cell of PyTorch's is read by the declared one, too: it is no state of the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.GRUCell(5, 8)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        h = self.encoder(x, z)
+        return self.out(self.cell(z, (torch.zeros_like(h), torch.zeros_like(h)))[0]) + self.out(h)
+
+
+@pytest.mark.usefixtures("_declared")
+def test_a_start_that_a_declared_cell_reads_is_no_state() -> None:
+    structure = reprune.torch.trace(ReadsStart(), (torch.randn(3, 5), torch.randn(3, 8)))
+    assert not structure.states
+    assert "encoder:l0" in structure.outside_states
+
+
 @pytest.mark.parametrize("wrong", [{"own": {"w": 1}}, {"own": {"v": 0}}, {"reads": {"w": 0}}], ids=str)
 @pytest.mark.usefixtures("_declared")
 def test_wrong_declaration_names_the_cell(wrong: dict[str, dict[str, int]]) -> None:

@@ -467,6 +467,22 @@ def test_a_projected_state_is_carried_step_by_step() -> None:
         check_stream(model, plan, doubled((torch.zeros(4, 4), torch.zeros(4, 8))), 4)
 
 
+def test_what_other_inputs_are_made_into_is_no_projected_state() -> None:
+    """An answer in the shape of an input that the cell reads, made of another one: neither is a state."""
+
+    class Answers(ProjectedStep):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(7, 5)
+
+        def forward(self, x: Tensor, z: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return *super().forward(x, h, c), self.embed(z)
+
+    given = inputs(3), torch.randn(3, 7).double(), *doubled((torch.zeros(3, 4), torch.zeros(3, 8)))
+    structure = found(seeded(Answers), *given)
+    assert {state.given.path[0] for state in structure.states if state.given} == {"h", "c"}
+
+
 def test_what_a_block_makes_of_its_input_is_no_projected_state() -> None:
     """A correction of the input, made with a state: the caller gets an answer, not a state."""
 

@@ -365,8 +365,10 @@ def test_layers_of_other_sizes_cannot_stay_in_step() -> None:
     )
     assert built(recording, layers).structure().count_coupled == (("c", "d"),)
     # Lines side by side, of layers that were not known when they were cut.
-    recording, (a, b, c, _), layers = recorded(3, 3, 3, 3)
-    recording.aligned = [np.stack([a, b]), np.stack([c, c]), np.stack([c, recording.couplings.new(3)])]
+    recording, (a, b, c, d), layers = recorded(3, 3, 3, 3)
+    recording.axes["w", 1] = used = recording.couplings.new(3)  # Of no layer, and read by a weight.
+    recording.roles["w", 1] = {"reads"}
+    recording.aligned = [np.stack([a, b]), np.stack([c, c]), np.stack([c, d, used])]
     assert built(recording, layers).structure().count_coupled == (("a", "b"),)
 
 

@@ -19,13 +19,14 @@ class Held(nn.Module):
         shared = torch.zeros(20)
         self.p, self.q = nn.Parameter(shared[:12].view(3, 4)), nn.Parameter(shared[12:].view(2, 4))
         self.turned = nn.Parameter(torch.zeros(5, 4).t()[:, 1:])  # (4, 4), strides (1, 4), from the second row on.
-        self.cube, self.line, self.row = (nn.Parameter(torch.zeros(*s)) for s in ((2, 3, 4), (4,), (1, 5)))
+        shapes = (2, 3, 4), (4,), (1, 5), (1, 2)
+        self.cube, self.line, self.row, self.pair = (nn.Parameter(torch.zeros(*shape)) for shape in shapes)
         self.register_buffer("nothing", torch.zeros(0))
 
 
 MODEL = Held()
-SIZES = [12, 8, 16, 24, 4, 5]
-STARTS = dict(zip(("p", "q", "turned", "cube", "line", "row"), np.cumsum([1, *SIZES]).tolist(), strict=False))
+SIZES = [12, 8, 16, 24, 4, 5, 2]
+STARTS = dict(zip(("p", "q", "turned", "cube", "line", "row", "pair"), np.cumsum([1, *SIZES]).tolist(), strict=False))
 
 
 def numbers(name: str) -> Tensor:
@@ -57,8 +58,8 @@ def test_elements_are_numbered_in_the_order_of_parameters() -> None:
     assert not weights.hold(torch.zeros(3))
     assert weights.owner(torch.zeros(3)) is None
     name, first = weights.derive(torch.zeros(2, 3))
-    assert (name, first) == ("computed:6", 1 + sum(SIZES))
-    assert weights.derive(torch.zeros(2)) == ("computed:7", first + 6)
+    assert (name, first) == ("computed:7", 1 + sum(SIZES))
+    assert weights.derive(torch.zeros(2)) == ("computed:8", first + 6)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,7 @@ def test_weights_side_by_side_and_on_a_diagonal() -> None:
     state = remembered(memory, torch.full((2, 4), -LAST))
     assert not list(weights.along(state, 1, memory))
     assert not list(weights.along(torch.zeros(2, 4), 1, memory))
+    assert not list(weights.along(remembered(memory, -numbers("pair")), 0, memory))  # One line of a computed weight.
     assert not list(weights.along(remembered(memory, torch.tensor([[3, 4]])), 1, memory))  # Units.
 
 

@@ -16,6 +16,7 @@ from reprune.torch.tracing.modes import run
 from reprune.torch.tracing.recording import Product, Recording, tensors_in
 from reprune.torch.tracing.running.calling import as_batch, call, invoke
 from reprune.torch.tracing.running.entries import Entry, entered, entry_of
+from reprune.torch.tracing.running.isolation import apart, run_apart
 from reprune.torch.tracing.running.unwrap import unwrap
 from reprune.torch.tracing.tracer import Tracer
 
@@ -163,6 +164,19 @@ def test_zero_states_that_pytorchs_modules_make_are_their_own() -> None:
     with torch.no_grad():
         run(tracer, lambda: model(x))
     assert {tuple(zeros.shape) for zeros in tracer._own_zeros.values()} == {(1, 2, 4), (2, 4)}
+
+
+def test_passes_apart_are_those_of_evaluation_unless_told() -> None:
+    model, x = nn.Dropout(0.5).train(), torch.ones(200)
+    assert torch.equal(run_apart(model, x), x)
+    halves = run_apart(model, x, train=True)
+    assert set(halves.tolist()) == {0.0, 2.0}
+    assert torch.equal(run_apart(model, x, train=True), halves)
+    assert not torch.equal(run_apart(model, x, train=True, seed=1), halves)
+    assert model.training
+    with apart(model) as drawn:
+        assert not model.training
+    assert not drawn.used
 
 
 def test_sharded_models_are_refused_with_the_way_out() -> None:

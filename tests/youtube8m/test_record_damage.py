@@ -147,6 +147,7 @@ def test_any_other_file_gives_an_error(path, data):
         (lambda start, end: DATA[: start + 5], r"truncated in the length header \(5 of 12 bytes\)"),
         (lambda start, end: DATA[: start + 20], r"truncated in the data \(8 of \d+ bytes\)"),
         (lambda start, end: DATA[: end - 1], r"truncated in the checksum of the data \(3 of 4 bytes\)"),
+        (lambda start, end: DATA[: end - 4], r"truncated in the checksum of the data \(0 of 4 bytes\)"),
         (lambda start, end: _flip(start), "checksum of the length"),
         (lambda start, end: _flip(start + 11), "checksum of the length"),
         (lambda start, end: _flip(start + 12), "checksum of the data"),

@@ -105,9 +105,15 @@ def _as_worker(monkeypatch, data: RecordDataset, worker: int, workers: int) -> l
 def test_what_a_given_up_pass_sent_is_filled_again(tmp_path, monkeypatch):
     write_shards(tmp_path, [9])
     data, info = dataset(tmp_path), type("Info", (), {"id": 0, "num_workers": 1})
+    alone = list(RecordLoader(data, pin_memory=True))  # Without a GPU, nothing is pinned.
     monkeypatch.setattr("reprune.youtube8m.torch_loader.get_worker_info", lambda: info)
     for _ in range(2):
         assert [sent.frames.slot for sent in data] == [0, 1, 2]
+    for sent, batch in zip(data, alone, strict=True):
+        opened = data.open(sent)
+        assert opened.ids == batch.ids
+        assert (opened.frames == batch.frames).all()
+        assert (opened.labels == batch.labels).all()
     assert RecordLoader(data, workers=1)._loader.persistent_workers
     assert not RecordLoader(data)._loader.persistent_workers
 
@@ -240,6 +246,11 @@ def test_damaged_records_are_raised_or_counted(tmp_path, workers):
             record.id for record in records if record not in (records[5], records[11])
         )
         assert loader.skipped == 2
+    # Within a pass, too, and over a share that is read again.
+    assert {loader.skipped for _ in loader} <= {0, 1, 2}
+    if not workers:
+        again = RecordLoader(dataset(tmp_path, on_error="skip", batches_per_epoch=5))
+        assert [again.skipped for _ in again] == [2, 2, 4, 4, 4]
 
 
 def test_batches_hold_what_the_records_hold():

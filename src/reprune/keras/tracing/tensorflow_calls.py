@@ -6,6 +6,7 @@ every call that its function refused.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def _table(tf: Any) -> dict[tuple[str, str], Translation]:
         tf.exp: K.exp, math.log: K.log, tf.abs: K.absolute, tf.negative: K.negative, tf.tanh: K.tanh,
         tf.sigmoid: K.sigmoid, nn.relu: K.relu, nn.relu6: K.relu6, nn.elu: K.elu, nn.selu: K.selu, nn.silu: K.silu,
         math.softplus: K.softplus, nn.softsign: K.softsign, nn.leaky_relu: K.leaky_relu,
-        nn.softmax: K.softmax, nn.log_softmax: K.log_softmax, tf.clip_by_value: K.clip, tf.equal: K.equal,
+        tf.clip_by_value: K.clip, tf.equal: K.equal,
         tf.not_equal: K.not_equal, tf.greater: K.greater, tf.greater_equal: K.greater_equal, tf.less: K.less,
         tf.less_equal: K.less_equal, tf.logical_and: K.logical_and, tf.logical_or: K.logical_or,
         tf.logical_not: K.logical_not, tf.where: K.where, tf.cast: K.cast, tf.einsum: K.einsum,
@@ -110,12 +111,15 @@ def _table(tf: Any) -> dict[tuple[str, str], Translation]:
         tf.unstack: lambda value, num=None, axis=0: K.unstack(value, num, axis),
         tf.reverse: lambda tensor, axis: K.flip(tensor, tuple(axis) if isinstance(axis, Sequence) else axis),
         tf.shape: lambda input, out_type=None: K.shape(input),
-        tf.argmax: lambda input, axis=None, output_type=None: K.argmax(input, axis),
+        tf.argmax: lambda input, axis=None, output_type="int64": K.cast(K.argmax(input, axis or 0), output_type),
         tf.cumsum: lambda x, axis=0: K.cumsum(x, axis),
         tf.norm: lambda tensor, ord="euclidean", axis=None, keepdims=False: K.norm(
-            tensor, 2 if ord == "euclidean" else ord, axis, keepdims
+            tensor, None if ord == "euclidean" else ord, axis, keepdims
         ),
-        tf.linalg.l2_normalize: lambda x, axis=None, epsilon=1e-12: K.normalize(x, axis, 2, epsilon),
+        # TensorFlow's epsilon bounds the square of the length.
+        tf.linalg.l2_normalize: lambda x, axis=None, epsilon=1e-12: K.normalize(x, axis, 2, epsilon**0.5),
+        nn.softmax: lambda logits, axis=None: K.softmax(logits, -1 if axis is None else axis),
+        nn.log_softmax: lambda logits, axis=None: K.log_softmax(logits, -1 if axis is None else axis),
         tf.pad: _pad,
         tf.split: _split,
         tf.matmul: _matmul,
@@ -125,13 +129,17 @@ def _table(tf: Any) -> dict[tuple[str, str], Translation]:
         tf.reshape: _reshape,
     }
     reduced = {function: _reduction(reduce) for function, reduce in reductions.items()}
-    ordered = {function: _ordered(same) for function, same in alike.items()}
+    ordered = {function: _ordered(function, same) for function, same in alike.items()}
     return {_key(function): translation for function, translation in {**own, **reduced, **ordered}.items()}
 
 
-def _ordered(same: Translation) -> Translation:
+def _ordered(function: Any, same: Translation) -> Translation:
     # Arguments in the same order under other names.
-    return lambda *args, **kwargs: same(*args, *kwargs.values())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(function).bind(*args, **kwargs)
+        return same(*given.args, **given.kwargs)
+
+    return call
 
 
 def _reduction(reduce: Translation) -> Translation:
@@ -142,14 +150,17 @@ def _reduction(reduce: Translation) -> Translation:
 
 
 def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0) -> Any:
-    return K.pad(tensor, paddings, mode.lower(), constant_values if mode == "CONSTANT" else None)
+    mode = mode.lower()
+    return K.pad(tensor, paddings, mode, constant_values if mode == "constant" else None)
 
 
 def _split(value: Any, num_or_size_splits: Any, axis: int = 0) -> Any:
     if isinstance(num_or_size_splits, int):
         return K.split(value, num_or_size_splits, axis)
-    ends = [sum(num_or_size_splits[: place + 1]) for place in range(len(num_or_size_splits) - 1)]
-    return K.split(value, ends, axis)
+    sizes = list(num_or_size_splits)
+    if -1 in sizes:  # What the others leave.
+        sizes[sizes.index(-1)] = value.shape[axis] - sum(sizes) - 1
+    return K.split(value, [sum(sizes[:place]) for place in range(1, len(sizes))], axis)
 
 
 def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -157,7 +168,10 @@ def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False
     return K.matmul(first, K.swapaxes(b, -1, -2) if transpose_b else b)
 
 
-def _gather(params: Any, indices: Any, axis: int = 0, batch_dims: int = 0) -> Any:
+def _gather(
+    params: Any, indices: Any, validate_indices: Any = None, axis: int | None = None, batch_dims: int = 0
+) -> Any:
+    axis = batch_dims if axis is None else axis
     if batch_dims == 0:
         return K.take(params, indices, axis)
     if batch_dims == 1 and axis == 1 and len(indices.shape) == 1:

@@ -242,6 +242,14 @@ def parts_of_time(x: Any) -> Any:
     return L.Dense(2)(K.concatenate([*rest, K.pad(first, ((0, 0), (1, 0), (0, 0)))], axis=1))
 
 
+def passed_through(x: Any) -> Any:
+    """Weights along other axes, and one along that of the units, which stays."""
+    y = L.EinsumDense("btx,ts->bsx", (4, 6), bias_axes="x")(lstm(6)(x))
+    y = L.EinsumDense("bsx,xy->bsxy", (4, 6, 5), bias_axes="xy", activation="relu")(y)
+    y = L.EinsumDense("bsxy,y->bsx", (4, 6))(y)
+    return L.Dense(2)(L.Flatten()(y))
+
+
 def pruned_again() -> Any:
     model = functional(uneven)
     structure = reprune.keras.trace(model, inputs_for(model))
@@ -417,6 +425,7 @@ EXACT: dict[str, Callable[[], Any]] = {
     "matrix-product": lambda: functional(matrix_product),
     "zero-states": lambda: functional(zero_states),
     "masked-concatenation": lambda: functional(masked_concatenation),
+    "passed-through": lambda: functional(passed_through),
     "masked-late": lambda: sequential(lstm(6, activation="relu"), L.Masking(), L.LSTM(4), L.Dense(2)),
     "lengths": lambda: functional(lengths),
     "parts-of-time": lambda: functional(parts_of_time),

@@ -6,6 +6,7 @@ from math import prod
 from string import ascii_letters
 from typing import Any
 
+from reprune.core.layers import Role
 from reprune.keras.tracing.labels import NONE, Ids
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
 from reprune.keras.tracing.tracer import Call, Traced, shadow
@@ -38,22 +39,26 @@ def einsum_dense(call: Call) -> Any:
         return call.pinned("its activation mixes the units")
     value = call.values()
     zero = keeps_zero(layer.activation)
-    own = _made(call, layer, read, held, made, value)
-    rows = prod(size for size, name in zip(x.shape, read, strict=True) if name not in held)
+    own = _made(call, layer, read, held, made)
+    through = letter if letter not in held else ""
+    rows = prod(size for size, name in zip(x.shape, read, strict=True) if name not in held + through)
     sizes = dict(zip(held, layer.kernel.shape, strict=True))
     axes: dict[str, Ids] = {name: labels for name, labels in own.items() if (labels > NONE).any()}
     for name in held:
-        if name in made and name in read and name == letter:
-            call.tracer.slot(layer.kernel, held.index(name), x.along(read.index(name)), "follows", call.site)
+        if name in made and name == letter:
+            axes[name] = x.along(read.index(name))
+            call.tracer.slot(layer.kernel, held.index(name), axes[name], "follows", call.site)
         elif name not in made:
             axes[name] = x.along(read.index(name))
             _read(call, layer, held, made, name, axes[name])
     known = {name: labels for name, labels in axes.items() if (labels > NONE).any()}
-    call.tracer.product(rows, *(known.get(name, int(sizes[name])) for name in held))
+    spread = [x.along(read.index(through))] if through else []
+    call.tracer.product(rows, *spread, *(known.get(name, int(sizes[name])) for name in held))
     if letter and letter in made:
         for labels in own.values():
             call.tracer.pin_labels(labels, call.site, "units pass through on another axis, and are followed instead")
         assert x.shadow is not None
+        _laid_out(call, layer, made, letter, x.shadow.labels, "follows")
         silent = x.shadow.silent and layer.bias is None and zero
         return Traced(value, shadow(made.index(letter), x.shadow.labels, silent))
     for name, labels in own.items():
@@ -61,18 +66,23 @@ def einsum_dense(call: Call) -> Any:
     return Traced(value)
 
 
-def _made(call: Call, layer: Any, read: str, held: str, made: str, value: Any) -> dict[str, Ids]:
+def _made(call: Call, layer: Any, read: str, held: str, made: str) -> dict[str, Ids]:
     """Labels of what the layer makes, by the letter of their axis: the longest one that only it and its weight have."""
     names = [name for name in held if name in made and name not in read]
     if not names:
         return {}
     name = max(names, key=lambda name: int(layer.kernel.shape[held.index(name)]))
     labels = call.tracer.begin(call, "linear", layer.kernel, held.index(name))
+    _laid_out(call, layer, made, name, labels, "own")
+    return {name: labels}
+
+
+def _laid_out(call: Call, layer: Any, made: str, name: str, labels: Ids, role: Role) -> None:
+    """Record where the layer's options and its bias know units on an axis of what it makes."""
     place = made.index(name) - len(made)
     call.tracer.size(call, ("output_shape", len(layer.partial_output_shape) + place), labels)
     if layer.bias is not None and -place <= len(layer.bias.shape) and layer.bias.shape[place] == len(labels):
-        call.tracer.slot(layer.bias, place, labels, "own", call.site)
-    return {name: labels}
+        call.tracer.slot(layer.bias, place, labels, role, call.site)
 
 
 def _read(call: Call, layer: Any, held: str, made: str, name: str, labels: Ids) -> None:

@@ -213,7 +213,7 @@ def _reads(call: Call, layer_cell: Any, gates: int, labels: Ids, rows: float, ce
         if (read > NONE).any() and foldable:
             tracer.records.consumers[tracer.name(weight), len(weight.shape) - 2] = bias
         window = prod(weight.shape[:-2])
-        tracer.product(rows * window, read if len(read) else cell.units, own)
+        tracer.product(rows * window, read, own)
 
 
 def _sequences(call: Call) -> Traced:

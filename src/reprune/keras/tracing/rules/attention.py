@@ -19,7 +19,8 @@ UNLIKE = "it is multiplied with values that cannot be made narrower"
 def dot_attention(call: Call) -> Any:
     """Attention: scores are products of query and key (or sums of tanh), the context is a mean of values."""
     query, value, key = _query_value_key(call)
-    read = contract(call, query, query.along(-1), key, key.along(-1))
+    sums = call.operation.score_mode == "concat"
+    read = contract(call, query, query.along(-1), key, key.along(-1), both=sums)
     if not read:
         return call.pinned("their scores read units that cannot be silenced")
     return _context(call, query, value, key)
@@ -160,8 +161,7 @@ def tensordot(call: Call) -> Any:
     if isinstance(axes, int):
         pairs = [(ranks[0] - axes + index, index) for index in range(axes)]
     else:
-        one, other = ([axis] if isinstance(axis, int) else list(axis) for axis in axes)
-        pairs = [(a % ranks[0], b % ranks[1]) for a, b in zip(one, other, strict=True)]
+        pairs = [(a % ranks[0], b % ranks[1]) for a, b in zip(*axes, strict=True)]
     first, second = ([f"{name} {index}" for index in range(rank)] for name, rank in zip("ab", ranks, strict=True))
     for number, (a, b) in enumerate(pairs):
         first[a] = second[b] = f"inner {number}"

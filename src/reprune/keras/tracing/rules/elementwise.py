@@ -46,7 +46,7 @@ def softmax(call: Call) -> Any:
     axes = getattr(call.operation, "axis", -1)
     if x.shadow is None:
         return call.plain()
-    if x.shadow.axis in _axes(axes, len(x.shape)):
+    if x.shadow.axis in axes_of(axes, len(x.shape)):
         return call.pinned("a softmax runs over its units")
     return call.labelled(x.shadow.axis, x.shadow.labels, silent=False)
 
@@ -84,7 +84,7 @@ def combined(call: Call) -> Any:
             if tensor is not leaf and tensor.shape[tensor.shadow.axis] == width:
                 call.tracer.tie(tensor.shadow.labels, named, call.site, NARROW)
                 labels = np.where(labels > NONE, labels, named)
-    silences = [leaf.shadow is not None and leaf.shadow.silent if _is(leaf) else _is_zero(leaf) for leaf in operands]
+    silences = [leaf.shadow is not None and leaf.shadow.silent if _is(leaf) else is_zero(leaf) for leaf in operands]
     kind = type(call.operation).__name__
     silent = any(silences) if kind == "Multiply" else all(silences) and kind not in _NOT_OF_ZEROS
     return Traced(value, shadow(axis, labels, silent))
@@ -118,17 +118,18 @@ def reduction(call: Call) -> Any:
     if x.shadow is None:
         return call.plain()
     rank = len(x.shape)
-    axes = _axes(getattr(call.operation, "axis", None), rank)
+    kind = type(call.operation).__name__
+    axes = axes_of(getattr(call.operation, "axis", None), rank)
     keepdims = bool(getattr(call.operation, "keepdims", False))
     if x.shadow.axis in axes:
-        kind = type(call.operation).__name__
         vector = kind != "Norm" or (len(axes) == 1 and call.operation.ord in (None, 1, 2))
         if kind in _ADDING_UP and x.shadow.silent and vector:
             call.tracer.records.direct.append((x.shadow.labels, call.site))
             return call.plain()
         return call.pinned("it is reduced over its units")
     axis = x.shadow.axis - (0 if keepdims else sum(other < x.shadow.axis for other in axes))
-    return call.labelled(axis, x.shadow.labels, x.shadow.silent)
+    zero = kind != "Logsumexp" and not getattr(call.operation, "initial", None)
+    return call.labelled(axis, x.shadow.labels, x.shadow.silent and zero)
 
 
 def averaged(call: Call) -> Any:
@@ -180,13 +181,15 @@ def alike(call: Call) -> Any:
     return call.labelled(x.shadow.axis, x.shadow.labels, silent=type(call.operation).__name__ == "ZerosLike")
 
 
-def _axes(axis: Any, rank: int) -> list[int]:
+def axes_of(axis: Any, rank: int) -> list[int]:
+    """Axes of a tensor that an option names, counted from the front; None stands for all."""
     if axis is None:
         return list(range(rank))
     return [int(one) % rank for one in keras.tree.flatten(axis)]
 
 
-def _is_zero(leaf: Any) -> bool:
+def is_zero(leaf: Any) -> bool:
+    """Whether an argument of an operation is the number 0."""
     return isinstance(leaf, (int, float)) and leaf == 0
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.labels import NONE
+from reprune.keras.tracing.rules.elementwise import is_zero
 from reprune.keras.tracing.rules.moved import moved
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
@@ -100,7 +101,8 @@ def padded(call: Call) -> Any:
         return Traced(value)
     if value.shape[x.shadow.axis] != x.shape[x.shadow.axis]:
         return call.pinned("values are put beside its units by a width that is written into the code")
-    return Traced(value, x.shadow)
+    beside = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not x and leaf is not None]
+    return Traced(value, shadow(x.shadow.axis, x.shadow.labels, x.shadow.silent and all(map(is_zero, beside))))
 
 
 def repeated(call: Call) -> Any:

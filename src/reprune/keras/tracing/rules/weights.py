@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.labels import NONE, Ids
+from reprune.keras.tracing.rules.elementwise import axes_of
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
@@ -184,7 +185,7 @@ def layer_normalization(call: Call) -> Any:
     layer, x = call.operation, call.x
     if x.shadow is None:
         return call.plain()
-    axes = [axis % len(x.shape) for axis in keras.tree.flatten(layer.axis)]
+    axes = axes_of(layer.axis, len(x.shape))
     gain = getattr(layer, "gamma", None) if hasattr(layer, "gamma") else getattr(layer, "scale", None)
     shift = getattr(layer, "beta", None)
     if x.shadow.axis in axes:
@@ -222,8 +223,7 @@ def unit_normalization(call: Call) -> Any:
     x = call.x
     if x.shadow is None:
         return call.plain()
-    axes = [axis % len(x.shape) for axis in keras.tree.flatten(call.operation.axis)]
-    if x.shadow.axis in axes:
+    if x.shadow.axis in axes_of(call.operation.axis, len(x.shape)):
         if not x.shadow.silent:
             return call.pinned("their length reads units that cannot be silenced")
         call.tracer.records.direct.append((x.shadow.labels, call.site))

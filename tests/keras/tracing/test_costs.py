@@ -44,6 +44,7 @@ LAYERS: dict[str, tuple[Build, Count]] = {
     ),
     "convolution in groups": (lambda h: L.Conv1D(8, 3, groups=4, padding="same")(h), lambda u, n: 6 * 3 * 2 * u),
     "convolution in wide groups": (lambda h: L.Conv1D(2, 2, groups=2)(h), lambda u, n: 4 * 2 * 2 * (u // 2)),
+    "convolution in groups of plain inputs": (lambda x: L.Conv1D(8, 3, groups=4)(x), lambda u, n: 2 * 3 * 1 * 8),
     "transposed": (lambda h: L.Conv1DTranspose(OWN, 2, strides=2)(h), lambda u, n: 6 * 2 * u * n),
     "depthwise": (lambda h: L.DepthwiseConv1D(2, depth_multiplier=3)(h), lambda u, n: 4 * 2 * u * 3),
     "separable": (

@@ -136,3 +136,39 @@ def test_what_cannot_be_made_narrower_is_pinned(cell: Callable[[], Any], reason:
     model = model_of(of(cell))
     pinned = reprune.keras.inspect(model, [zoo.inputs_for(model)]).pinned
     assert {name: reason in str(pin) for name, pin in pinned.items()} == {"rnn": True}
+
+
+class Started(L.Layer):
+    """It learns where to start, and goes through a function there."""
+
+    def __init__(self, units: int, through: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.units = self.state_size = units
+        self.through = through
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], self.units), name="kernel")
+        self.recurrent = self.add_weight(shape=(self.units, self.units), name="recurrent")
+        self.start = self.add_weight(shape=(1, self.units), name="start")
+
+    def get_initial_state(self, batch_size: Any = None) -> Any:
+        return [K.tile(keras.activations.get(self.through)(self.start), (batch_size, 1))]
+
+    def call(self, x: Any, states: Any) -> Any:
+        h = K.tanh(x @ self.kernel + states[0] @ self.recurrent) + 0.5 * states[0]
+        return h, [h]
+
+
+@pytest.mark.parametrize(("through", "zero"), [("tanh", True), ("sigmoid", False)])
+def test_units_are_summed_up_only_where_they_are_zero_without_weights(through: str, zero: bool) -> None:
+    def build(x: Any) -> Any:
+        return L.Dense(2)(K.sum(L.RNN(Started(6, through), name="rnn")(x), axis=-1, keepdims=True))
+
+    with in_double():
+        model = zoo.functional(build)
+        x = zoo.inputs_for(model)
+        structure = reprune.keras.trace(model, x)
+        assert (structure.layers["rnn"].pin is None) is zero
+        plan = some_plan(structure, 1)
+        small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+        assert error(outputs(masked, x), outputs(small, x)) < 1e-10

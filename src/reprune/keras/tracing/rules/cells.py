@@ -76,13 +76,13 @@ def followed(call: Call, cell: Any, holder: Any, name: str, x: Traced, steps: fl
         tracer.pin(x, pin.site, pin.reason)
         return None
     output, states = found
-    _tie_start(call, cell, labels, x.shape[0])
+    zero = _tie_start(call, cell, labels, x.shape[0])
     for state, own in enumerate(labels):
         if len(own) > 1:
             _take_size(call, holder, cell, name, state, own)
     return Step(
-        Cell(name, kind, output.shape[-1], output.along(-1), output.shadow is None or output.shadow.silent),
-        list(_named(call, cell, name, kind, labels, states)),
+        Cell(name, kind, output.shape[-1], output.along(-1), zero and (output.shadow is None or output.shadow.silent)),
+        list(_named(call, cell, name, kind, labels, states, zero)),
     )
 
 
@@ -122,17 +122,17 @@ def _one_step(call: Call, cell: Any, x: Traced, labels: list[Ids], steps: float)
     return output, states
 
 
-def _tie_start(call: Call, cell: Any, labels: list[Ids], batch: int) -> None:
-    """Tie the states to weights that they start from."""
+def _tie_start(call: Call, cell: Any, labels: list[Ids], batch: int) -> bool:
+    """Tie the states to weights that they start from; whether they are zeros where those are."""
     if not hasattr(cell, "get_initial_state"):
-        return
+        return True
     try:
         opened = graph_of_start(cell, batch)
     except Exception:
         # Whatever a stranger's code raises on symbols: a weight that does not fit is told when the cell is made anew.
-        return
+        return True
     if opened is None:
-        return
+        return True
     graph, held, places = opened
     known = {id(variable): weight(variable) for variable in held}
     with call.tracer.repeated(1.0):
@@ -142,6 +142,7 @@ def _tie_start(call: Call, cell: Any, labels: list[Ids], batch: int) -> None:
             call.tracer.slot(start.weight, start.axes[-1], labels[place], "follows", call.site)
         else:
             call.tracer.tie(labels[place], start.along(-1), call.site, _START)
+    return all(start.shadow is None or start.shadow.silent for start in keras.tree.flatten(made))
 
 
 def _take_size(call: Call, holder: Any, cell: Any, name: str, state: int, labels: Ids) -> None:
@@ -193,11 +194,13 @@ def _numbers(config: Any, place: Place = ()) -> Iterator[tuple[Place, int]]:
         yield from _numbers(part, (*place, key))
 
 
-def _named(call: Call, cell: Any, name: str, kind: str, labels: list[Ids], states: list[Traced]) -> Iterator[Cell]:
+def _named(
+    call: Call, cell: Any, name: str, kind: str, labels: list[Ids], states: list[Traced], zero: bool
+) -> Iterator[Cell]:
     """The units in each state: those of another state that they go with, or some of their own."""
     tracer, taken = call.tracer, set[int]()
     for state, (own, later) in enumerate(zip(labels, states, strict=True)):
-        silent = later.shadow is None or later.shadow.silent
+        silent = zero and (later.shadow is None or later.shadow.silent)
         held = own if len(own) > 1 else np.zeros_like(own)
         found = Cell(state_name(name, state), kind, len(own), held, silent)
         roots = set(tracer.couplings.roots(held).tolist())

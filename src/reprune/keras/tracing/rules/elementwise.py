@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from reprune.keras.tracing.labels import NONE
-from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
+from reprune.keras.tracing.rules.functions import is_elementwise, keeps_apart, keeps_zero
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
 NARROW = "it is combined with values that cannot be made narrower"
@@ -30,7 +30,8 @@ def unary(call: Call) -> Any:
     if x.shadow is None and x.weight is None:
         return call.plain()
     function = call.operation
-    if not is_elementwise(function):
+    apart = is_elementwise(function) if x.shadow is None else keeps_apart(function, len(x.shape), x.shadow.axis)
+    if not apart:
         return call.pinned("the function mixes its units, or could not be tried out")
     if x.weight is not None and keeps_zero(function):
         return Traced(call.values(), x.shadow, x.weight, x.axes)

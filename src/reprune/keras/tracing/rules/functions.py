@@ -9,14 +9,23 @@ import numpy as np
 
 
 def is_elementwise(function: Any) -> bool:
-    """Whether a function of a tensor treats every element by itself."""
+    """Whether a function of a tensor treats every element of a row by itself."""
+    return keeps_apart(function, 2, 1)
+
+
+def keeps_apart(function: Any, rank: int, axis: int) -> bool:
+    """Whether a function of tensors of a rank treats what lies along an axis position by position."""
     if function is None:
         return True
-    x = np.linspace(-1.5, 1.7, 6, dtype="float32").reshape(1, 6)
+    shape = [2] * rank
+    shape[axis] = 6
+    x = np.linspace(-1.5, 1.7, 6 * 2 ** (rank - 1), dtype="float32").reshape(shape)
     moved = x.copy()
-    moved[0, 0] += 0.9
+    np.moveaxis(moved, axis, 0)[0] += 0.9
     before, after = _call(function, x), _call(function, moved)
-    return before is not None and after is not None and before.shape == x.shape and _equal(before[0, 1:], after[0, 1:])
+    if before is None or after is None or before.shape != x.shape:
+        return False
+    return _equal(np.moveaxis(before, axis, 0)[1:], np.moveaxis(after, axis, 0)[1:])
 
 
 def keeps_zero(function: Any) -> bool:

@@ -159,6 +159,9 @@ def run_cells(
         call.tracer.take_state(labels)
         call.tracer.tie(labels, cell.labels, call.site, STATE)
     assert last is not None
+    if any(state.shadow is not None and not state.shadow.silent for state in states):
+        for cell in (last, *held):
+            cell.zero_at_zero = False
     return last, held
 
 

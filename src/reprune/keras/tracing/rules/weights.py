@@ -10,7 +10,7 @@ import numpy as np
 
 from reprune.keras.tracing.labels import NONE, Ids
 from reprune.keras.tracing.rules.elementwise import axes_of
-from reprune.keras.tracing.rules.functions import is_elementwise, keeps_zero
+from reprune.keras.tracing.rules.functions import is_elementwise, keeps_apart, keeps_zero
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
 # What a layer calls the number of its outputs.
@@ -35,9 +35,9 @@ def dense(call: Call) -> Any:
         assert x.shadow is not None
         call.tracer.pin_labels(made, call.site, "units pass through on another axis, and are followed instead")
         call.tracer.product(rows / x.shape[x.shadow.axis], x.shadow.labels, x.shape[-1], layer.kernel.shape[1])
+        if not keeps_apart(layer.activation, rank, x.shadow.axis):
+            call.tracer.pin(x, call.site, "its activation mixes the units")
         zero = x.shadow.silent and not layer.use_bias and keeps_zero(layer.activation)
-        if not is_elementwise(layer.activation) and rank - 1 != x.shadow.axis:
-            zero = False
         return Traced(value, shadow(x.shadow.axis, x.shadow.labels, zero))
     call.tracer.product(rows, _axis(read), _axis(made))
     return Traced(value, shadow(rank - 1, made, keeps_zero(layer.activation)))
@@ -61,7 +61,9 @@ def _grouped(call: Call) -> Any:
     layer, x = call.operation, call.x
     value = call.values()
     channel = _channel(layer, len(x.shape))
+    rows = prod(value.shape) / value.shape[channel] * prod(layer.kernel.shape[:-1])
     if x.shadow is None:
+        call.tracer.product(rows, layer.filters)
         return Traced(value)
     if x.shadow.axis != channel:
         return call.pinned("a convolution runs over its units as over time or space")
@@ -75,7 +77,6 @@ def _grouped(call: Call) -> Any:
     call.tracer.size(call, ("filters",), made)
     if not is_elementwise(layer.activation):
         call.tracer.pin_labels(made, call.site, "its activation mixes the units")
-    rows = prod(value.shape) / value.shape[channel] * prod(layer.kernel.shape[:-1])
     call.tracer.product(rows, made)
     return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
 

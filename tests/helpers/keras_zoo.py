@@ -250,6 +250,12 @@ def passed_through(x: Any) -> Any:
     return L.Dense(2)(L.Flatten()(y))
 
 
+def channels_first(x: Any) -> Any:
+    y = K.transpose(K.concatenate([lstm(6)(x), lstm(4)(x)], axis=-1), (0, 2, 1))
+    y = L.DepthwiseConv1D(2, data_format="channels_first")(L.BatchNormalization(axis=1)(y))
+    return L.Dense(2)(L.GlobalAveragePooling1D(data_format="channels_first")(y))
+
+
 def pruned_again() -> Any:
     model = functional(uneven)
     structure = reprune.keras.trace(model, inputs_for(model))
@@ -426,6 +432,7 @@ EXACT: dict[str, Callable[[], Any]] = {
     "zero-states": lambda: functional(zero_states),
     "masked-concatenation": lambda: functional(masked_concatenation),
     "passed-through": lambda: functional(passed_through),
+    "channels-first": lambda: functional(channels_first),
     "masked-late": lambda: sequential(lstm(6, activation="relu"), L.Masking(), L.LSTM(4), L.Dense(2)),
     "lengths": lambda: functional(lengths),
     "parts-of-time": lambda: functional(parts_of_time),

@@ -105,12 +105,14 @@ def test_pruned_equals_masked_over_two_calls(name: str, tmp_path: Path) -> None:
 def test_a_state_of_several_layers_that_does_not_come_back() -> None:
     """A decoder of several layers, each of which starts from what an encoder made of the source."""
 
-    def decoder(words: Any, encoded: Any) -> Any:
+    def decoder(tokens: Any, encoded: Any) -> Any:
+        words = L.Embedding(7, F)(tokens)
         for _ in range(2):
             words = L.GRU(6, return_sequences=True)(words, initial_state=encoded)
         return L.Dense(2)(words)
 
-    model = zoo.functional(decoder, (T, F), (6,))
+    inputs = keras.Input((T,), dtype="int32"), keras.Input((6,))
+    model = zoo.randomise(keras.Model(inputs, decoder(*inputs)))
     x = zoo.inputs_for(model)
     info = reprune.keras.inspect(model, [x])
     assert not info.pinned

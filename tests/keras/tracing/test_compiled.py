@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from reprune.keras.tracing.compiled import OFTEN, STEPS, Compiled
+from reprune.keras.tracing.compiled import OFTEN, STEPS, Compiled, Runner, loosely, shortened
+from reprune.keras.tracing.graph import array, graph_of
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX always compiles, PyTorch never does")
@@ -28,3 +29,48 @@ def test_long_sequences_are_compiled_at_once_and_by_xla_when_it_pays(steps: int,
         seen.append(runs)
     assert seen[plain] == seen[-2] == plain + 1
     assert seen[-1] > seen[-2]
+
+
+L, K = keras.layers, keras.ops
+X, Y, Z = (np.random.default_rng(0).normal(size=size).astype("float32") for size in ((4, 9, 3), (4, 5, 3), (4, 3)))
+
+
+def sums(x: Any, y: Any, z: Any) -> Any:
+    return K.sum(x, axis=1) + K.sum(y, axis=1) * z
+
+
+@pytest.mark.parametrize(
+    ("build", "batch", "options", "lengths"),
+    [
+        (sums, None, {}, [(2, 4), (2, 5), (2, 3)]),
+        (sums, None, {"time_is_open": False}, [(2, 9), (2, 5), (2, 3)]),
+        (sums, 4, {}, [(4, 9), (4, 5), (4, 3)]),
+        # Nine steps are needed, and fewer leave nothing.
+        (
+            lambda x, y, z: L.Dense(2)(L.Reshape((27,))(x)) + K.sum(y[:, 0]) + z[:, :1],
+            None,
+            {},
+            [(2, 9), (2, 5), (2, 3)],
+        ),
+        (lambda x, y, z: [z, K.sum(y, axis=1), x[:, 5:]], None, {}, [(2, 9), (2, 5), (2, 3)]),
+    ],
+    ids=["open", "closed", "number of sequences", "written length", "nothing left"],
+)
+def test_the_first_steps_of_the_first_sequences(
+    build: Any, batch: int | None, options: dict[str, bool], lengths: list[tuple[int, int]]
+) -> None:
+    inputs = [keras.Input(batch_shape=(batch, *value.shape[1:])) for value in (X, Y, Z)]
+    graph = graph_of(keras.Model(inputs, build(*inputs)))
+    part, found = shortened(Runner(graph, loosely(graph)), [X, Y, Z], 2, 4, **options)
+    assert [value.shape[:2] for value in part] == lengths
+    for value, whole in zip(part, (X, Y, Z), strict=True):
+        np.testing.assert_array_equal(value, whole[: value.shape[0], : value.shape[1]])
+    expected = keras.tree.flatten(graph.root(part)) if lengths[0][1] == 9 else [array(sums(*part))]
+    assert all(np.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))
+
+
+def test_as_many_steps_as_are_enough_are_left() -> None:
+    inputs = keras.Input((9, 3))
+    graph = graph_of(keras.Model(inputs, K.sum(inputs, axis=1)))
+    run = Runner(graph, loosely(graph))
+    assert [shortened(run, [X], 3, steps)[0][0].shape for steps in (8, 9, 10)] == [(3, 8, 3), (3, 9, 3), (3, 9, 3)]

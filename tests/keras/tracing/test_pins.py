@@ -21,16 +21,40 @@ L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
 class Scaled(keras.layers.Layer):
     """A custom layer with a weight of its own and a recurrent layer inside."""
 
+    LAYER: Any = L.LSTM
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.rnn = L.LSTM(4, return_sequences=True)
+        self.rnn = self.LAYER(4)
 
     def build(self, shape: Any) -> None:
         self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
         self.rnn.build(shape)
 
     def call(self, x: Any) -> Any:
-        return self.rnn(x) * self.scale
+        return K.expand_dims(self.rnn(x) * self.scale, 1)
+
+
+class Stepping(Scaled):
+    """A cell, called step by step."""
+
+    LAYER = L.LSTMCell
+
+    def call(self, x: Any) -> Any:
+        output, states = x[:, 0], [K.zeros_like(x[:, 0, :1]) * K.zeros((4,)) for _ in range(2)]
+        for step in range(T):
+            output, states = self.rnn(x[:, step], states)
+        return K.expand_dims(output, 1) * self.scale.value
+
+
+class Own(keras.Operation):
+    """An operation of the user's own."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
 
 
 class Gain(keras.layers.Layer):
@@ -49,6 +73,13 @@ class OwnCell(L.SimpleRNNCell):
     def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
         output, new = super().call(inputs, states, training=training)
         return output + K.mean(output, axis=-1, keepdims=True), new
+
+
+class OwnLayer(L.RNN):
+    """A layer that does something of its own."""
+
+    def call(self, sequences: Any, initial_state: Any = None, mask: Any = None, training: bool = False) -> Any:
+        return super().call(sequences, initial_state, mask, training)[:, ::-1]
 
 
 def _functional(build: Callable[..., Any], *shapes: Any) -> Callable[[], Any]:
@@ -100,6 +131,10 @@ PINNED: dict[str, tuple[Callable[[], Any], str]] = {
     "output": (_functional(lambda x: _named()(x)), "are an output of the model"),
     "lambda": (_functional(_looked_at), r"a Lambda reads them, .* keras.ops"),
     "unknown": (_functional(lambda x: L.Dense(2)(K.glu(_named()(x)))), "what Glu does .* is not known"),
+    "own-operation": (
+        _functional(lambda x: L.Dense(2)(Own()(_named()(x)))),
+        "what Own does with its units is not known",
+    ),
     "running-sum": (_functional(lambda x: L.Dense(2)(K.cumsum(_named()(x), axis=-1))), "runs over its units as over"),
     "weighted-mean": (_functional(lambda x: L.Dense(2)(K.average(_named()(x), axis=-1))), "reduced over its units"),
     "halves": (_functional(lambda x: L.Dense(2)(K.add(*K.split(_named()(x), 2, -1)))), "other positions of its own"),
@@ -141,6 +176,7 @@ def test_pin_says_why(name: str) -> None:
     assert pin is not None
     assert re.search(reason, pin.reason), pin
     assert "pinned" not in structure.prunable
+    assert all(layer.cell in ("lstm", "gru") for layer in structure.layers.values())
     if structure.layers["pinned"].units > 1:
         with pytest.raises(PlanError):
             some_plan(structure).with_kept({"pinned": [0]})
@@ -155,9 +191,17 @@ def test_other_layers_are_still_pruned() -> None:
     assert error(outputs(masked, inputs), outputs(small, inputs)) < RELATIVE
 
 
-@pytest.mark.parametrize(("kind", "left_alone"), [("scaled", 2), ("cell", 1)])
-def test_custom_code_is_listed_and_left_alone(kind: str, left_alone: int) -> None:
-    layer = Scaled(name="custom") if kind == "scaled" else L.RNN(OwnCell(4), return_sequences=True, name="custom")
+CUSTOM: dict[str, tuple[Callable[..., Any], int]] = {
+    "scaled": (Scaled, 2),
+    "stepping": (Stepping, 2),
+    "layer": (lambda **options: OwnLayer(OwnCell(4), return_sequences=True, **options), 2),
+    "cell": (lambda **options: L.RNN(OwnCell(4), return_sequences=True, **options), 1),
+}
+
+
+@pytest.mark.parametrize(("build", "left_alone"), CUSTOM.values(), ids=CUSTOM)
+def test_custom_code_is_listed_and_left_alone(build: Callable[..., Any], left_alone: int) -> None:
+    layer = build(name="custom")
     model = zoo.functional(lambda x: L.Dense(2)(L.GRU(3)(layer(L.LSTM(5, return_sequences=True, name="before")(x)))))
     structure = reprune.keras.trace(model, zoo.inputs_for(model))
     pinned = {name: str(layer.pin) for name, layer in structure.layers.items() if layer.pin}

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from reprune.keras.tracing.graph import array
-from reprune.keras.tracing.tracer import Tracer
+from reprune.keras.tracing.graph import ModelGraph, array, run
+from reprune.keras.tracing.rules import rule_of
+from reprune.keras.tracing.tracer import Traced, Tracer
 from tests.helpers.keras_labels import traced
 from tests.helpers.keras_models import in_double
 
@@ -35,6 +36,30 @@ def turned(h: Any) -> Any:
     return K.transpose(h, (0, 2, 1))
 
 
+class Dropout(L.Layer):
+    """Called as one of Keras, but of a kind of its own."""
+
+    def call(self, x: Any) -> Any:
+        return K.flip(x, axis=-1)
+
+
+class Half(L.Dropout):
+    """Only an option is its own."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+
+
+class Mixed(L.Layer):
+    """A weight that is laid out in another way than it is used."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(2, 2, 3), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return K.matmul(x, K.reshape(self.kernel, (4, 3)))
+
+
 # Arguments called h and g hold units along their last axis, those called x hold none.
 KEPT: dict[str, Build] = {
     **{name: lambda h, name=name: getattr(K, name)(h) for name in FUNCTIONS.split()},
@@ -44,6 +69,7 @@ KEPT: dict[str, Build] = {
     "activation": lambda h: L.Activation("softplus")(h),
     "activation over time": lambda h: L.Activation(lambda v: K.softmax(v, axis=1))(h),
     "activation over steps behind": lambda h: L.Activation("softmax")(turned(h)),
+    "dropout of one's own": lambda h: Half()(h),
     "dropout": lambda h: L.GaussianNoise(0.3)(L.SpatialDropout1D(0.2)(L.Dropout(0.2)(K.sigmoid(h)))),
     "sum": lambda h, g: h + g,
     "sum of three": lambda h, g: L.Add()([h, K.tanh(g), h]),
@@ -105,6 +131,7 @@ KEPT: dict[str, Build] = {
     "one behind the other": lambda h, g: K.stack([h, g], axis=-1),
     "one beside the other": lambda h, g: K.stack([h, g], axis=2),
     "transposed": lambda h: K.transpose(h, (2, 0, 1)),
+    "transposed, not zero": lambda h: turned(K.sigmoid(h)),
     "turned": lambda h: K.moveaxis(K.swapaxes(h, 0, 1), -1, 0),
     "flat": lambda h: L.Flatten()(h),
     "flat from behind": lambda h: L.Flatten()(turned(h)),
@@ -194,9 +221,11 @@ PINNED: dict[str, Build] = {
     "each twice": lambda h: K.repeat(h, 2, axis=-1),
     "flipped": lambda h: K.flip(h, axis=-1),
     "rolled": lambda h: K.roll(h, 1, axis=-1),
+    "one": lambda h: h[..., :1],
     "half": lambda h: h[..., :2],
     "some": lambda h: K.take(h, np.array([0, 3]), axis=-1),
     "apart": lambda h: K.unstack(h, axis=-1)[0],
+    "in groups over units": lambda h: L.Conv1D(3, 1, groups=3)(turned(h)),
     "pooled": lambda h: L.MaxPooling1D(2)(turned(h)),
     "pooled over all": lambda h: L.GlobalMaxPooling1D()(turned(h)),
     "distributed over units": lambda h: L.TimeDistributed(L.ReLU())(K.expand_dims(turned(h), -1)),
@@ -224,6 +253,8 @@ PINNED: dict[str, Build] = {
     "sum of units that start from what is not zero": lambda h, x: K.sum(
         L.GRU(4)(x, initial_state=K.sigmoid(h)[:, 0]), axis=-1
     ),
+    "product with a mixed weight": lambda h: Mixed()(h),
+    "a name of Keras": lambda h: Dropout()(h),
     "unknown": lambda h: K.glu(h),
 }
 
@@ -280,3 +311,25 @@ def test_units_are_pinned(name: str) -> None:
     tracer, _ = traced(PINNED[name])
     held = [tensor.shadow.labels for tensor in tracer.inputs if tensor.shadow]
     assert pinned(tracer).issuperset(tracer.couplings.roots(np.concatenate(held)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("move", "axes"),
+    [
+        (lambda w: K.transpose(w), (None, 0, 1)),
+        (lambda w: K.transpose(w, (1, 2, 0)), (0, None, 1)),
+        (lambda w: K.expand_dims(K.squeeze(w, 2), 0), (None, 1, 0)),
+        (lambda w: K.reshape(w, (6,)), (None,)),
+        (lambda w: w[1], (0, None)),
+        (lambda w: w[:, ::-1, 0], (1, None)),
+        (lambda w: w[:, :2, 0], (1, None)),
+    ],
+)
+def test_the_axes_of_a_weight_that_is_moved_about(move: Build, axes: tuple[int | None, ...]) -> None:
+    """Of a weight whose first axis is 1, and whose second is 0; the last one has a single place."""
+    symbol = keras.Input(batch_shape=(2, 3, 1))
+    tracer = Tracer(ModelGraph(keras.Model(symbol, move(symbol))), rule_of)
+    variable = keras.Variable(np.zeros((3, 2, 1)))
+    moved = Traced(K.transpose(variable, (1, 0, 2)), weight=variable, axes=(1, 0, None))
+    found = run(tracer.graph.root, [moved], tracer.call)
+    assert (found.axes, found.weight) == (axes, None if set(axes) == {None} else variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,50 @@ def test_what_cannot_be_made_narrower_is_pinned(cell: Callable[[], Any], reason:
     model = model_of(of(cell))
     pinned = reprune.keras.inspect(model, [zoo.inputs_for(model)]).pinned
     assert {name: reason in str(pin) for name, pin in pinned.items()} == {"rnn": True}
+
+
+class Opaque(cells.DenseGRU):
+    """Nobody can follow it."""
+
+    def call(self, x: Any, states: Any) -> Any:
+        return super().call(x * float(np.asarray(x).shape[0]), states)
+
+
+class Returning(cells.DenseGRU):
+    """It returns a state more than it takes."""
+
+    def call(self, x: Any, states: Any) -> Any:
+        output, after = super().call(x, states)
+        return output, [*after, x]
+
+
+def stack_of(x: Any) -> Any:
+    return L.RNN([L.GRUCell(5), Opaque(6)], name="rnn")(x, initial_state=[[L.LSTM(5)(x)], [L.LSTM(6)(x)]])
+
+
+def single_step(x: Any) -> Any:
+    return Returning(6, name="rnn")(x[:, 0], [L.LSTM(6)(x)])[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "cell", "prunable", "why"),
+    [
+        (stack_of, "rnn:l1", ("below",), "the code of Opaque cannot be followed: .*KerasTensor"),
+        (single_step, "rnn", (), "returns 2 states beside its output, and takes 1"),
+    ],
+)
+def test_a_cell_that_cannot_be_followed_pins_what_it_meets(
+    build: Build, cell: str, prunable: tuple[str, ...], why: str
+) -> None:
+    model = model_of(build)
+    structure = reprune.keras.trace(model, zoo.inputs_for(model))
+    assert structure.prunable == prunable
+    layer = structure.layers[cell]
+    assert layer.units == 6
+    assert layer.pin is not None
+    assert re.search(why, layer.pin.reason)
+    line = Opaque.call.__code__.co_firstlineno + 1
+    assert layer.pin.site.location == ("" if "states" in why else f"{__file__}:{line}")
 
 
 class Started(L.Layer):

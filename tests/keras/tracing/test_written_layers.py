@@ -41,6 +41,17 @@ class Context(L.Layer):
         return K.einsum("bt,bth->bh", scores / K.sum(scores, axis=1, keepdims=True), x)
 
 
+class Vectors(L.Layer):
+    """Products with vectors, which are held in a dictionary."""
+
+    def build(self, shape: Any) -> None:
+        self.vectors = {name: self.add_weight(shape=(shape[-1],), name=name) for name in ("first", "second")}
+
+    def call(self, x: Any) -> Any:
+        scores = K.matmul(x, self.vectors["first"]) * K.tanh(K.dot(x, self.vectors["second"]))
+        return K.sum(x * K.expand_dims(K.softmax(scores, axis=1), -1), axis=1)
+
+
 class Scaled(L.Layer):
     """A gain and a shift for every unit; the transposed product of the last step."""
 
@@ -131,7 +142,8 @@ def model_of(layer: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "layer", [Weights, Context, Scaled, Square, Additive, Last, pooled, *[Legacy, Products][: 2 * ON_TENSORFLOW]]
+    "layer",
+    [Weights, Context, Vectors, Scaled, Square, Additive, Last, pooled, *[Legacy, Products][: 2 * ON_TENSORFLOW]],
 )
 def test_a_layer_with_weights_of_its_own_is_followed(layer: type[Any]) -> None:
     model = model_of(layer)

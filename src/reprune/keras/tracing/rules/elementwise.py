@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from reprune.keras.tracing.labels import NONE
 from reprune.keras.tracing.rules.functions import is_elementwise, keeps_apart, keeps_zero
 from reprune.keras.tracing.tracer import Call, Traced, shadow
 
@@ -68,23 +67,23 @@ def combined(call: Call) -> Any:
         return call.pinned("its units meet others along another axis")
     axis = axes.pop()
     width = value.shape[axis]
-    labels = np.zeros(width, dtype=np.int64)
+    nobody = np.zeros(width, dtype=np.int64)
+    whole = [leaf for leaf in labelled if leaf.shape[axis - rank] == width]
     for leaf in leaves:
         own = axis - (rank - len(leaf.shape))
         if own < 0 or (leaf.shape[own] == 1 and width > 1):
             continue
         if _is(leaf) and leaf.weight is not None and leaf.axes[own] is not None:
-            for tensor in [one for one in labelled if one.shape[axis - rank] == width]:
+            for tensor in whole:
                 call.tracer.slot(leaf.weight, leaf.axes[own], tensor.along(axis - rank), "follows", call.site)
             if leaf.shadow is None:
                 continue
-        named = leaf.along(own) if _is(leaf) else np.zeros(width, dtype=np.int64)
-        labels = named if not (labels > NONE).any() else labels
-        for tensor in labelled:
-            assert tensor.shadow is not None
-            if tensor is not leaf and tensor.shape[tensor.shadow.axis] == width:
-                call.tracer.tie(tensor.shadow.labels, named, call.site, NARROW)
-                labels = np.where(labels > NONE, labels, named)
+        named = leaf.along(own) if _is(leaf) else nobody
+        for tensor in whole:
+            if tensor is not leaf:
+                call.tracer.tie(tensor.along(axis - rank), named, call.site, NARROW)
+    # Where others name what these do not, what they name is pinned.
+    labels = whole[0].along(axis - rank) if whole else nobody
     silences = [leaf.shadow is not None and leaf.shadow.silent if _is(leaf) else is_zero(leaf) for leaf in operands]
     kind = type(call.operation).__name__
     silent = any(silences) if kind == "Multiply" else all(silences) and kind not in _NOT_OF_ZEROS

@@ -38,7 +38,8 @@ def _turned(call: Call, value: Any) -> Traced:
         lambda leaf: keras.ops.convert_to_tensor(places) if leaf is weight else leaf, (call.args, call.kwargs)
     )
     made = array(call.operation(*args, **kwargs))
-    steps = {step // places.itemsize: axis for step, axis in zip(places.strides, weight.axes, strict=True)}
+    sources = zip(places.strides, weight.axes, weight.shape, strict=True)
+    steps = {step // places.itemsize: axis for step, axis, length in sources if length > 1}
     axes = []
     for axis, length in enumerate(made.shape):
         step = int(np.diff(made, axis=axis).flat[0]) if length > 1 else -1

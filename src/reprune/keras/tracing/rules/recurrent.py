@@ -153,7 +153,7 @@ def run_cells(
                 return None
             last = step.output
             held += step.states
-        labels = last.labels if last.labels.any() else np.zeros(last.units, dtype=np.int64)
+        labels = last.labels
     for state, cell in zip(states, held, strict=False):
         labels = state.along(1 if channel == 2 else -1)
         call.tracer.take_state(labels)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import reprune.keras
+from reprune.keras.tracing.tracer import carried_inputs, paired_states
 from tests.helpers import keras_zoo as zoo
+from tests.helpers.keras_labels import traced
 from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
 
 L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
@@ -161,3 +163,21 @@ def test_a_translator_pruned_as_a_whole_and_taken_apart() -> None:
     for place in range(T):
         found, *carried = outputs(walker, [x[1][:, place : place + 1], *carried])
         assert error([expected[:, place]], [found[:, 0]]) < RELATIVE
+
+
+def test_which_inputs_are_states_and_which_outputs_they_come_back_as() -> None:
+    options = {"return_sequences": True, "return_state": True}
+    shapes = (2, 4), (2, 4), (2, 3, 5)
+    cases: list[tuple[Callable[..., Any], list[tuple[int, int]], list[int], set[int]]] = [
+        # Model, the pairs, the inputs that are states, and those that a layer takes.
+        (lambda h, c, x: L.LSTM(4, **options)(x, initial_state=[h, c]), [(0, 1), (1, 2)], [0, 1], {0, 1}),
+        (lambda h, c, x: L.LSTM(4, **options)(x, initial_state=[h, c])[::2], [(0, 1)], [0, 1], {0, 1}),
+        (lambda h, c, x: L.Dense(2)(L.LSTM(4)(x, initial_state=[h, c])), [], [0, 1], {0, 1}),
+        (lambda h, g, x: L.GRU(4, **options)(x, initial_state=h)[1] + L.Dense(4)(g), [(0, 0)], [0], {0}),
+        (lambda h, g, x: L.GRU(4)(x, initial_state=K.tanh(L.Dense(4)(h + g))), [], [], set()),
+    ]
+    for build, pairs, carried, taken in cases:
+        tracer, _ = traced(build, *shapes)
+        assert paired_states(tracer) == pairs
+        assert carried_inputs(tracer) == carried
+        assert tracer.records.taken == taken

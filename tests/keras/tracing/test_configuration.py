@@ -30,6 +30,7 @@ def test_functions_stay_functions() -> None:
 def test_layers_inside_are_not_built_yet() -> None:
     layer = L.Bidirectional(L.LSTM(3))
     layer.build((None, 4, 2))
+    assert "build_config" in layer.get_config()["layer"]
     held = made_with(layer)["layer"]
     assert held["config"]["units"] == 3
     assert "build_config" not in held

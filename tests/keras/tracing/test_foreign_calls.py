@@ -121,3 +121,5 @@ def test_what_has_no_translation_is_named_and_refused() -> None:
             tf.gather(inputs, tf.argmax(inputs, axis=1), axis=2, batch_dims=1)
         # Beside code that is followed, tensors are TensorFlow's.
         assert tf.is_tensor(tf.square(tf.ones(2)))
+    with pytest.raises(ValueError, match="KerasTensor"):
+        tf.square(inputs)

@@ -36,6 +36,12 @@ def turned(h: Any) -> Any:
     return K.transpose(h, (0, 2, 1))
 
 
+def over_words(h: Any) -> Any:
+    words = L.ReversibleEmbedding(9, h.shape[-1])
+    words.build()
+    return words(h, reverse=True)
+
+
 class Dropout(L.Layer):
     """Called as one of Keras, but of a kind of its own."""
 
@@ -212,6 +218,7 @@ PINNED: dict[str, Build] = {
         if h.shape[-1] == 1
         else K.concatenate([h[:, :, :4], K.tile(turned(g), (1, 1, 2))[:, :, :4]], axis=1)
     ),
+    "words over time": lambda h: over_words(turned(h)),
     "as indices": lambda h, g: K.take_along_axis(h, K.cast(g > 0, "int32"), axis=1),
     "by a position": lambda h: K.take_along_axis(h, np.array([[[1]]]), axis=-1),
     "by a position of all": lambda h: K.take_along_axis(h, np.array([3]), axis=None),
@@ -323,6 +330,8 @@ def test_units_are_pinned(name: str) -> None:
         (lambda w: w[1], (0, None)),
         (lambda w: w[:, ::-1, 0], (1, None)),
         (lambda w: w[:, :2, 0], (1, None)),
+        (lambda w: K.roll(w, -1, axis=1), (1, None, None)),
+        (lambda w: K.take(w, np.array([0, 1, 1]), axis=1), (1, None, None)),
     ],
 )
 def test_the_axes_of_a_weight_that_is_moved_about(move: Build, axes: tuple[int | None, ...]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import reprune.keras
 from reprune.keras.calibration.responses import observe
+from reprune.keras.tracing.rules.cells import option_of
 from tests.helpers import keras_cells as cells
 from tests.helpers import keras_zoo as zoo
 from tests.helpers.keras_models import error, in_double, outputs, some_plan
@@ -217,3 +218,33 @@ def test_units_are_summed_up_only_where_they_are_zero_without_weights(through: s
         plan = some_plan(structure, 1)
         small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
         assert error(outputs(masked, x), outputs(small, x)) < 1e-10
+
+
+class Decoy(Started):
+    """The first number that is as large as its states has nothing to do with them."""
+
+    def __init__(self, depth: int, units: int, flag: bool = True) -> None:
+        super().__init__(units, "tanh")
+        self.depth, self.flag = depth, flag
+
+    def get_config(self) -> dict[str, Any]:
+        return {"flag": self.flag, "depth": self.depth, "units": self.units}
+
+
+def test_the_option_that_says_how_wide_a_state_is_is_tried_out() -> None:
+    found = [
+        option_of(cell, state)
+        for cell, state in (
+            (cells.Memory(6, 5, 3), 0),
+            (cells.Memory(6, 5, 3), 1),
+            (cells.Skipping(L.LSTMCell(6)), 1),
+            (cells.OwnLayer(6), 0),
+            (L.RNN([L.GRUCell(4), L.GRUCell(6)]), 1),
+            (Decoy(6, 6), 0),
+            (cells.Unsized(), 0),
+        )
+    ]
+    assert found == [
+        ("units",), ("memory",), ("cell", "config", "units"), ("units",),
+        ("cell", "config", "cells", 1, "config", "units"), ("units",), None,
+    ]  # fmt: skip

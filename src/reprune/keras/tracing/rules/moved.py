@@ -42,8 +42,9 @@ def _turned(call: Call, value: Any) -> Traced:
     steps = {step // places.itemsize: axis for step, axis, length in sources if length > 1}
     axes = []
     for axis, length in enumerate(made.shape):
-        step = int(np.diff(made, axis=axis).flat[0]) if length > 1 else -1
-        source = steps.get(step)
+        # The same step everywhere: in the order of the weight, from its first place on if there are as many.
+        taken = np.unique(np.diff(made, axis=axis))
+        source = steps.get(int(taken[0])) if len(taken) == 1 else None
         same = source is not None and length == weight.weight.shape[source]
         axes.append(source if same else None)
     known = any(axis is not None for axis in axes)

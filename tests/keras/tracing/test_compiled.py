@@ -74,3 +74,24 @@ def test_as_many_steps_as_are_enough_are_left() -> None:
     graph = graph_of(keras.Model(inputs, K.sum(inputs, axis=1)))
     run = Runner(graph, loosely(graph))
     assert [shortened(run, [X], 3, steps)[0][0].shape for steps in (8, 9, 10)] == [(3, 8, 3), (3, 9, 3), (3, 9, 3)]
+
+
+class Noise(L.Layer):
+    """Random even when it infers, by a generator of its own or by that which all share."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.seed = keras.random.SeedGenerator(1) if own else None
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(K.shape(x), seed=self.seed)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_random_numbers_are_those_of_a_draw(own: bool) -> None:
+    inputs = keras.Input((9, 3))
+    run = Runner(graph_of(keras.Model(inputs, Noise(own)(inputs))))
+    first, again, other = (run.arrays([X], draw=draw)[0] for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    np.testing.assert_array_equal(run.arrays([X])[0], first)

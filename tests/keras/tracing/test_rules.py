@@ -36,6 +36,13 @@ def turned(h: Any) -> Any:
     return K.transpose(h, (0, 2, 1))
 
 
+def adapted(layer: Any, h: Any, **options: Any) -> Any:
+    """What a layer makes whose weight holds an update of rank one."""
+    layer.build(h.shape)
+    layer.enable_lora(1)
+    return layer(h, **options)
+
+
 def over_words(h: Any) -> Any:
     words = L.ReversibleEmbedding(9, h.shape[-1])
     words.build()
@@ -205,6 +212,16 @@ PINNED: dict[str, Build] = {
     "length of a higher power": lambda h: K.norm(h, ord=3, axis=-1),
     "length of a matrix": lambda h: K.norm(h, ord=2, axis=(1, 2)),
     "mixing activation": lambda h: L.Activation("softmax")(h),
+    "adapted": lambda h: adapted(L.Dense(3), h),
+    "adapted convolution": lambda h: adapted(L.Conv1D(3, 2), h),
+    "adapted equation": lambda h: adapted(L.EinsumDense("btx,xy->bty", (None, 3)), h),
+    "adapted words": lambda h: adapted(L.ReversibleEmbedding(9, 4), h, reverse=True),
+    "as a mask": lambda h, x: L.Softmax(axis=1)(x, mask=h > 0),
+    "as steps": lambda h: L.LSTM(3)(turned(h)),
+    "as steps of both directions": lambda h: L.Bidirectional(L.GRU(3))(turned(h)),
+    "as tokens": lambda h: L.Embedding(5, 3)(K.cast(h, "int32")),
+    "activation of a shape": lambda h: L.Activation(lambda v: K.reshape(v, (-1, 3, 4)))(h),
+    "activation of a length": lambda h: L.Activation(lambda v: v + np.ones((3, 1)))(h),
     "mixing activation behind": lambda h: L.Activation(lambda v: K.softmax(v, axis=-2))(turned(h)),
     "mixing activation of a layer": lambda h: L.Dense(5, lambda v: K.softmax(v, axis=1))(turned(h)),
     "other values": lambda h, x: h + x,
@@ -342,3 +359,30 @@ def test_the_axes_of_a_weight_that_is_moved_about(move: Build, axes: tuple[int |
     moved = Traced(K.transpose(variable, (1, 0, 2)), weight=variable, axes=(1, 0, None))
     found = run(tracer.graph.root, [moved], tracer.call)
     assert (found.axes, found.weight) == (axes, None if set(axes) == {None} else variable)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: L.Dense(4, activation="softmax")(x),
+        lambda x: L.Conv1D(4, 1, activation="softmax")(x),
+        lambda x: L.Conv1DTranspose(4, 1, activation="softmax")(x),
+        lambda x: L.SeparableConv1D(4, 1, activation="softmax")(x),
+        lambda x: L.Conv1D(4, 1, groups=4, activation="softmax")(L.Dense(4)(x)),
+        lambda x: L.GRU(4, activation="softmax")(x),
+        lambda x: L.LSTM(4, recurrent_activation="softmax")(x),
+        lambda x: L.DepthwiseConv1D(1, activation="softmax")(L.Dense(4)(x)),
+        lambda x: L.EinsumDense("btx,xy->bty", (None, 4), activation="softmax")(L.Dense(4)(x)),
+    ],
+)
+def test_an_activation_that_mixes_what_is_made_pins_it(build: Build) -> None:
+    tracer, _ = traced(build)
+    made = [*tracer.widths.values(), *tracer.cells.values()][0]
+    assert pinned(tracer) == set(tracer.couplings.roots(made.labels).tolist())
+    assert any("mixes" in pin.reason for _, pin in tracer.records.pins)
+
+
+def test_an_embedding_with_an_update_is_followed_no_further() -> None:
+    tracer, _ = traced(lambda x: adapted(L.Embedding(9, 4), K.cast(K.abs(x), "int32")))
+    assert tracer.outputs[0].shadow is None
+    assert not tracer.records.slots

@@ -159,6 +159,10 @@ def stack_of(x: Any) -> Any:
     return L.RNN([L.GRUCell(5), Opaque(6)], name="rnn")(x, initial_state=[[L.LSTM(5)(x)], [L.LSTM(6)(x)]])
 
 
+def other_direction(x: Any) -> Any:
+    return L.Bidirectional(L.GRU(6), backward_layer=L.RNN(Opaque(6), go_backwards=True), name="rnn")(x)
+
+
 def single_step(x: Any) -> Any:
     return Returning(6, name="rnn")(x[:, 0], [L.LSTM(6)(x)])[0]
 
@@ -167,6 +171,7 @@ def single_step(x: Any) -> Any:
     ("build", "cell", "prunable", "why"),
     [
         (stack_of, "rnn:l1", ("below",), "the code of Opaque cannot be followed: .*KerasTensor"),
+        (other_direction, "rnn:backward", (), "the code of Opaque cannot be followed: .*KerasTensor"),
         (single_step, "rnn", (), "returns 2 states beside its output, and takes 1"),
     ],
 )

@@ -71,7 +71,7 @@ def multi_head(call: Call) -> Any:
         call.tracer.slot(part.kernel, 1, own, "own", call.site)
         call.tracer.slot(part.bias, 0, own, "own", call.site)
         rows, each = prod(tensor.shape[:-1]), part.kernel.shape[2]
-        call.tracer.product(rows, labels if labels.any() else len(labels), np.repeat(own, each))
+        call.tracer.product(rows, labels, np.repeat(own, each))
     pairs = prod(query.shape[:-1]) * prod(key.shape[axis] for axis in getattr(layer, "attention_axes", (1,)))
     for part in (layer._key_dense, layer._value_dense):
         call.tracer.product(pairs, queries, part.kernel.shape[2])
@@ -290,8 +290,7 @@ def _context(call: Call, query: Traced, value: Traced, key: Traced) -> Any:
     outputs = call.values()
     pairs = query.shape[0] * query.shape[1] * value.shape[1]
     for tensor in (key, value):
-        labels = tensor.along(-1)
-        call.tracer.product(pairs, labels if labels.any() else len(labels))
+        call.tracer.product(pairs, tensor.along(-1))
     flat = keras.tree.flatten(outputs)
     labels = value.along(-1)
     silent = value.shadow is not None and value.shadow.silent

@@ -43,7 +43,7 @@ def einsum_dense(call: Call) -> Any:
     through = letter if letter not in held else ""
     rows = prod(size for size, name in zip(x.shape, read, strict=True) if name not in held + through)
     sizes = dict(zip(held, layer.kernel.shape, strict=True))
-    axes: dict[str, Ids] = {name: labels for name, labels in own.items() if (labels > NONE).any()}
+    axes = dict(own)
     for name in held:
         if name in made and name == letter:
             axes[name] = x.along(read.index(name))
@@ -51,9 +51,8 @@ def einsum_dense(call: Call) -> Any:
         elif name not in made:
             axes[name] = x.along(read.index(name))
             _read(call, layer, held, made, name, axes[name])
-    known = {name: labels for name, labels in axes.items() if (labels > NONE).any()}
     spread = [x.along(read.index(through))] if through else []
-    call.tracer.product(rows, *spread, *(known.get(name, int(sizes[name])) for name in held))
+    call.tracer.product(rows, *spread, *(axes.get(name, int(sizes[name])) for name in held))
     if letter and letter in made:
         for labels in own.values():
             call.tracer.pin_labels(labels, call.site, "units pass through on another axis, and are followed instead")

@@ -209,7 +209,7 @@ def _reads(call: Call, layer_cell: Any, gates: int, labels: Ids, rows: float, ce
     tracer = call.tracer
     tracer.slot(layer_cell.kernel, -2, labels, "reads", call.site)
     bias = tracer.name(layer_cell.bias) if layer_cell.use_bias else None
-    own: int | Ids = np.tile(cell.labels, gates) if cell.labels.any() else cell.units * gates
+    own = np.tile(cell.labels, gates)
     for weight, read in ((layer_cell.kernel, labels), (layer_cell.recurrent_kernel, cell.labels)):
         # A GRU that resets before the product reads its state twice, once scaled: nothing can be folded in there.
         foldable = weight is layer_cell.kernel or getattr(layer_cell, "reset_after", True)

@@ -39,7 +39,7 @@ def dense(call: Call) -> Any:
             call.tracer.pin(x, call.site, "its activation mixes the units")
         zero = x.shadow.silent and not layer.use_bias and keeps_zero(layer.activation)
         return Traced(value, shadow(x.shadow.axis, x.shadow.labels, zero))
-    call.tracer.product(rows, _axis(read), _axis(made))
+    call.tracer.product(rows, read, made)
     return Traced(value, shadow(rank - 1, made, keeps_zero(layer.activation)))
 
 
@@ -110,7 +110,7 @@ def depthwise(call: Call) -> Any:
     if layer.use_bias:
         call.tracer.slot(layer.bias, 0, made, "follows", call.site)
     rows = prod(value.shape) / value.shape[channel] * prod(layer.kernel.shape[:-2])
-    call.tracer.product(rows, _axis(labels), layer.depth_multiplier)
+    call.tracer.product(rows, labels, layer.depth_multiplier)
     return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
 
 
@@ -127,8 +127,8 @@ def separable(call: Call) -> Any:
     _reads(call, layer, layer.pointwise_kernel, -2, between)
     made = _made(call, "convolution", layer, layer.pointwise_kernel, -1)
     rows = prod(value.shape) / value.shape[channel]
-    call.tracer.product(rows * prod(layer.depthwise_kernel.shape[:-2]), _axis(labels), layer.depth_multiplier)
-    call.tracer.product(rows, _axis(between), _axis(made))
+    call.tracer.product(rows * prod(layer.depthwise_kernel.shape[:-2]), labels, layer.depth_multiplier)
+    call.tracer.product(rows, between, made)
     return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
 
 
@@ -165,7 +165,7 @@ def reversible(call: Call) -> Any:
     call.tracer.slot(weight, axis, x.along(-1), "reads", call.site)
     if x.shadow is not None:
         call.tracer.size(call, ("output_dim",), x.along(-1))
-    call.tracer.product(prod(x.shape[:-1]), _axis(x.along(-1)), layer.input_dim)
+    call.tracer.product(prod(x.shape[:-1]), x.along(-1), layer.input_dim)
     return call.plain()
 
 
@@ -254,7 +254,7 @@ def _windows(call: Call, layer: Any, x: Traced, kernel: Any, read: int, make: in
     made = _made(call, "convolution", layer, kernel, make)
     shape = x.shape if rows_of_input else tuple(value.shape)
     rows = prod(shape) / shape[channel] * prod(kernel.shape[:-2])
-    call.tracer.product(rows, _axis(labels), _axis(made))
+    call.tracer.product(rows, labels, made)
     return Traced(value, shadow(channel, made, keeps_zero(layer.activation)))
 
 
@@ -277,10 +277,6 @@ def _made(call: Call, kind: str, layer: Any, weight: Any, axis: int) -> Ids:
         title = getattr(activation, "__name__", type(activation).__name__)
         call.tracer.pin_labels(made, call.site, f"its activation {title} mixes the units")
     return made
-
-
-def _axis(labels: Ids) -> int | Ids:
-    return labels if (labels > NONE).any() else len(labels)
 
 
 def _channel(layer: Any, rank: int) -> int:

@@ -176,6 +176,8 @@ def test_pin_says_why(name: str) -> None:
     assert pin is not None
     assert re.search(reason, pin.reason), pin
     assert "pinned" not in structure.prunable
+    if "other positions" in reason:
+        assert pin.site.operation.startswith(("Split", "Add"))
     assert all(layer.cell in ("lstm", "gru") for layer in structure.layers.values())
     if structure.layers["pinned"].units > 1:
         with pytest.raises(PlanError):

@@ -386,3 +386,30 @@ def test_an_embedding_with_an_update_is_followed_no_further() -> None:
     tracer, _ = traced(lambda x: adapted(L.Embedding(9, 4), K.cast(K.abs(x), "int32")))
     assert tracer.outputs[0].shadow is None
     assert not tracer.records.slots
+
+
+def test_of_units_that_meet_on_two_axes_those_of_a_width_give_way() -> None:
+    tracer, _ = traced(lambda h, g: K.matmul(turned(h), g))
+    assert pinned(tracer) == {5, 6, 7, 8}
+    found = tracer.outputs[0].shadow
+    assert found is not None
+    assert (found.axis, found.labels.tolist()) == (1, [1, 2, 3, 4])
+    tracer, _ = traced(lambda x: K.matmul(turned(L.Dense(4)(x)), L.GRU(5, return_sequences=True)(x)))
+    (width,), (cell,) = tracer.widths.values(), tracer.cells.values()
+    assert pinned(tracer) == set(width.labels.tolist())
+    found = tracer.outputs[0].shadow
+    assert found is not None
+    assert (found.axis, found.labels.tolist()) == (2, cell.labels.tolist())
+
+
+@pytest.mark.parametrize("kind", [L.Dense, L.GRU, lambda units: L.Conv1D(units, 1)])
+def test_a_layer_that_is_called_twice_makes_the_same_units(kind: Any) -> None:
+    layer = kind(4)
+    tracer, _ = traced(lambda x: [layer(x), layer(2 * x)])
+    assert len(tracer.cells) + len(tracer.widths) == 1
+    first, second = (output.shadow for output in tracer.outputs)
+    assert first is not None
+    assert second is not None
+    assert first.labels.tolist() == second.labels.tolist()
+    assert len(tracer.couplings.classes()) in (0, 4)
+    assert not pinned(tracer)

@@ -179,7 +179,8 @@ def test_pin_says_why(name: str) -> None:
     if "other positions" in reason:
         assert pin.site.operation.startswith(("Split", "Add"))
     assert all(layer.cell in ("lstm", "gru") for layer in structure.layers.values())
-    if structure.layers["pinned"].units > 1:
+    assert (structure.layers["pinned"].units == 1) is (name == "one-unit")
+    if name != "one-unit":
         with pytest.raises(PlanError):
             some_plan(structure).with_kept({"pinned": [0]})
 

@@ -330,6 +330,17 @@ def test_units_that_are_read_directly_are_gone_once_they_are_zero(name: str) -> 
     assert traced(READ[name])[0].records.direct
 
 
+@pytest.mark.parametrize("name", [*KEPT, *READ])
+def test_what_holds_no_units_is_as_it_was(name: str) -> None:
+    build = {**KEPT, **READ}[name]
+    tracer, values = traced(build, units=False)
+    (found,) = tracer.outputs
+    assert found.shadow is None
+    assert not tracer.records.pins
+    assert not tracer.records.direct
+    np.testing.assert_allclose(array(found.value), array(build(*values)))
+
+
 @pytest.mark.parametrize("name", PINNED)
 def test_units_are_pinned(name: str) -> None:
     tracer, _ = traced(PINNED[name])

@@ -23,7 +23,7 @@ class Language(keras.Model):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.rnn = L.Embedding(WORDS, 6), L.LSTM(6, return_sequences=True, name="rnn")
+        self.embedding, self.rnn = L.Embedding(WORDS, 6, mask_zero=True), L.LSTM(6, return_sequences=True, name="rnn")
 
     def call(self, words: Any) -> Any:
         return K.matmul(self.rnn(self.embedding(words)), K.transpose(self.embedding.embeddings))

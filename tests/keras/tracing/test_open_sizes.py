@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from reprune.keras.tracing.batch_zeros import BatchZeros
-from reprune.keras.tracing.graph import array
+from reprune.keras.tracing.graph import ModelGraph, array
+from reprune.keras.tracing.rules import rule_of
 from reprune.keras.tracing.symbolic import followed
+from reprune.keras.tracing.tracer import Tracer
 
 K = keras.ops
 X = np.random.default_rng(0).normal(size=(3, 2, 4)).astype("float32")
@@ -23,6 +25,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], Any]] = {
         X.reshape(6, 4),
     ),
     "whole numbers": (lambda x: K.zeros((K.shape(x)[0], 1), "int32") + K.cast(x[:, 0] > 0, "int32"), X[:, 0] > 0),
+    "the size of something else": (lambda x: K.reshape(x, (-1, K.shape(X)[2])), X.reshape(6, 4)),
     "known sizes": (lambda x: K.zeros((2, 4)) + x, X),
     "a single size": (lambda x: K.zeros(4) + x, X),
     "a shape computed with": (
@@ -77,3 +80,13 @@ def test_zeros_are_named_and_kept() -> None:
 def made_of(zeros: Any) -> tuple[str, tuple[int, ...]]:
     layer = zeros._keras_history.operation
     return layer.name, layer.sizes
+
+
+def test_zeros_that_are_added_to_units_are_as_many() -> None:
+    inputs = keras.Input(batch_shape=(None, 2, 4))
+    with followed(inputs, keras.layers.ReLU()):
+        model = keras.Model(inputs, K.zeros((K.shape(inputs)[0], 2, 4)) + inputs)
+    tracer = Tracer(ModelGraph(model), rule_of, [0])
+    tracer.run([X])
+    sizes = {key: tracer.couplings.roots(labels).tolist() for key, labels in tracer.records.sizes.items()}
+    assert sizes["zeros_0", ("sizes", 1)] == [1, 2, 3, 4]

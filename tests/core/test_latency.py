@@ -235,6 +235,7 @@ DOCUMENT = json.loads(ONE.to_json())
     [
         ("dense_ms", 0),
         ("dense_ms", None),
+        ("dense_ms", float("nan")),
         ("small_ms", -1.0),
         ("small_ms", "1"),
         ("small", {"b": 1}),
@@ -253,8 +254,10 @@ DOCUMENT = json.loads(ONE.to_json())
         ("grids", [{**DOCUMENT["grids"][0], "units": [1, 4, 10**300]}]),
         ("grids", [{**DOCUMENT["grids"][0], "ms": [[1.0, 2.0]]}]),
         ("grids", [{**DOCUMENT["grids"][0], "ms": [[1.0, 2.0, -3.0]]}]),
+        ("grids", [{**DOCUMENT["grids"][0], "ms": [[1.0, 2.0, float("inf")]]}]),
         ("rounding", [[0, 1.0]]),
         ("rounding", [[2, 0.0]]),
+        ("rounding", [[2, float("inf")]]),
         ("more", 1),
     ],
 )

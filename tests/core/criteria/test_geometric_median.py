@@ -89,6 +89,23 @@ def test_the_unit_in_the_middle_goes_first():
     assert int(np.argmin(distance_sums(points))) == 2
 
 
+@pytest.mark.parametrize(("apart", "near"), [(1.0, False), (0.3, False), (0.03, True), (1e-4, True)])
+def test_single_precision_is_enough_unless_a_pair_is_near(apart, near):
+    # Two points at a distance that is a share of √(‖a‖² + ‖b‖²), and others at right angles to them.
+    points = np.eye(6, dtype=np.float32)
+    points[1] = [np.cos(apart * np.sqrt(2)), np.sin(apart * np.sqrt(2)), 0, 0, 0, 0]
+    assert geometric_median._too_near(*geometric_median._squared_distances(points)) == near
+
+
+def test_points_stay_on_a_device_in_double_precision_and_others_become_arrays_as_they_are():
+    """A device without data stands for a GPU."""
+    placed = geometric_median._placed(torch.zeros(3, 2, device="meta", requires_grad=True))
+    assert (placed.device.type, placed.dtype, placed.requires_grad) == ("meta", torch.float64, False)
+    placed = geometric_median._placed(torch.zeros(3, 2))
+    assert isinstance(placed, np.ndarray)
+    assert placed.dtype == np.float32
+
+
 def test_on_a_device(monkeypatch):
     """What a GPU computes, on a CPU: PyTorch in double precision from start to end."""
     monkeypatch.setattr(geometric_median, "_placed", lambda points: points.double())

@@ -223,7 +223,7 @@ class LatencyTable:
                 f"{dict(layers)}: measure_latency() this model."
             )
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 def _check_grid(grid: TimeGrid) -> None:

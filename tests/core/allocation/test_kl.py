@@ -67,5 +67,7 @@ def test_spectra_at_the_ends():
 def test_energy_with_a_threshold_of_its_own_needs_no_ratio():
     plan = decide(evidence(), Budget(None), Method(Energy(threshold=0.8), "random"))
     assert plan.counts() == {"a": 1, "b": 3}
+    # The published share is 95%: 9.5 of 10, and all but 1.5 of 9 are less.
+    assert decide(evidence(), Budget(None), "pfa-en").counts() == {"a": 3, "b": 4}
     with pytest.raises(BudgetError, match="give ratio="):
         decide(evidence(), Budget(None), "iss-gm")

@@ -221,6 +221,11 @@ def test_a_kernel_reads_units() -> None:
         a = bench.layer("a", 4)
         bench.run(module, bench.holding(a, 2, 4))
         assert bench.along(weight, 1) == a.tolist()
+        # Run again, it is the same layer, whose labels are those of its weights.
+        labels = bench.recording.layers[":l0"].labels.tolist()
+        bench.run(module, bench.holding(a, 2, 4))
+        assert bench.recording.layers[":l0"].labels.tolist() == labels
+        assert bench.recording.axes[weight.replace("ih", "hh"), 1].tolist() == labels
         assert bench.apart(a)
 
 

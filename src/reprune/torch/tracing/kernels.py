@@ -206,9 +206,8 @@ def _outputs(tracer: Tracer, pieces: Sequence[_Piece], out: Sequence[torch.Tenso
     tracer.memory.set(output, _spread(last, output))
     for index, state in enumerate(finals):
         layers = [piece.output if index == 0 else piece.layer for piece in pieces]
-        if len({len(layer.labels) for layer in layers}) == 1:
-            stacked = torch.from_numpy(np.stack([layer.emitted for layer in layers])).to(state.device)
-            tracer.memory.set(state, stacked[:, None, :].expand(state.shape))
+        stacked = torch.from_numpy(np.stack([layer.emitted for layer in layers])).to(state.device)
+        tracer.memory.set(state, stacked[:, None, :].expand(state.shape))
         tracer.states[storage_id(state)] = State([layer.name for layer in layers], state.ndim)
 
 

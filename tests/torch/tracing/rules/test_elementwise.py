@@ -114,6 +114,14 @@ def test_parameters_follow_the_units_that_they_meet(
     assert not bench.pins
 
 
+def test_a_weight_in_no_order_pins_what_it_meets() -> None:
+    bench, model, a, h = bench_of()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    bench.run(lambda h: h + model.table.flatten()[order].view(6, 4), h)
+    reason = "combined with a weight that is computed in a way that was not understood"
+    assert bench.pins == {reason: set(a.tolist())}
+
+
 def test_states_of_several_layers_one_above_the_other() -> None:
     """A learned state of all layers: its first axis is that of the layers, the last one of their units."""
     model = Parameters()
@@ -156,6 +164,7 @@ def test_data_keep_their_origin_through_arithmetic() -> None:
     for use in (
         lambda x, m: x * 2,
         lambda x, m: x * m,
+        lambda x, m: x.clone().zero_(),
         lambda x, m: m + x,
         lambda x, m: torch.where(m > 0, x, x * 0),
         lambda x, m: F.layer_norm(x, (4,)),

@@ -239,6 +239,7 @@ SEAMS: dict[str, tuple[Callable[[Tensor], Any], list[int], int]] = {
     "so many from": (lambda h: h.narrow(2, size("n", 1), size("m", 4)), [1, 5], 0),
     "a width over time": (lambda h: h[:, : size("n", 2)], [], 0),
     "steps": (lambda h: h.chunk(2, 1), [], 0),
+    "sequences": (lambda h: h.split(size("n", 2)), [], 0),
 }
 
 
@@ -396,6 +397,16 @@ def test_widths_that_are_taken_apart(use: Callable[[Tensor], Any], classes: list
     bench.run(use, h)
     assert bench.roots(labels).tolist() == classes
     assert not bench.pins
+
+
+def test_widths_one_above_the_other_are_whole() -> None:
+    bench, labels, h = width_of(3)
+    other = torch.from_numpy(bench.recording.couplings.new(3))
+    bench.tracer.widths.begin("linear", "v", other.numpy())
+    both = bench.holding(torch.stack([labels, other]), 7, 2, 3)
+    bench.run(lambda h: h.view(7, -1, size("n", 3)), both)
+    assert bench.apart(labels, other)
+    assert not bench.tracer.widths.splits
 
 
 def test_along_which_axis_a_width_shrinks_may_show_at_the_end() -> None:

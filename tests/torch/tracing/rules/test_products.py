@@ -272,6 +272,22 @@ def test_a_bilinear_map_reads_two_layers() -> None:
     assert bench.along("eb", 0) == rows
 
 
+def test_a_bilinear_map_of_constants_reads_nothing() -> None:
+    bench, _, _, h = bench_of()
+    assert bench.found(bench.run(lambda h: F.bilinear(h, h, torch.ones(3, 4, 4).double()), h)) is None
+    assert not bench.recording.products
+
+
+def test_rows_of_weights_begin_widths() -> None:
+    for use in (lambda m, x: F.linear(x, m.w), lambda m, x: m.w @ x.mT):
+        model = Weights()
+        bench = Bench(model, ALL)
+        bench.run(use, model, torch.ones(2, 6, 4).double())
+        assert {name: (layer.cell, layer.labels.tolist()) for name, layer in bench.tracer.widths.layers.items()} == {
+            "w:features": ("linear", bench.along("w", 0))
+        }
+
+
 def test_what_is_added_to_a_product_follows() -> None:
     """A learned matrix, or units, added by `baddbmm`."""
     bench, _, a, h = bench_of()

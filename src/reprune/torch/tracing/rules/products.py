@@ -188,7 +188,7 @@ def _follow_batch(op: Op, left: _Side, right: _Side) -> None:
 
 def _meet(tracer: Tracer, side: _Side, other: _Side, contracted: int) -> None:
     """What came from outside the call is read by a weight."""
-    origins = None if side.weight else tracer.origin(side.tensor)
+    origins = tracer.origin(side.tensor)
     for (name, _), line in zip(other.axes, other.contracted, strict=False):
         tracer.origins.meet("read", origins, line if contracted == -1 else line[:, None], name)
 

@@ -229,6 +229,34 @@ def test_a_kernel_reads_units() -> None:
         assert bench.apart(a)
 
 
+def test_a_projection_that_runs_again_is_the_same() -> None:
+    bench = Bench(nn.LSTM(4, 6, proj_size=3))
+    found = []
+    for _ in range(2):
+        bench.run(bench.model, torch.ones(2, 4))
+        found.append({name: layer.labels.tolist() for name, layer in bench.recording.layers.items()})
+    assert found[0] == found[1]
+    assert {name: len(labels) for name, labels in found[0].items()} == {":l0": 6, ":l0:projection": 3}
+
+
+def test_a_kernel_whose_weights_are_computed() -> None:
+    """Doubled, they are those of the parameters; in no order, nothing is known of them."""
+    cell, x, h = nn.GRUCell(5, 4).double(), torch.ones(3, 5).double(), torch.ones(3, 4).double()
+    bench = Bench(cell)
+    bench.run(lambda: torch.gru_cell(x, h, cell.weight_ih * 2, cell.weight_hh * 2))
+    (layer,) = bench.recording.layers.values()
+    units = bench.roots(layer.labels).tolist()
+    assert len(set(units)) == 4
+    assert bench.along("weight_hh", 1) == units
+    assert bench.along("weight_ih", 0) == bench.along("weight_hh", 0) == units * 3
+    assert not bench.pins
+    bench = Bench(cell)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    bench.run(lambda: torch.gru_cell(x, h, cell.weight_ih, cell.weight_hh.flatten()[order].view(12, 4)))
+    (layer,) = bench.recording.layers.values()
+    assert bench.pins == {"its weights are computed in a way that was not understood": set(layer.labels.tolist())}
+
+
 def test_whoever_reads_an_input_is_remembered() -> None:
     """A tensor from outside the call may be a state: labels of a weight's axis tell which of its columns it reads."""
     for module, weight, axis in (

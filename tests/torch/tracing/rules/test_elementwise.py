@@ -33,6 +33,7 @@ class Parameters(nn.Module):
             "units": (4, 1),
         }.items():
             setattr(self, name, nn.Parameter(torch.randn(shape, dtype=torch.float64)))  # fmt: skip
+        self.two = nn.Parameter(torch.ones(2).double())
         self.register_buffer("kept", torch.randn(2, 4, dtype=torch.float64))
         self.register_buffer("whole", torch.arange(1, 13).view(3, 4))
 
@@ -79,6 +80,7 @@ def test_complex_numbers_are_pairs_of_one_unit() -> None:
     assert bench.found(again) == a.expand(2, 6, 4).tolist()
     assert bench.apart(a)
     assert bench.found(bench.run(lambda: torch.view_as_complex(torch.ones(3, 2)))) is None
+    assert bench.found(bench.run(lambda: F.glu(torch.ones(3, 2)))) is None
 
 
 FOLLOWS: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[tuple[str, int]]]] = {
@@ -180,6 +182,7 @@ def test_data_keep_their_origin_through_arithmetic() -> None:
 def test_weights_stay_weights_unless_data_vary_along_them() -> None:
     for use, weight in (
         (lambda m: m.w * 2, True),
+        (lambda m: m.two * 2, True),
         (lambda m: m.w * m.rows, True),
         (lambda m: m.w * torch.zeros_like(m.w).bernoulli_(), True),
         (lambda m: m.w * torch.full((3, 1), 2.0).double(), True),

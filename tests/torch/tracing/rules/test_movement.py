@@ -400,7 +400,7 @@ def test_widths_that_are_taken_apart(use: Callable[[Tensor], Any], classes: list
 
 
 def test_widths_one_above_the_other_are_whole() -> None:
-    bench, labels, h = width_of(3)
+    bench, labels, _ = width_of(3)
     other = torch.from_numpy(bench.recording.couplings.new(3))
     bench.tracer.widths.begin("linear", "v", other.numpy())
     both = bench.holding(torch.stack([labels, other]), 7, 2, 3)

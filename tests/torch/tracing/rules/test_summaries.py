@@ -149,6 +149,9 @@ def test_constant_matrices_make_positions() -> None:
     again = bench.run(lambda s: s @ torch.ones(4, 3).double(), spread)
     assert bench.found(again) == torch.tensor(rows)[:, None].expand(2, 6, 3).tolist()
     assert not bench.recording.positions
+    # What contracts nodes reads them.
+    bench.run(lambda s: model.learned @ s, spread)
+    assert bench.along("learned", 1) == rows
     made = bench.run(lambda s: F.linear(s, model.w), spread)
     assert bench.found(made) == torch.tensor(bench.along("w", 0)).expand(2, 6, 3).tolist()
     assert {tuple(labels.tolist()) for labels in bench.recording.positions} == {tuple(rows)}

@@ -102,9 +102,10 @@ def bidirectional(call: Call) -> Any:
     silent = fore.zero_at_zero and aft.zero_at_zero
     if layer.merge_mode is None:
         labelled = [_label(flat[0], axis, fore), _label(flat[1], axis, aft)]
-    elif layer.merge_mode == "concat":
+    elif layer.merge_mode == "concat" and channel == -1:
         labelled = [_concatenated(flat[0], axis, fore.labels, aft.labels, silent)]
     else:
+        # Keras concatenates along the last axis: where channels come first, each has those of both directions.
         call.tracer.tie(fore.labels, aft.labels, call.site, "the other direction cannot lose units")
         labelled = [Traced(flat[0], shadow(axis % len(flat[0].shape), np.maximum(fore.labels, aft.labels), silent))]
     if layer.return_state:

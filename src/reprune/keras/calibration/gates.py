@@ -64,7 +64,7 @@ class Gates:
         for place in self._some if self._cells else ():
             for name, steps in whole.steps(self._answers.batches[place], self._cells):
                 cell = whole.cells[name]
-                kept = plan.stays(name, cell.variables[0].shape)[-1]
+                _, kept = plan.stays(name, cell.variables[0].shape)
                 stay = np.flatnonzero(np.isin(cell.order(), kept))
                 self._aims.add(name, cell.kind, weights[name], steps, stay)
 

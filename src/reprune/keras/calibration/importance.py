@@ -33,7 +33,7 @@ class OutputImportance:
         self._reached: list[Axis] = []
         self._squares = Compiled(self._traced)
 
-    def __call__(self, inputs: Sequence[Any], *, draws: int = 4, seed: int = 0) -> dict[Axis, Any]:
+    def __call__(self, inputs: Sequence[Any], *, draws: int, seed: int) -> dict[Axis, Any]:
         """For the tensor and axis of each consumer, the squared gradient summed over that axis: one number per output.
 
         Args:

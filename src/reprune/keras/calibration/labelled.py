@@ -35,12 +35,12 @@ def observe_classes(
     for batch in chain([first], batches):
         members = _members(labels(batch))
         for key, rows, sequences, size, *_ in probe.responses(captured(model, batch, forward)):
-            if isinstance(key, str) and key in moments:
-                if size != len(members):
-                    raise StatisticsError(
-                        f"{key}: {len(members)} labels for a batch of {size} sequences: give one for each sequence."
-                    )
-                moments[key].update(rows, members[sequences])
+            assert isinstance(key, str)
+            if size != len(members):
+                raise StatisticsError(
+                    f"{key}: {len(members)} labels for a batch of {size} sequences: give one for each sequence."
+                )
+            moments[key].update(rows, members[sequences])
     return moments
 
 
@@ -70,7 +70,7 @@ def loss_gradients(graph: ModelGraph, model: Any, batches: Iterable[Any], loss: 
     # A loss that the model did not compute has no gradient, or, on JAX, one of zeros.
     if not any(total.any() for total in totals.values()):
         raise StatisticsError(_NO_LOSS)
-    return {name: total / max(count, 1) for name, total in totals.items()}
+    return {name: total / count for name, total in totals.items()}
 
 
 _NO_LOSS = (

@@ -43,7 +43,9 @@ def readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[int, list[Reads]]
     found: dict[int, list[Reads]] = {}
     for _, layer in graph.layers():
         for weight, axis, place, features, first in _weights(layer):
-            key = (named.get(id(weight), ""), axis % max(len(getattr(weight, "shape", ())), 1))
+            if id(weight) not in named:
+                continue
+            key = (named[id(weight)], axis if axis >= 0 else len(weight.shape) + axis)
             if key in axes:
                 found.setdefault(id(layer), []).append(Reads(key, place, features, first))
     return found

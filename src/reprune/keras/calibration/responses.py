@@ -108,7 +108,7 @@ def gather(probe: Probe, structure: Structure, examples: Iterable[Any]) -> Stati
                 statistics.readings.setdefault(key, SplitMoments(key[0], rows.shape[1])).update(rows)
                 if ends is not None:
                     statistics.fed.setdefault(key, FeedBack(key[0], rows.shape[1])).update(*ends)
-            elif key in structure.layers:
+            else:
                 statistics[key].update(rows)
     _add_shown(statistics, likes, probe.shown)
     return statistics
@@ -119,7 +119,7 @@ def _add_shown(statistics: Statistics, likes: Mapping[Key, Axis], shown: Mapping
     for key, like in likes.items():
         if isinstance(key, tuple):
             statistics.readings[key] = statistics.readings[like]
-        elif key in statistics:
+        else:
             for half in statistics.readings[like].halves:
                 statistics[key].merge(half)
     for name, reader in shown.items():
@@ -295,8 +295,8 @@ class Probe:
         name = state_name(self._names.get(id(cell), ""), place)
         if name in self._parts:
             if getattr(cell, "data_format", None) == "channels_first":
+                # Nobody asks what such a layer starts from: `_ends` are of layers that read their units by a matrix.
                 sequence = keras.ops.moveaxis(sequence, 2, -1)
-                start = start if start is None else keras.ops.moveaxis(start, 1, -1)
             self._seen.append(Seen(name, sequence, mask, start, backwards))
 
 
@@ -323,9 +323,9 @@ def _rows(key: Key, sequence: Array, valid: Array | None, *, first: bool) -> Res
         last = owners.ndim - 1
         sequence, owners = np.moveaxis(sequence, 0, last), np.moveaxis(owners, 0, last)
         valid = valid if valid is None else np.moveaxis(valid, 0, last)
-    rows, owners = sequence.reshape(-1, sequence.shape[-1]), owners.reshape(-1)
+    rows, owners = sequence.reshape(-1, sequence.shape[-1]), owners.ravel()
     if valid is not None:
-        rows, owners = rows[valid.reshape(-1)], owners[valid.reshape(-1)]
+        rows, owners = rows[valid.ravel()], owners[valid.ravel()]
     return Response(key, rows, owners, count)
 
 

@@ -144,10 +144,10 @@ class Cloner:
     def _entries(self, inputs: Any, owner: Any) -> list[Any]:
         """Inputs of a graph; those of an inner one may be narrower."""
         shapes = [list(tensor.shape) for tensor in inputs]
-        for (attribute, *place), value in [] if owner is None else self._sizes_in(owner):
-            if attribute == "inputs":
-                index, axis = (int(part) for part in place)
-                shapes[index][axis] = value
+        # How wide its inputs are is all that is noted of a graph, and of the model's own nothing: it has no path. Those
+        # of the model itself are layers, which have theirs.
+        for (_, index, axis), value in self._sizes_in(owner):
+            shapes[int(index)][int(axis)] = value
         layers = [tensor._keras_history.operation for tensor in inputs]
         for shape, layer in zip(shapes, layers, strict=True):
             for (_, position), value in self._sizes_in(layer):

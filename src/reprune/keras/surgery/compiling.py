@@ -15,7 +15,7 @@ def compile_like(model: Any, rebuilt: Any) -> Any:
     rebuilt.dtype_policy = model.dtype_policy
     if not model.trainable:
         rebuilt.trainable = False
-    if not getattr(model, "compiled", False):
+    if not model.compiled:
         return rebuilt
     config = dict(model._compile_config.config)
     # That in use, which `compile` may have wrapped to scale losses.

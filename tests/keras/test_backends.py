@@ -14,9 +14,11 @@ from reprune.recipes.video.generated import write_shards
 ROOT = Path(__file__).parents[2]
 SUBSET = [
     "tests/keras/test_contract.py",
+    "tests/keras/calibration/test_gradients.py",
     "tests/keras/calibration/test_labels.py",
+    "tests/keras/calibration/test_readings.py",
     "-k",
-    "verified or gradient",
+    "verified or gradient or channels",
 ]
 WITHOUT_TORCH = """
 import sys

@@ -153,3 +153,24 @@ def test_cells_in_a_stack() -> None:
     assert gates.layers == ["stack/l0/kernel", "stack/l2/kernel"]
     for layer, shapes in (("l0", [(2, 6), (2, 6), (2, 6)]), ("l2", [(2, 2), (2, 2), (2,)])):
         assert [step.shape for step in gates.step(f"stack/{layer}/kernel").values()] == shapes
+
+
+def test_layers_inside_of_models_and_batches_without_a_valid_step() -> None:
+    """What took other steps than in the dense model says nothing; what lost no units is left alone."""
+    with in_double():
+        x, entry = keras.Input((None, 3)), keras.Input((None, 3))
+        states = L.GRU(4, return_sequences=True, name="gru")(L.Masking()(entry))
+        inner = keras.Model(entry, L.Dense(4)(states), name="inner")
+        model = keras.Model(x, L.Dense(2)(L.Add()([inner(x), L.GRU(4, return_sequences=True, name="whole")(x)])))
+    batch = np.random.default_rng(0).normal(size=(6, 5, 3))
+    plan = reprune.plan(model, [batch], 0.5, method="magnitude", exclude=["whole"])
+    small = reprune.apply(model, plan)
+    steps = []
+    for taken in ([batch], [0 * batch, batch]):
+        gates = Gates(model, small, plan, Answers(taken, answering(model, None)), None, None)
+        assert gates.layers == ["inner/gru/kernel"]
+        steps.append(gates.step("inner/gru/kernel"))
+        taken[-1] = batch[:5]
+        assert gates.step("inner/gru/kernel") == {}
+    for name, values in steps[0].items():
+        np.testing.assert_allclose(values, steps[1][name], rtol=1e-9)

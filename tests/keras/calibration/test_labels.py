@@ -105,6 +105,7 @@ def test_pytorch_tells_the_weights_that_nothing_depends_on() -> None:
         for used, unused in (pull(given), _torch_vjp(outputs, values, given)):
             assert unused is None
             assert used is wanted if wanted is None else used.tolist() == wanted
+        assert [value.requires_grad for value in values] == [False, False]
 
 
 def test_errors_say_what_to_give() -> None:

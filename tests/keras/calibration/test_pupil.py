@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import reprune
-from reprune.core.answers.answers import Sample
+from reprune.core.answers.answers import Answers, Sample
 from reprune.core.answers.gauss_newton import Seen
-from reprune.keras.calibration.pupil import _cuts
+from reprune.keras.calibration.pupil import Pupil, _cuts, answering, made_by_sigmoid
 from reprune.keras.calibration.readers import argument
+from reprune.keras.tracing.graph import graph_of
+from reprune.keras.tracing.record import trace
 from reprune.verbs.panel import Panel
 
 L = keras.layers
@@ -95,6 +97,33 @@ def test_attention_reads_what_each_of_its_kernels_is_given(monkeypatch: pytest.M
     assert {refit.tensor for refit in result.plan.refits} == wanted.keys()
     masked = reprune.mask(model, reprune.Plan.from_json(result.plan.to_json()))
     np.testing.assert_allclose(np.asarray(result.model(batches[0])), np.asarray(masked(batches[0])), atol=1e-5)
+
+
+def test_outputs_that_a_sigmoid_made() -> None:
+    x = keras.Input((5, 3))
+    dense = [L.Dense(2, activation="sigmoid"), L.Dense(2), L.TimeDistributed(L.Dense(2, activation="sigmoid"))]
+    made = [*(layer(x) for layer in dense), keras.ops.sigmoid(x), keras.ops.tanh(x), L.Activation("sigmoid")(x)]
+    assert made_by_sigmoid(graph_of(keras.Model(x, made))) == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("less", [False, True])
+def test_a_head_that_answers_otherwise_or_a_model_that_is_given_less(
+    less: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of them is refitted; the second is run as a whole."""
+    x, more = keras.Input((5, 3), name="x"), keras.Input((2,), optional=True, name="more")
+    head = L.Dense(2, name="head")(L.GRU(4)(x))
+    model = keras.Model({"x": x, "more": more} if less else x, head)
+    model.get_layer("head").kernel.assign(50 * np.ones((4, 2)))
+    batch = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+    given = {"x": batch, "more": None} if less else batch
+    answers, structure = Answers([given], answering(model, None)), trace(model, given)
+    pupil = Pupil(model, structure, answers, None)
+    assert [weight.tensor for weight in pupil.weights] == ([] if less else ["head/kernel"])
+    np.testing.assert_allclose(pupil.run(0)[0], np.asarray(model(given)), rtol=1e-5)
+    answer = Pupil._answer
+    monkeypatch.setattr(Pupil, "_answer", lambda pupil, place: [1.5 * value for value in answer(pupil, place)])
+    assert Pupil(model, structure, answers, None).weights == []
 
 
 def test_a_key_that_is_not_given_is_the_value() -> None:

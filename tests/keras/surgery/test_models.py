@@ -15,15 +15,18 @@ import pytest
 import reprune
 import reprune.keras
 from reprune.core.errors import PlanError, StatisticsError, UnsupportedModelError, VerificationError
+from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.keras.surgery.apply import _add_to_bias
+from reprune.keras.surgery.cloning import named_cells
 from reprune.keras.surgery.expand import expand
 from reprune.keras.surgery.rename import _owner
-from reprune.keras.surgery.verify import _differs
+from reprune.keras.surgery.verify import _differs, verify
 from reprune.keras.tracing.graph import array, graph_of
+from reprune.keras.tracing.record import record
 from tests.helpers import keras_zoo as zoo
-from tests.helpers.keras_models import RELATIVE, error, outputs, some_plan
+from tests.helpers.keras_models import RELATIVE, error, in_double, outputs, some_plan
 
 L, K, T, F = zoo.L, zoo.K, zoo.T, zoo.F
 CLASSES = 4
@@ -133,6 +136,12 @@ def test_names_types_and_trainable_carry_over() -> None:
     assert isinstance(small.layers[0], reprune.keras.RaggedBidirectional) == uneven
     assert type(small.layers[1]) is L.GRU
     assert small.layers[1].units == len(plan.kept["memory"])
+    everything = Plan(plan.structure, {name: list(range(layer.units)) for name, layer in plan.structure.layers.items()})
+    model.trainable = False
+    same = reprune.keras.apply(model, everything)
+    assert type(same.layers[0]) is L.Bidirectional
+    assert not same.trainable
+    assert not same.compiled
 
 
 def test_directions_of_different_sizes(tmp_path: Path) -> None:
@@ -204,6 +213,11 @@ def test_what_is_not_there_does_not_differ() -> None:
     assert _differs(one, one + 1e-3)
     assert _differs(1e-3 * one, 1e-3 * one + 1e-10)
     assert _differs(np.array([1, 2]), np.array([1, 3]))
+    for dtype, near, far in (("float64", 1e-10, 1e-7), ("float32", 1e-4, 1e-2), ("float16", 1e-2, 0.2)):
+        for sign in (1, -1):
+            other = one.astype(dtype)
+            assert not _differs(other, (one * (1 + sign * near)).astype(dtype))
+            assert _differs(other, (one * (1 + sign * far)).astype(dtype))
     assert _differs(np.zeros((1, 2)), np.zeros((2, 2)))
 
 
@@ -285,6 +299,28 @@ def test_what_cannot_be_rebuilt_is_pinned() -> None:
     info = reprune.keras.inspect(model, [zoo.inputs_for(model)])
     assert list(info.pinned) == ["stiff"]
     assert "expected 6 features" in str(info.pinned["stiff"])
+
+
+def test_sizes_in_the_code_pin_the_layers_that_compute_something_else_with_others() -> None:
+    """One by one where that is enough, and all where only several together show it."""
+
+    def alone(x: Any) -> Any:
+        return x * (2.0 if x.shape[-1] < 6 else 1.0)
+
+    def together(parts: Any) -> Any:
+        return K.concatenate(parts, -1) * (2.0 if max(part.shape[-1] for part in parts) < 6 else 1.0)
+
+    def build(x: Any) -> Any:
+        return L.Dense(2)(L.GRU(4, name="free")(L.Lambda(alone)(zoo.lstm(6, name="stiff")(x))))
+
+    def build_two(x: Any) -> Any:
+        return L.Dense(2)(L.Lambda(together)([zoo.lstm(6, name="one")(x), zoo.lstm(6, name="other")(x)]))
+
+    for made, names in ((build, ["stiff"]), (build_two, ["one", "other"])):
+        model = zoo.functional(made)
+        pinned = reprune.keras.inspect(model, [zoo.inputs_for(model)]).pinned
+        assert list(pinned) == names
+        assert all("a size is written into it" in pin.reason for pin in pinned.values())
 
 
 def test_subclassed_models_that_cannot_be_followed() -> None:
@@ -372,3 +408,113 @@ def test_importance_is_that_of_the_whole_pass() -> None:
     data = [batch([1.0, 0.0]), *[batch([0.0, 10.0]) for _ in range(5)]]
     assert reprune.keras.plan(model, data, 0.5).kept == {"lstm": [4, 5, 6, 7]}
     assert reprune.keras.plan(model, data[:1], 0.5).kept == {"lstm": [0, 1, 2, 3]}
+
+
+def test_what_is_folded_and_refitted_is_in_the_weights_of_both_models() -> None:
+    """`W_K += W_P A` and `bias += W_P b`, worked out weight by weight; a refitted tensor holds what the plan says."""
+    with in_double():
+        x = keras.Input((T, F))
+        states = L.LSTM(5, return_sequences=True, name="rnn")(x)
+        seen = L.GRU(3, return_sequences=True, name="gru")(states)
+        taps = L.Conv1D(3, 2, padding="same", name="conv")(states)
+        head = L.Dense(2, name="head")(L.Add()([seen, taps]))
+        model = zoo.randomise(keras.Model(x, [head, L.Dense(4, use_bias=False, name="bare")(states)]))
+        structure = reprune.keras.trace(model, zoo.inputs_for(model))
+        kept, rng = {"rnn": [0, 2, 3], "gru": [0, 1, 2]}, np.random.default_rng(0)
+        stay, gone = kept["rnn"], [1, 4]
+        weights = {name: array(weight) for name, weight in graph_of(model).weights().items()}
+        folds, wanted = [], dict(weights)
+        for tensor, axis, bias in (
+            ("rnn/recurrent_kernel", 0, "rnn/bias"),
+            ("gru/kernel", 0, "gru/bias"),
+            ("conv/kernel", 1, "conv/bias"),
+            ("bare/kernel", 0, None),
+        ):
+            a, b = rng.normal(size=(2, 3)), rng.normal(size=2)
+            folds.append(Fold.of(tensor, axis, bias, a, b))
+            lost = np.moveaxis(weights[tensor], axis, -1)[..., gone]
+            whole = np.moveaxis(weights[tensor], axis, -1).copy()
+            whole[..., stay] += lost @ a
+            wanted[tensor] = np.moveaxis(whole, -1, axis)
+            if bias is not None:
+                gain = (lost @ b).reshape(-1, len(weights[bias].T)).sum(0)
+                wanted[bias] = weights[bias] + (np.stack([gain, 0 * gain]) if bias == "gru/bias" else gain)
+        gates = np.concatenate([5 * gate + np.array(stay) for gate in range(4)])
+        refit = wanted["rnn/kernel"][:, gates] + 1
+        plan = Plan(structure, kept, folds=tuple(folds), refits=(Refit.of("rnn/kernel", refit),))
+        small, masked = reprune.keras.apply(model, plan), reprune.keras.mask(model, plan)
+    wanted["rnn/kernel"] = wanted["rnn/kernel"].copy()
+    wanted["rnn/kernel"][:, gates] = refit
+    cuts = {"rnn/kernel": (slice(None), gates), "rnn/recurrent_kernel": np.ix_(stay, gates), "rnn/bias": gates}
+    cuts |= {"gru/kernel": stay, "conv/kernel": (slice(None), stay), "bare/kernel": stay}
+    for name, weight in graph_of(small).weights().items():
+        np.testing.assert_allclose(array(weight), wanted[name][cuts.get(name, ...)], rtol=1e-12, err_msg=name)
+    for name, weight in graph_of(masked).weights().items():
+        if name in cuts and "bias" not in name and name != "rnn/kernel":
+            np.moveaxis(wanted[name], 1 if name == "conv/kernel" else 0, 0)[gone] = 0
+        np.testing.assert_allclose(array(weight), wanted[name], rtol=1e-12, err_msg=name)
+
+
+def test_cells_are_named_by_their_layers() -> None:
+    x = keras.Input((3, 4))
+    shared = L.LSTM(4, return_sequences=True, name="shared")
+    y = L.Bidirectional(L.GRU(2, return_sequences=True), name="both")(shared(shared(x)))
+    y = L.RNN([L.GRUCell(3), L.LSTMCell(2)], return_sequences=True, name="stack")(L.TimeDistributed(L.Dense(2))(y))
+    _, state = L.SimpleRNNCell(3, name="step")(y[:, 0], [K.zeros((2, 3))])
+    model = keras.Model(x, L.Dense(2)(state[0]))
+    names = ["shared", "both:forward", "both:backward", "stack:l0", "stack:l1", "step"]
+    assert [name for _, name in named_cells(graph_of(model))] == names
+
+
+def test_a_class_that_takes_what_keras_takes_is_rebuilt_from_its_graph() -> None:
+    class Open(keras.Model):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.rnn, self.head = L.LSTM(4), L.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.head(self.rnn(x))
+
+    model, x = Open(), np.ones((2, T, F), dtype="float32")
+    model(x)
+    plan = some_plan(reprune.keras.trace(model, x))
+    small = reprune.keras.apply(model, plan)
+    assert [layer.name for layer in small.layers[1:]] == [model.rnn.name, model.head.name]
+    assert error(outputs(reprune.keras.mask(model, plan), x), outputs(small, x)) < RELATIVE
+
+
+@pytest.mark.parametrize("mode", [None, "concat", "sum"])
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_ragged_layers_announce_the_shapes_that_they_return(mode: str | None, states: bool, sequences: bool) -> None:
+    options = {"return_state": states, "return_sequences": sequences}
+    sizes = (5, 5) if mode == "sum" else (5, 3)
+    forward, backward = L.LSTM(sizes[0], **options), L.LSTM(sizes[1], go_backwards=True, **options)
+    layer = reprune.keras.RaggedBidirectional(forward, backward_layer=backward, merge_mode=mode)
+    found, announced = layer(np.zeros((2, T, F), dtype="float32")), layer.compute_output_shape((2, T, F))
+    assert announced == (
+        tuple(tuple(part.shape) for part in found) if isinstance(found, (list, tuple)) else found.shape
+    )
+
+
+def test_a_pruned_model_that_computes_something_else_is_told() -> None:
+    """But for one that is random, or is not exact anyway."""
+
+    told = []
+    plain, noisy = L.Activation("linear"), L.Lambda(lambda x: x + keras.random.normal((1,)))
+    for layers in ([plain, L.GRU(3)], [L.LayerNormalization(), L.GRU(3)], [plain, L.GRU(3), noisy]):
+        model = zoo.sequential(zoo.lstm(6, name="rnn"), *layers[:2], L.Dense(2, name="head"), *layers[2:])
+        x = zoo.inputs_for(model)
+        found = record(model, x)
+        structure = found.structure()
+        kept = {name: [0, 2] if name == "rnn" else list(range(layer.units)) for name, layer in structure.layers.items()}
+        plan = Plan(structure, kept)
+        small = reprune.keras.apply(model, plan)
+        verify(plan, found, model, small)
+        small.get_layer("head").bias.assign_add([1.0, 1.0])
+        try:
+            verify(plan, found, model, small)
+        except VerificationError as error:
+            told.append(str(error))
+    assert len(told) == 1
+    assert "the layers are rnn. It is not" in told[0]

@@ -107,6 +107,10 @@ def test_refusals(name):
         metric.update(torch.full((1, 3), torch.nan), torch.ones(1, 3))
     with pytest.raises(ValueError, match="at least 1"):
         SINGLE[name](0)
+    if name in ("gap", "map"):
+        assert SINGLE[name](3, 1).top_k == 1
+        with pytest.raises(ValueError, match="at least 1"):
+            SINGLE[name](3, 0)
     metric.update(torch.ones(0, 3), torch.ones(0, 3))
     with pytest.raises(ValueError, match="no video was seen"):
         metric.compute()

@@ -112,6 +112,7 @@ def test_what_must_stay_equal() -> None:
     # The length of one layer's axis is that of another one's.
     assert bonds_of([use(on_a, ON_B)])[0] == [("a", "b")]
     assert bonds_of([use(on_a, np.arange(13, 21))])[0] == []
+    assert bonds_of([use(AxisSize(BOTH), np.arange(13, 26))])[0] == []  # Both layers side by side, twice.
     assert bonds_of([use(on_a, np.concatenate([ON_A, ON_A]), 2)])[0] == []
     # Layers that take any width share a size only if something needs it.
     assert bonds_of([use(M, ON_B, firm=False)])[0] == []

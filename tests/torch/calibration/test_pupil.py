@@ -45,7 +45,18 @@ def made(dtype: torch.dtype) -> tuple[Calls, list[torch.Tensor], Answers, Pupil]
     torch.manual_seed(0)
     model, batches, other = Calls().to(dtype).eval(), given(3, dtype), Calls().to(dtype).eval()
     answers = Answers(batches, answering(other, None))
-    return model, batches, answers, Pupil(model, trace(model, batches[0]), answers, None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pupil = Pupil(model, trace(model, batches[0]), answers, None)
+    # What depends on which weights was found out by changing them.
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "calls")
+    return model, batches, answers, pupil
+
+
+def writing(model: nn.Module, batch: torch.Tensor) -> Any:
+    """A pass that has no gradient, as it writes into the weights."""
+    for weight in model.parameters():
+        weight.mul_(2)
+    return model(batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -149,11 +160,6 @@ def test_numbers_that_a_sigmoid_made_are_known() -> None:
     assert made_by_sigmoid(model, x, lambda model, batch: model(batch)[:2]) == [1]
     assert not any(weight.requires_grad for weight in model.parameters())
     assert made_by_sigmoid(model, x, torch.inference_mode()(lambda model, batch: model(batch))) == []
-
-    def writing(model: Gated, batch: torch.Tensor) -> torch.Tensor:
-        model.out.weight.add_(1.0)
-        return model(batch)[1]
-
     assert made_by_sigmoid(model, x, writing) == []
 
 
@@ -189,5 +195,6 @@ def test_importance_of_tiny_gradients_in_half_precision(dtype: torch.dtype) -> N
     model, x = nn.Linear(3, 2, bias=False).to(dtype), torch.tensor([[1.0, 2.0, 2.0]], dtype=dtype)
     found = output_importance(model, [Consumer("weight", 1, None)], x, lambda model, batch: model(batch * 2.0**-12))
     assert found["weight", 1].tolist() == [9 * 2.0**-24] * 2
+    assert output_importance(model, [Consumer("weight", 1, None)], x, writing) == {}
     nothing = output_importance(model, [Consumer("weight", 1, None)], 0 * x)
     assert nothing["weight", 1].tolist() == [0, 0]

@@ -100,6 +100,25 @@ def test_padding_is_what_has_no_unit_at_any_of_its_places() -> None:
     assert list(into) == [("w", 1)]
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_written_over_was_read_before(inference: bool) -> None:
+    slots = [reads(name, "lstm") for name in READERS]
+    into: dict[Axis, SplitMoments] = {}
+    found = structure({"lstm": "lstm"}, slots)
+    watcher = ReadingWatcher(found, Answers(nn.Module(), found, pytest.fail), into, {}, None)
+    with torch.inference_mode(inference):
+        x = torch.arange(1.0, 13.0).view(3, 4).double()
+        watcher.read(Seen(("one", 1), 0, x))
+        later = (x.clone() if inference else x).mul_(2)  # In inference mode nobody knows of what is written.
+        watcher.read(Seen(("two", 1), 0, later))
+        watcher.read(Seen(("three", 1), 0, later.clone()))
+        watcher.end_pass()
+    assert into["two", 1] is into["three", 1]
+    for name, factor in (("one", 1), ("two", 2)):
+        assert into[name, 1].count == 3
+        np.testing.assert_allclose(into[name, 1].merged().mean, factor * np.arange(5.0, 9.0))
+
+
 def test_states_that_are_fed_back_are_counted_by_weight() -> None:
     found = structure({"lstm": "lstm"}, [reads("w", "lstm")])
     fed: dict[Axis, FeedBack] = {}

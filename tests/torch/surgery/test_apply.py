@@ -16,7 +16,7 @@ from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import Consumer, Extent, Layer, SizeAttribute, Slot, Span, Structure
 from reprune.core.plan import Plan
 from reprune.torch import RaggedLSTM
-from reprune.torch.surgery.apply import _fit, replace_module
+from reprune.torch.surgery.apply import _fit, apply, mask, replace_module
 from reprune.torch.surgery.attention import NarrowAttention
 from reprune.torch.surgery.expand import expand
 from reprune.torch.surgery.verify import _noisy
@@ -218,7 +218,7 @@ def reshaped(name: str, *shape: int) -> Any:
         (without("sizes"), "no module 'sizes'"),
     ],
 )
-@pytest.mark.parametrize("use", [reprune.apply, reprune.mask, lambda model, plan: expand(model, model, plan)])
+@pytest.mark.parametrize("use", [apply, mask, lambda model, plan: expand(model, model, plan)])
 def test_plans_of_other_models_are_refused(use: Any, change: Any, message: str) -> None:
     model = Bare(torch.float32)
     change(model)

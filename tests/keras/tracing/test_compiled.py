@@ -95,3 +95,16 @@ def test_random_numbers_are_those_of_a_draw(own: bool) -> None:
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     np.testing.assert_array_equal(run.arrays([X])[0], first)
+
+
+def test_tokens_are_steps_and_numbers_and_what_is_left_out_are_none() -> None:
+    tokens, weights = keras.Input((9,), dtype="int32"), keras.Input(())
+    other = keras.Input((9,), optional=True)
+    model = keras.Model([tokens, weights, other], K.sum(K.cast(tokens, "float32"), axis=1) * weights)
+    graph = graph_of(model)
+    words, scale = np.arange(36).reshape(4, 9), np.arange(4.0)
+    part, found = shortened(Runner(graph, loosely(graph)), [words, scale, None], 2, 4)
+    np.testing.assert_array_equal(part[0], words[:2, :4])
+    np.testing.assert_array_equal(part[1], scale[:2])
+    assert part[2] is None
+    np.testing.assert_allclose(found[0], words[:2, :4].sum(1) * scale[:2])

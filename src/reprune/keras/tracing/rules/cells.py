@@ -124,12 +124,11 @@ def _one_step(call: Call, cell: Any, x: Traced, labels: list[Ids], steps: float)
 
 def _tie_start(call: Call, cell: Any, labels: list[Ids], batch: int) -> bool:
     """Tie the states to weights that they start from; whether they are zeros where those are."""
-    if not hasattr(cell, "get_initial_state"):
-        return True
     try:
         opened = graph_of_start(cell, batch)
     except Exception:
-        # Whatever a stranger's code raises on symbols: a weight that does not fit is told when the cell is made anew.
+        # Many have no code for it. Whatever a stranger's raises on symbols: a weight that does not fit is told when the
+        # cell is made anew.
         return True
     if opened is None:
         return True

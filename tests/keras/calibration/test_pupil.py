@@ -14,7 +14,7 @@ from reprune.core.answers.gauss_newton import Seen
 from reprune.keras.calibration.pupil import Pupil, _cuts, answering, made_by_sigmoid
 from reprune.keras.calibration.readers import argument
 from reprune.keras.tracing.graph import graph_of
-from reprune.keras.tracing.record import trace
+from reprune.keras.tracing.record import record, trace
 from reprune.verbs.panel import Panel
 
 L = keras.layers
@@ -104,6 +104,16 @@ def test_outputs_that_a_sigmoid_made() -> None:
     dense = [L.Dense(2, activation="sigmoid"), L.Dense(2), L.TimeDistributed(L.Dense(2, activation="sigmoid"))]
     made = [*(layer(x) for layer in dense), keras.ops.sigmoid(x), keras.ops.tanh(x), L.Activation("sigmoid")(x)]
     assert made_by_sigmoid(graph_of(keras.Model(x, made))) == [0, 2, 3, 5]
+
+
+def test_what_the_heads_of_attention_hand_on_is_not_seen_in_the_head() -> None:
+    x = keras.Input((5, 3))
+    states = L.GRU(4, return_sequences=True)(x)
+    model = keras.Model(x, L.MultiHeadAttention(2, 3, name="attention")(states, states))
+    batch = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+    structure = record(model, batch, scope="all").structure()
+    assert ("attention/attention_output/kernel", 0) in {(c.tensor, c.axis) for c in structure.consumers}
+    assert Pupil(model, structure, Answers([batch], answering(model, None)), None).weights == []
 
 
 @pytest.mark.parametrize("less", [False, True])

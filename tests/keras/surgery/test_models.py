@@ -19,7 +19,7 @@ from reprune.core.folding.fold import Fold, Refit
 from reprune.core.layers import Structure
 from reprune.core.plan import Plan
 from reprune.keras.surgery.apply import _add_to_bias
-from reprune.keras.surgery.cloning import named_cells
+from reprune.keras.surgery.cloning import named_cells, weight_arrays
 from reprune.keras.surgery.expand import expand
 from reprune.keras.surgery.rename import _owner
 from reprune.keras.surgery.verify import _differs, verify
@@ -464,6 +464,19 @@ def test_cells_are_named_by_their_layers() -> None:
     model = keras.Model(x, L.Dense(2)(state[0]))
     names = ["shared", "both:forward", "both:backward", "stack:l0", "stack:l1", "step"]
     assert [name for _, name in named_cells(graph_of(model))] == names
+
+
+def test_biases_that_are_matrices_are_no_weights_and_halves_are_widened() -> None:
+    x = keras.Input((3, 4))
+    y = L.GRU(2, return_sequences=True, name="gru")(x)
+    y = L.MultiHeadAttention(2, 3, name="attention")(y, y)
+    model = zoo.randomise(keras.Model(x, L.Dense(2, dtype="float16", name="out")(y)))
+    found, weights = weight_arrays(graph_of(model)), graph_of(model).weights()
+    zeros = {"gru/bias", *(f"attention/{part}/bias" for part in ("query", "key", "value"))}
+    assert found.keys() == weights.keys()
+    for name, values in found.items():
+        assert values.dtype == "float32"
+        np.testing.assert_array_equal(values, array(weights[name]) * (name not in zeros), err_msg=name)
 
 
 def test_a_class_that_takes_what_keras_takes_is_rebuilt_from_its_graph() -> None:

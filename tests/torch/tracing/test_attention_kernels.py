@@ -38,7 +38,7 @@ def test_what_a_kernel_computes(name: str, heads: int) -> None:
     masked = next((argument for argument in ("attn_mask", "attn_bias") if argument in arguments), None)
     for causal, scale, mask in ((False, None, False), (True, 0.3, False), *([(False, None, True)] if masked else [])):
         given = {"query": q, "key": k, "value": v} | ({masked: bias} if mask else {})
-        options = {"is_causal": causal} | ({} if scale is None else {"scale": scale})
+        options = ({"is_causal": True} if causal else {}) | ({} if scale is None else {"scale": scale})
         scores = q @ np.repeat(k, 4 // heads, 1).swapaxes(-1, -2) * (scale or 1 / math.sqrt(3)) + mask * bias
         scores = np.where(np.tril(np.ones((5, 5))) if causal else True, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))

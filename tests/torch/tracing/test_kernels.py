@@ -257,6 +257,16 @@ def test_a_kernel_whose_weights_are_computed() -> None:
     assert bench.pins == {"its weights are computed in a way that was not understood": set(layer.labels.tolist())}
 
 
+def test_weights_of_other_names_make_a_layer_without_one() -> None:
+    model = nn.Module()
+    model.read, model.back = nn.Parameter(torch.randn(12, 5)), nn.Parameter(torch.randn(12, 4))
+    bench = Bench(model)
+    bench.run(lambda: torch.gru_cell(torch.ones(3, 5), torch.ones(3, 4), model.read, model.back))
+    assert {name: (layer.cell, layer.module) for name, layer in bench.recording.layers.items()} == {
+        "unnamed0:l0": ("gru", "unnamed0")
+    }
+
+
 def test_whoever_reads_an_input_is_remembered() -> None:
     """A tensor from outside the call may be a state: labels of a weight's axis tell which of its columns it reads."""
     for module, weight, axis in (

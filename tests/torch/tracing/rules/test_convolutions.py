@@ -72,6 +72,35 @@ def test_a_convolution_that_makes_one_channel_reads_each_once() -> None:
     assert product.rows == 2 * 5 * 3
 
 
+def test_kernels_that_are_no_weights_pin() -> None:
+    """Constants, and weights whose elements are in no order."""
+    order = torch.randperm(72, generator=torch.Generator().manual_seed(0))
+    for kernel, groups in (
+        (lambda m: torch.ones(6, 4, 3).double(), 1),
+        (lambda m: torch.ones(4, 1, 3).double(), 4),
+        (lambda m: m.weight.flatten()[order].view(6, 4, 3), 1),
+    ):
+        bench, module = bench_of(nn.Conv1d(4, 6, 3))
+        a = bench.layer("a", 4)
+        x = bench.holding(a.view(4, 1), 2, 4, 7)
+        assert bench.found(bench.run(lambda x, k=kernel, g=groups, m=module: F.conv1d(x, k(m), groups=g), x)) is None
+        assert list(bench.pins.values()) == [set(a.tolist())]
+        assert "a kernel that is no weight" in next(iter(bench.pins))
+    bench, _ = bench_of(nn.Conv1d(4, 6, 3))
+    assert bench.found(bench.run(lambda: F.conv1d(torch.ones(2, 4, 7), torch.ones(6, 4, 3)))) is None
+    assert not bench.pins
+
+
+def test_channels_begin_widths() -> None:
+    for module, begins in ((nn.Conv1d(4, 6, 3), True), (nn.Conv1d(4, 4, 3, groups=4), False)):
+        bench, module = bench_of(module, ALL)
+        bench.run(module, torch.ones(2, 4, 7).double())
+        rows = bench.along("weight", 0)
+        assert {name: layer.labels.tolist() for name, layer in bench.tracer.widths.layers.items()} == (
+            {":channels": rows} if begins else {}
+        )
+
+
 def test_depthwise_channels_follow() -> None:
     bench, module = bench_of(nn.Conv1d(4, 4, 3, groups=4))
     a = bench.layer("a", 4)

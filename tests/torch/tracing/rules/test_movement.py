@@ -212,6 +212,14 @@ def test_cuts(use: Callable[[Tensor], Any], pinned: str, equal: bool, suspicious
     assert bench.apart(a, b)
 
 
+def test_layers_of_two_units_are_cut_like_others() -> None:
+    bench = Bench()
+    a, b = bench.layer("a", 2), bench.layer("b", 2)
+    bench.run(lambda h: h.chunk(2, -1), bench.holding(torch.cat([a, b]), 3, 4))
+    assert bench.recording.count_coupled == [["a", "b"]] * 2
+    assert not bench.pins
+
+
 def test_rows_of_layers_one_above_the_other_are_no_cut() -> None:
     bench = Bench()
     a, b = bench.layer("a", 4), bench.layer("b", 4)
@@ -310,6 +318,9 @@ def test_views_keep_rows_of_weights_aligned() -> None:
     bench.run(lambda h: h.view(2, 1, 6), bench.holding(own, 2, 6))
     assert not bench.recording.aligned
     bench.run(lambda h: h.view(2, 2, 3), bench.holding(own, 2, 6))
+    assert [rows.tolist() for rows, _ in bench.recording.views[-2:]] == [
+        rows.tolist() for rows in bench.recording.aligned
+    ]
     assert [rows.tolist() for rows in bench.recording.aligned] == [
         [[1, 4], [2, 5], [3, 6]],
         [[1, 2, 3], [4, 5, 6]],
@@ -386,6 +397,7 @@ HEADS: dict[str, tuple[Callable[[Tensor], Any], list[int]]] = {
     "equal pieces": (lambda h: h.chunk(3, -1), [1, 2, 3, 4] * 3),
     "pieces of a number": (lambda h: h.split(6, -1), [1, 2, 3, 4, 5, 6] * 2),
     "unequal pieces": (lambda h: h.split(5, -1), list(range(1, 13))),
+    "pieces of two sizes": (lambda h: h.split([6, 6], -1), list(range(1, 13))),
     "pieces of time": (lambda h: h.split(2, 1), list(range(1, 13))),
     "one piece": (lambda h: h.split(12, -1), list(range(1, 13))),
 }

@@ -24,6 +24,7 @@ class Weights(nn.Module):
         shapes = {
             "w": (3, 4), "b": (3,), "t": (4, 3), "m": (2, 4, 3), "bm": (2, 1, 3), "e": (3, 4, 5), "eb": (3,),
             "long": (9,), "wide": (5, 7), "start": (1, 3), "heads": (4, 3, 5), "six": (6, 4), "over": (3, 6),
+            "added": (6, 3),
         }  # fmt: skip
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.randn(shape, dtype=torch.float64)))
@@ -290,9 +291,12 @@ def test_rows_of_weights_begin_widths() -> None:
 
 def test_what_is_added_to_a_product_follows() -> None:
     """A learned matrix, or units, added by `baddbmm`."""
-    bench, _, a, h = bench_of()
+    bench, model, a, h = bench_of()
     scores = torch.ones(2, 6, 6, dtype=torch.float64)
     assert bench.found(bench.run(torch.baddbmm, h, scores, h)) == a.expand(2, 6, 4).tolist()
+    made = bench.run(lambda h: torch.addmm(model.added, h[0], model.t), h)
+    assert bench.along("added", 1) == bench.along("t", 1)
+    assert bench.found(made) == [bench.along("t", 1)] * 6
     b = bench.layer("b", 4)
     bench.run(torch.baddbmm, bench.holding(b, 2, 6, 4), scores, h)
     assert bench.roots(b).tolist() == a.tolist()

@@ -48,6 +48,7 @@ USES: dict[str, tuple[Callable[[Tensor], Any], set[tuple[str, int, tuple[int, ..
     "layer_norm over time as well": (lambda h: F.layer_norm(h, [size("t", 4), N]), {("self.n", 1, ALL)}),
     "rms_norm": (lambda h: F.rms_norm(h, normalized_shape=[N]), {("self.n", 1, ALL)}),
     "units before": (lambda h: h[..., :M], {("self.m", 1, FIRST)}),
+    "one unit before": (lambda h: h[..., : size("k", 1)], {("self.k", 1, (1,))}),
     "units from": (lambda h: h[:, :, M:], {("self.m", 1, FIRST)}),
     "units after": (lambda h: h[..., -M:], {("self.m", 1, LAST)}),
     "units between": (lambda h: h[..., M : 2 * M], {("self.m", 1, FIRST), ("self.m", 2, (1, 2, 3, 4))}),

@@ -18,18 +18,19 @@ def convolution(op: Op) -> Labels:
     units = tracer.units(data)
     channels_in, channels_out = (0, 1) if transposed else (1, 0)
     units, read = _whole_windows(op, units)
-    sliding = [d for d in range(2, data.ndim) if units is not None and varies(units.where(units < TAG, NONE), d)]
-    if units is not None and sliding:
-        if not tracer.join(units, sliding):
-            op.pin("a convolution slides over its units")
-            return None
-        units = tracer.representatives(units).amax(sliding, keepdim=True).expand(units.shape)
+    units, slides = _joined_places(op, units)
+    if slides:
+        op.pin("a convolution slides over its units")
+        return None
     depthwise = groups == data.shape[1] == weight.shape[0] and groups > 1
     if groups > 1 and not depthwise:
         return _grouped_convolution(op, units)
     if (name := tracer.owner(weight)) is not None:
         tracer.recording.uses[name] = tracer.recording.uses.get(name, 0) + 1
     reading = tracer.weight_lines(weight, 0 if depthwise else channels_in, "follows" if depthwise else "reads")
+    if units is not None and not reading and data.shape[1] > 1:
+        op.pin("a convolution with a kernel that is no weight, or is computed in a way that was not understood")
+        return None
     along = lines(units, 1) if units is not None else np.zeros((0, 0), dtype=np.int64)
     for axis, line in reading:
         tracer.origins.meet("read", tracer.origin(data), line.reshape(-1, *[1] * (data.ndim - 2)), axis[0])
@@ -56,6 +57,18 @@ def convolution(op: Op) -> Labels:
     if not depthwise:
         tracer.begin("convolution", weight, channels_out)
     return _along_channels(own, op.out)
+
+
+def _joined_places(op: Op, units: Labels) -> tuple[Labels, bool]:
+    """Units, those along places that a window slides over joined, and whether these cannot be."""
+    if units is None:
+        return None, False
+    sliding = [d for d in range(2, units.ndim) if varies(units.where(units < TAG, NONE), d)]
+    if not sliding:
+        return units, False
+    if not op.tracer.join(units, sliding):
+        return units, True
+    return op.tracer.representatives(units).amax(sliding, keepdim=True).expand(units.shape), False
 
 
 def _whole_windows(op: Op, units: Labels) -> tuple[Labels, Ids]:

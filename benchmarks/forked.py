@@ -110,12 +110,12 @@ class Hunt:
                     function.__code__ = new
                     break
         items = [self._items[name] for name in tests]
-        start = time.monotonic()
+        start = time.process_time()
         for item, later in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=later)
             if item.session.testsfailed:
                 return NOTICED
-            if time.monotonic() - start > self._seconds:
+            if time.process_time() - start > self._seconds:
                 break
         return SURVIVED
 
@@ -127,7 +127,7 @@ class Hunt:
                 ended, status = os.waitpid(process, os.WNOHANG)
                 if ended:
                     outcome = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() - start > 40 + 3 * self._seconds:
+                elif time.monotonic() - start > 60 + 10 * self._seconds:
                     os.killpg(process, signal.SIGKILL)
                     os.waitpid(process, 0)
                     outcome = NOTICED
@@ -160,13 +160,14 @@ class Hunt:
         return [0.0, *accumulate(self._took[name] for name in tests[:-1])]
 
     def _tests(self, path: Path, line: int) -> list[str]:
-        """The tests that reach a line's statement, or the file if it runs at import; those of its name first."""
+        """The tests that reach a statement; its file, or all, where it runs at import. Those of its name first."""
         reach = self._reach.get(str(path), {})
-        statements = (
+        lines = [
             range(first, last + 1) for first, last, within in _statements(path) if within and first <= line <= last
-        )
-        lines = next(statements, reach)
-        found = set().union(*(reach.get(line, set()) for line in lines)) & self._took.keys()
+        ]
+        found = set().union(*(reach.get(line, set()) for line in (lines[0] if lines else reach))) & self._took.keys()
+        if not lines and not found:  # A file of fields and constants alone.
+            found = set(self._took)
         return sorted(found, key=lambda name: (f"test_{path.stem}.py" not in name, self._took[name], name))
 
     def _count(self, outcome: str, path: Path, change: Mutation, why: str = "") -> None:

@@ -168,6 +168,16 @@ def test_a_width_that_shows_nowhere_is_seen_where_it_is_made() -> None:
     np.testing.assert_allclose(evidence.covariance, np.cov(rows.T, bias=True), atol=1e-12)
 
 
+def test_attention_that_returns_as_many_features_as_a_query_that_stays_keeps_them() -> None:
+    query = keras.Input((5, 6))
+    model = keras.Model(query, L.Dense(2)(L.GroupQueryAttention(3, 4, 2, name="attention")(query, query)))
+    layers = reprune.inspect(model, [np.zeros((2, 5, 6), "float32")], scope="all").structure.layers
+    assert layers["attention:heads"].pin is None
+    pin = layers["attention:features"].pin
+    assert pin is not None
+    assert pin.reason == "it returns as many features as its query has, which stay"
+
+
 @pytest.mark.parametrize("name", ["separable", "stacked-maps", "excited", "equations"])
 def test_units_that_others_repeat_leave_no_trace(name: str) -> None:
     """Of every layer the second half are copies of the first: what consumers read of them can be folded away."""

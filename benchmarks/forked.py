@@ -143,7 +143,8 @@ class Hunt:
 
     def _survives_anew(self, path: Path, change: Mutation, tests: list[str]) -> bool:
         """Whether tests pass in a new process with a copy of the source: for code that runs at import."""
-        within = [name for name, spent in zip(tests, self._spent(tests), strict=True) if spent < self._seconds]
+        spent = accumulate((self._took[name] for name in tests), initial=0.0)
+        within = [name for name, before in zip(tests, spent, strict=False) if before < self._seconds]
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(self._root / "src", Path(folder) / "src", ignore=shutil.ignore_patterns("__pycache__"))
             (Path(folder) / path.relative_to(self._root)).write_text(ast.unparse(change.tree()))
@@ -154,10 +155,6 @@ class Hunt:
             except subprocess.TimeoutExpired:
                 return False
         return run.returncode == 0
-
-    def _spent(self, tests: list[str]) -> list[float]:
-        """Seconds that the tests before each one take."""
-        return [0.0, *accumulate(self._took[name] for name in tests[:-1])]
 
     def _tests(self, path: Path, line: int) -> list[str]:
         """The tests that reach a statement; its file, or all, where it runs at import. Those of its name first."""

@@ -295,9 +295,8 @@ def _check_units(layer: Layer, units: list[int]) -> None:
             f"{where} keeps {len(units)} of the {layer.least} units that it must: the model's code drops axes of "
             "length one."
         )
-    for unit in units if {*map(type, units)} != {int} else (min(units), max(units)):
-        if type(unit) is not int or not 0 <= unit < layer.units:
-            raise PlanError(f"{where} holds {unit!r}: not a unit from 0 to {layer.units - 1}.")
+    if wrong := [unit for unit in units if type(unit) is not int or not 0 <= unit < layer.units]:
+        raise PlanError(f"{where} holds {wrong[0]!r}: not a unit from 0 to {layer.units - 1}.")
     if list(units) != sorted({*units}):
         raise PlanError(f"{where} must be sorted and without duplicates.")
     if layer.pin is not None and len(units) < layer.units:

@@ -45,7 +45,7 @@ def readers(graph: ModelGraph, axes: Collection[Axis]) -> dict[int, list[Reads]]
         for weight, axis, place, features, first in _weights(layer):
             if id(weight) not in named:
                 continue
-            key = (named[id(weight)], axis if axis >= 0 else len(weight.shape) + axis)
+            key = (named[id(weight)], axis % len(weight.shape))
             if key in axes:
                 found.setdefault(id(layer), []).append(Reads(key, place, features, first))
     return found

@@ -19,33 +19,19 @@ _DEPTH = 6
 Change = Callable[[Path, torch.Tensor], Any]
 
 
-def leaves(value: Any, path: Path = (), inside: frozenset[int] = frozenset()) -> Iterator[tuple[Path, torch.Tensor]]:
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
     """Every tensor in nested tuples, lists, mappings and plain objects, with its path.
 
     Args:
         value: The nest.
         path: Where it is.
-        inside: Identities of what it is inside of: objects may refer to each other in circles.
     """
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    for key, item in items(value) if id(value) not in inside and len(inside) < _DEPTH else ():
-        yield from leaves(item, (*path, key), inside | {id(value)})
+    return ((place, end) for place, end in _ends(value, path) if isinstance(end, torch.Tensor))
 
 
-def out_of_sight(value: Any, inside: frozenset[int] = frozenset()) -> Iterator[torch.Tensor]:
-    """The tensors that a value holds where `leaves` does not look: in a set, an iterator, a distribution, too deep.
-
-    Args:
-        value: The value.
-        inside: See `leaves`.
-    """
-    if isinstance(value, torch.Tensor) or id(value) in inside:
-        return
-    held = items(value) if len(inside) < _DEPTH else []
-    for _, item in held:
-        yield from out_of_sight(item, inside | {id(value)})
-    open_values = [] if held else [value]
+def out_of_sight(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a value holds where `leaves` does not look: in a set, an iterator, a distribution, too deep."""
+    open_values = [end for _, end in _ends(value) if not isinstance(end, torch.Tensor)]
     seen: set[int] = set()
     while open_values:
         one = open_values.pop()
@@ -54,6 +40,23 @@ def out_of_sight(value: Any, inside: frozenset[int] = frozenset()) -> Iterator[t
         elif id(one) not in seen and not isinstance(one, (nn.Module, type, ModuleType)):
             seen.add(id(one))
             open_values += (one.__closure__ or ()) if isinstance(one, FunctionType) else gc.get_referents(one)
+
+
+def _ends(value: Any, path: Path = (), inside: frozenset[int] = frozenset()) -> Iterator[tuple[Path, Any]]:
+    """The tensors of a nest, and all else in it that is not looked into, with their paths.
+
+    Args:
+        value: The nest.
+        path: Where it is.
+        inside: Identities of what it is inside of: objects may refer to each other in circles.
+    """
+    if id(value) in inside:
+        return
+    held = items(value) if len(inside) < _DEPTH else []
+    if not held or isinstance(value, torch.Tensor):
+        yield path, value
+    for key, item in held:
+        yield from _ends(item, (*path, key), inside | {id(value)})
 
 
 def replaced(value: Any, change: Change, path: Path = (), inside: frozenset[int] = frozenset()) -> Any:
